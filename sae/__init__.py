@@ -1,1 +1,42 @@
-"""Sparsity Lab."""
+"""Sparsity Lab: sweeps of sparse autoencoders, trained together in one compiled program."""
+
+from sae.activations import Relu, TopK
+from sae.answers import AtMatched, Best
+from sae.constraints import Free, UnitNorm
+from sae.data import Arrays, Digits, ImagePatches, Superposition, Tfds
+from sae.experiment import Experiment, replace
+from sae.model import Sae
+from sae.optimizers import Adam
+from sae.penalties import ElasticNet
+from sae.results import Results, load
+from sae.revival import Never, Resample
+from sae.runner import run
+from sae.sweep import Sweep, grid
+from sae.types import UserError
+
+__all__ = [
+    "Adam",
+    "Arrays",
+    "AtMatched",
+    "Best",
+    "Digits",
+    "ElasticNet",
+    "Experiment",
+    "Free",
+    "ImagePatches",
+    "Never",
+    "Relu",
+    "Resample",
+    "Results",
+    "Sae",
+    "Superposition",
+    "Sweep",
+    "Tfds",
+    "TopK",
+    "UnitNorm",
+    "UserError",
+    "grid",
+    "load",
+    "replace",
+    "run",
+]

@@ -1,1 +1,9 @@
 """Sources of rows: one file per source, one small protocol (`sae.data.source`)."""
+
+from sae.data.arrays import Arrays
+from sae.data.digits import Digits
+from sae.data.image_patches import ImagePatches
+from sae.data.superposition import Superposition
+from sae.data.tfds import Tfds
+
+__all__ = ["Arrays", "Digits", "ImagePatches", "Superposition", "Tfds"]

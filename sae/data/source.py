@@ -107,7 +107,9 @@ def rows(
     )
 
 
-def _pieces(array, size: int = 65_536) -> Iterator[tuple[int, np.ndarray]]:
+def _pieces(array, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces of rows as float64, each of at most n_bytes (or one row)."""
+    size = max(1, n_bytes // (8 * array.shape[1]))
     for start in range(0, array.shape[0], size):
         yield start, np.asarray(array[start : start + size], dtype=np.float64)
 

@@ -1,0 +1,115 @@
+"""Sparse sums of known features: the toy data of "Taking features out of superposition", sampled inside the program."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+
+from sae.data.source import Normalize, Sampler
+from sae.types import Array, Key, UserError, definition, static
+
+
+@definition
+class Superposition:
+    """x = sum_i active_i magnitude_i feature_i [d_in]: more features than dimensions, few of them active.
+
+    After Sharkey, Braun & Millidge 2022. Features are random unit rows [n_features, d_in], magnitudes are
+    U[0, 1), and feature i (from 0) is active with a probability p_i that follows a correlated Gaussian z. Public
+    re-implementations differ in it; the two built here are, with Phi the normal distribution function:
+
+    - A: p_i ~ Phi(z_i) decay^i, one z for `examples_per_z` consecutive examples. The covariance of z is the
+      symmetric part of a matrix of U[0, 1) entries, with 1.001 times the size of its lowest eigenvalue added to
+      the diagonal (z_i has standard deviation 3.1 at 512 features). As in HoagyC/sparse_coding 2023, except that
+      there magnitudes are products of two uniforms and an example without active features is given one.
+    - B: p_i ~ Phi(z_i)^(decay i), a fresh z ~ N(0, M M^T) for each example, M with N(0, 1) entries. As in
+      tim-lawson/superposition, the code of Heap et al. 2025 (arXiv 2501.17727). M is *not* rescaled: z_i has
+      standard deviation sqrt(n_features), so Phi(z_i) is nearly always close to 0 or 1, the exponent matters
+      little, and an example draws its features from a random half of them.
+
+    Given z, p is rescaled so that it sums to `n_active`, the mean number of active features. The frequency of the
+    most over that of the least frequent feature, measured at 512 features, n_active 5 and decay .99: 168 to 169 for
+    A (decay^-511 is 170), 2.3 for B. At 128 features, n_active 3: 3.6 and 2.6. In B a z of unit variance would
+    give about 600, and Phi(z_i)^(decay^i) 1.5, at 512 features.
+    """
+
+    d_in: int = static(64, min=1)
+    """Dimensions of an example."""
+    n_features: int = static(128, min=1)
+    """True features."""
+    n_active: float = static(3.0, min=0)
+    """Mean number of active features in an example."""
+    generator: Literal["A", "B"] = static("B")
+    """A: frequencies fall exponentially, one z per batch. B: nearly uniform, one z per example."""
+    decay: float = static(0.99, min=0, max=1)
+    """A: feature i is active in proportion to decay^i. B: its probability is Phi(z_i) to the power decay * i."""
+    examples_per_z: int = static(256, min=1)
+    """A: this many consecutive examples share one z, in training and held-out data; 256 is the papers' batch."""
+    feature_seed: int = static(0, min=0)
+    """Seed of the features and of the covariance of z."""
+    n_held_out: int = static(16_384, min=1)
+    """Held-out examples."""
+    normalize: Normalize = static("none")
+    """none, centre (subtract the estimated mean) or unit-mean-norm (divide by the estimated mean norm)."""
+
+    def load(self) -> Sampler:
+        """The sampler. Frequencies, mean and mean norm are estimated once, from fixed keys."""
+        if self.generator not in ("A", "B"):
+            raise UserError(f"Superposition: generator is '{self.generator}'; allowed: A, B")
+        rng = np.random.default_rng(self.feature_seed)
+        features = rng.standard_normal((self.n_features, self.d_in))
+        features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+        mixing = _mixing(self.generator, self.n_features, rng).astype(np.float32)
+        index = np.arange(self.n_features, dtype=np.float32)
+        per_z = self.examples_per_z if self.generator == "A" else 1
+
+        def probabilities(key: Key, n: int) -> Array:
+            """[n, n_features]: how likely each feature is, given each of n draws of z."""
+            phi = ndtr(jax.random.normal(key, (n, self.n_features)) @ mixing.T)
+            p = phi * self.decay**index if self.generator == "A" else phi ** (self.decay * index)
+            return jnp.minimum(1, p * (self.n_active / jnp.sum(p, axis=1, keepdims=True)))
+
+        def sums(key: Key, n: int) -> Array:
+            z_key, u_key = jax.random.split(key)
+            p = jnp.repeat(probabilities(z_key, -(-n // per_z)), per_z, axis=0)[:n]
+            # Given u < p, u / p is uniform on [0, 1) again: one draw says whether a feature is active and how much.
+            u = jax.random.uniform(u_key, (n, self.n_features))
+            magnitudes = jnp.where(u < p, u, 0) / jnp.maximum(p, 1e-30)
+            return jnp.matmul(magnitudes, features, precision="highest")
+
+        frequencies = _mean(probabilities)
+        if not 0 < self.n_active <= 1.01 * frequencies.sum():
+            raise UserError(
+                f"Superposition: n_active is {self.n_active} and {self.n_features} features reach a mean of "
+                f"{frequencies.sum():.3g}, as no probability exceeds 1; allowed: above 0 and lower, or more features"
+            )
+        mean = 0.5 * frequencies @ features  # a magnitude is independent of its being active
+        shift = mean if self.normalize == "centre" else np.zeros_like(mean)
+        scale = np.float32(1)
+        if self.normalize == "unit-mean-norm":
+            scale = 1 / _mean(lambda key, n: jnp.linalg.norm(sums(key, n), axis=1))
+        return Sampler(
+            d_in=self.d_in,
+            sample=lambda key, n: (sums(key, n) - shift) * scale,
+            features=features,
+            frequencies=frequencies,
+            mean=(mean - shift) * scale,
+            n_held_out=self.n_held_out,
+        )
+
+
+def _mixing(generator: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    """M [n, n] such that z = M e has the generator's covariance, for e ~ N(0, I)."""
+    if generator == "B":
+        return rng.standard_normal((n, n))
+    square = rng.random((n, n))
+    covariance = (square + square.T) / 2
+    lift = 1.001 * max(0.0, -np.linalg.eigvalsh(covariance).min())
+    return np.linalg.cholesky(covariance + lift * np.eye(n))
+
+
+def _mean(draw, n: int = 1024, n_batches: int = 64) -> np.ndarray:
+    """The mean of draw(key, n) over its rows, from fixed keys."""
+    keys = jax.random.split(jax.random.key(0), n_batches)
+    return np.asarray(jax.jit(lambda: jax.lax.map(lambda key: jnp.mean(draw(key, n), axis=0), keys).mean(0))())

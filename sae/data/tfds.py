@@ -1,0 +1,264 @@
+"""Any data set of TensorFlow Datasets with an image or a numeric feature, read without TensorFlow."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sae.data import idx
+from sae.data.source import Normalize, Rows, rows
+from sae.types import UserError, definition, nearest, static
+
+
+@definition
+class Tfds:
+    """A data set of TensorFlow Datasets (https://www.tensorflow.org/datasets), prepared as array_record.
+
+    Examples are flattened, d_in = prod(shape of the feature), or, with `patch_size`, random square patches of
+    images, d_in = patch_size² · channels. Images of integers are scaled to [0, 1] (uint8: /255); other
+    features are taken as they are. The stored dtype is kept in memory, so 60,000 MNIST images take 47 MB.
+
+    MNIST, Fashion-MNIST and KMNIST are prepared on first use, from their idx files (`sae.data.idx`). Any other data
+    set is prepared once, where TensorFlow is installed, by `tfds build NAME --file_format=array_record`.
+    """
+
+    name: str = static()
+    """As in TFDS: mnist, fashion_mnist, mnist_corrupted/fog, my_dataset:1.0.0."""
+    split: str = static("train")
+    """Training examples, as a TFDS split: train, train[:90%], train+validation."""
+    held_out_split: str = static("test")
+    """Held-out examples, as a TFDS split that shares no example with `split`."""
+    feature: str = static("image")
+    """Which feature of an example to read."""
+    data_dir: str | None = static(None)
+    """Where data sets are kept; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
+    patch_size: int | None = static(None, min=1)
+    """Side of random patches of images, in pixels; None for whole examples."""
+    n_patches: int = static(100_000, min=1)
+    """Training patches; a tenth as many are held out, from the images of `held_out_split`."""
+    split_seed: int = static(0, min=0)
+    """Of the places of the patches."""
+    max_gib: float = static(8.0, min=0)
+    """Memory that the examples may take; above it loading stops with an error."""
+    normalize: Normalize = static("centre")
+    """none; centre: subtract the training mean; unit-mean-norm: divide by the mean norm."""
+
+    def load(self) -> Rows:
+        """Read both splits into memory (70,000 MNIST images: 6 s). Raises UserError, in seconds without a network."""
+        with _quietly() as tfds:
+            builder = self._open(tfds)
+            connector = self._feature(builder)
+            self._check_splits(builder)
+            read = self._whole if self.patch_size is None else self._patches
+            train = read(builder, connector, self.split, self.n_patches, [self.split_seed, 0])
+            held_out = read(builder, connector, self.held_out_split, -(-self.n_patches // 10), [self.split_seed, 1])
+
+        image_shape = None
+        if _is_image(connector):
+            *height_width, channels = connector.shape
+            if self.patch_size is not None:
+                height_width = [self.patch_size] * 2
+            image_shape = (*height_width,) if channels == 1 else (*height_width, channels)
+        loaded = rows(train, held_out, self.normalize, self._what, image_shape)
+        if image_shape and train.dtype.kind == "u" and self.normalize != "unit-mean-norm":  # which has undone any scale
+            unit = 1 / np.iinfo(train.dtype).max
+            loaded = dataclasses.replace(loaded, scale=loaded.scale * unit, mean=loaded.mean * np.float32(unit))
+        return loaded
+
+    @property
+    def _what(self) -> str:
+        return f"Tfds {self.name}"
+
+    def _open(self, tfds):
+        """The builder of the prepared data set, from its files alone; no code of the data set is run."""
+        if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?", self.name):
+            raise UserError(f"Tfds: name: got {self.name!r}, allowed: like mnist, mnist_corrupted/fog or mine:1.0.0")
+        data_dir = str(Path(self.data_dir or tfds.core.constants.get_default_data_dir()).expanduser())
+        open_files = tfds.core.read_only_builder.builder_from_files
+        try:
+            try:
+                builder = open_files(self.name, data_dir=data_dir)
+            except tfds.core.registered.DatasetNotFoundError:
+                if self.name not in idx.MIRRORS:
+                    raise self._not_prepared(tfds, data_dir) from None
+                idx.prepare(self.name, data_dir)
+                builder = open_files(self.name, data_dir=data_dir)
+        except UserError:
+            raise
+        except Exception as error:  # broken files make TFDS raise ValueError, OSError, json and protobuf errors
+            raise UserError(
+                f"{self._what}: cannot be opened in {data_dir} ({_first_line(error)}); "
+                "delete its folder there and prepare it again"
+            ) from error
+        formats = sorted(f.value for f in builder.info.available_file_formats())
+        if "array_record" not in formats:
+            raise UserError(
+                f"{self._what}: prepared in {builder.data_dir} as {', '.join(formats)}; allowed: array_record; "
+                f"where TensorFlow is installed: tfds convert_format --dataset_version_dir={builder.data_dir} "
+                "--out_file_format=array_record"
+            )
+        return builder
+
+    def _not_prepared(self, tfds, data_dir: str) -> UserError:
+        base = re.split("[/:]", self.name)[0]
+        known = tfds.list_builders(with_community_datasets=False)  # the community's list needs a network
+        found = [path for depth in ("*/*", "*/*/*") for path in Path(data_dir).glob(f"{depth}/features.json")]
+        prepared = sorted(path.parent.relative_to(data_dir).as_posix() for path in found)
+        message = f"{self._what}: not prepared in {data_dir}"
+        if same_base := [name for name in prepared if name.split("/")[0] == base]:
+            message += f", where there is {', '.join(same_base)}"
+        if base in known or same_base:
+            build = f"tfds build {self.name} --file_format=array_record --data_dir={data_dir}"
+            return UserError(f"{message}; prepare it once, where TensorFlow is installed: {build}")
+        close = nearest(base, {*known, *idx.MIRRORS, *(name.split("/")[0] for name in prepared)})
+        if not close.startswith("close"):  # hundreds of names
+            close = "see https://www.tensorflow.org/datasets/catalog"
+        return UserError(f"{message}, and TFDS has no data set of this name; {close}")
+
+    def _feature(self, builder):
+        features = {name: connector for name, connector in builder.info.features.items() if _is_numeric(connector)}
+        if self.feature not in features:
+            raise UserError(
+                f"{self._what}: feature: got {self.feature!r}, allowed (images and numeric arrays): "
+                + (", ".join(f"{name} {list(connector.shape)}" for name, connector in features.items()) or "none here")
+            )
+        connector = features[self.feature]
+        shape, is_image = connector.shape, _is_image(connector)
+        if self.patch_size is not None and not is_image:
+            raise UserError(f"{self._what}: feature {self.feature!r} is no image; leave out patch_size")
+        if None in (shape if self.patch_size is None else shape[2:]):
+            fix = "set patch_size" if is_image and self.patch_size is None else "choose another feature"
+            raise UserError(
+                f"{self._what}: feature {self.feature!r} has shape {list(shape)}, and examples of different sizes "
+                f"cannot be flattened; {fix}"
+            )
+        return connector
+
+    def _check_splits(self, builder) -> None:
+        splits = builder.info.splits
+        allowed = ", ".join(f"{name} ({split.num_examples})" for name, split in splits.items())
+        parts = []
+        for field in ("split", "held_out_split"):
+            value = getattr(self, field)
+            try:
+                parts.append(splits[value].file_instructions)
+                if not splits[value].num_examples:
+                    raise ValueError("no examples there")
+            except (ValueError, NotImplementedError, KeyError, AttributeError) as error:
+                problem = _first_line(error).split(". Should be")[0]
+                raise UserError(
+                    f"{self._what}: {field}: got {value!r} ({problem}), allowed: {allowed}, or a slice of one, "
+                    f"{next(iter(splits))}[:90%]"
+                ) from None
+        for a in parts[0]:
+            for b in parts[1]:
+                if a.filename == b.filename and a.skip < b.skip + b.take and b.skip < a.skip + a.take:
+                    raise UserError(
+                        f"{self._what}: split {self.split!r} and held_out_split {self.held_out_split!r} share "
+                        "examples; allowed: splits that share none, like train[:90%] and train[90%:]"
+                    )
+
+    def _check_size(self, split: str, n: int, d_in: int, dtype: np.dtype) -> None:
+        gib = n * d_in * dtype.itemsize / 2**30
+        if gib > self.max_gib:
+            raise UserError(
+                f"{self._what}: {split} takes {gib:.3g} GiB as {dtype} [{n}, {d_in}], allowed: max_gib = "
+                f"{self.max_gib:g}; take a slice of the split, raise max_gib, or write it as .npy shards for Arrays"
+            )
+
+    def _whole(self, builder, connector, split: str, *_) -> np.ndarray:
+        """[n, prod(shape)], in the order of the files."""
+        n, d_in = builder.info.splits[split].num_examples, math.prod(connector.shape)
+        dtype = np.dtype(connector.np_dtype)
+        self._check_size(split, n, d_in, dtype)
+        out = np.empty((n, d_in), dtype)
+        for i, example in enumerate(self._read(builder, connector, split, range(n))):
+            if example.shape != connector.shape:  # a colour image in a data set of grey ones, ...
+                raise UserError(
+                    f"{self._what}: {split}: example {i} has shape {list(example.shape)} where the feature "
+                    f"{self.feature!r} says {list(connector.shape)}; prepare the data set again"
+                )
+            out[i] = example.reshape(-1)
+        return out
+
+    def _patches(self, builder, connector, split: str, n_patches: int, seed: list[int]) -> np.ndarray:
+        """[n_patches, size * size * channels]: each patch from a random image, at a random place in it."""
+        size, channels, dtype = self.patch_size, connector.shape[-1], np.dtype(connector.np_dtype)
+        self._check_size(split, n_patches, size * size * channels, dtype)
+        rng = np.random.default_rng(seed)
+        image_of = rng.integers(builder.info.splits[split].num_examples, size=n_patches)
+        places = rng.random((n_patches, 2))  # in [0, 1): images may differ in size
+        by_image = np.argsort(image_of, kind="stable")  # each image is read once, in the order of the files
+        images, starts = np.unique(image_of[by_image], return_index=True)
+        out = np.empty((n_patches, size * size * channels), dtype)
+        for i, image, patches in zip(
+            images, self._read(builder, connector, split, images), np.split(by_image, starts[1:]), strict=True
+        ):
+            height, width = image.shape[:2]
+            if image.shape[2:] != (channels,) or min(height, width) < size:
+                raise UserError(
+                    f"{self._what}: {split}: image {i} has shape {list(image.shape)}; allowed with patch_size = "
+                    f"{size}: [>= {size}, >= {size}, {channels}]; choose a smaller patch_size or another split"
+                )
+            for patch, (y, x) in zip(patches, places[patches] * (height - size + 1, width - size + 1), strict=True):
+                y, x = int(y), int(x)
+                out[patch] = image[y : y + size, x : x + size].reshape(-1)
+        return out
+
+    def _read(self, builder, connector, split: str, indices) -> Iterator[np.ndarray]:
+        """The feature of some examples. Only it is decoded: a label map or a caption costs nothing."""
+        import tensorflow_datasets as tfds
+
+        only = tfds.features.FeaturesDict({self.feature: connector})
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        try:
+            source = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
+            for start in range(0, len(indices), 1024):
+                for record in source.__getitems__([int(i) for i in indices[start : start + 1024]]):
+                    yield np.asarray(only.deserialize_example_np(record)[self.feature])
+        except (ValueError, OSError, RuntimeError, IndexError) as error:
+            raise UserError(
+                f"{self._what}: {split} cannot be read from {builder.data_dir} ({_first_line(error)}); "
+                "delete that folder and prepare the data set again"
+            ) from None
+
+
+def _is_image(connector) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(connector, tfds.features.Image) and len(connector.shape) == 3  # not an animated GIF
+
+
+def _is_numeric(connector) -> bool:
+    """An image or an array of numbers; not a label, a text or a nested data set."""
+    shape, dtype = connector.shape, connector.np_dtype
+    if not isinstance(shape, tuple) or isinstance(dtype, dict):
+        return False
+    return len(shape) > 0 and np.dtype(dtype).kind in "biuf"
+
+
+@contextlib.contextmanager
+def _quietly():
+    """tensorflow_datasets, imported late (half a second) and kept from printing; progress bars on a terminal only."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield tfds
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,29 @@
+"""Files that are either the old one or the new one, whatever happens while they are written."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a temporary file beside `path`, flush it to the disk, then put it in `path`'s place in one step.
+
+    Raises OSError (a full disk, say) with `path` untouched and the temporary file removed.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically."""
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))

@@ -1,0 +1,77 @@
+"""Definition files: from a path to its `experiment` or `sweep`, and to its question."""
+
+import ast
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+import sae
+from sae.experiment import Experiment
+from sae.sweep import Sweep
+from sae.types import UserError, nearest
+
+FOLDERS = ("experiments", "sweeps")
+
+
+def load_file(path: Path) -> Experiment | Sweep:
+    """The `sweep` or `experiment` that a definition file defines. Raises UserError with what is wrong in one line."""
+    if not path.is_file():
+        siblings = sorted(str(p) for folder in {path.parent, *map(Path, FOLDERS)} for p in folder.glob("*.py"))
+        raise UserError(f"{path}: no such file; {nearest(str(path), siblings)}")
+    module = _execute(path)
+    found = [value for name in ("sweep", "experiment") if (value := getattr(module, name, None)) is not None]
+    if not found:
+        raise UserError(f"{path} defines neither `experiment` nor `sweep`; a definition file ends in one of the two")
+    if not isinstance(found[0], (Experiment, Sweep)):
+        raise UserError(f"{path}: got a {type(found[0]).__name__}, allowed: an Experiment or a Sweep")
+    return found[0]
+
+
+def question(path: Path) -> str:
+    """The first line of a definition file's docstring."""
+    try:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+    except (SyntaxError, UnicodeDecodeError):
+        return ""
+    return (docstring or "").split("\n")[0]
+
+
+def checkout() -> Path:
+    """The folder that holds `experiments` and `sweeps`: here, else where the package was installed from."""
+    here = Path.cwd()
+    return here if any((here / folder).is_dir() for folder in FOLDERS) else Path(sae.__file__).parents[1]
+
+
+def _execute(path: Path):
+    """Run a file as a module that can import its neighbours and the checkout's definitions."""
+    for folder in (path.resolve().parent, checkout(), path.resolve().parents[1]):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(f"definition_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{_where(error, path)}: {error}") from None
+    except Exception as error:  # whatever a user's file may raise
+        message = " ".join(str(error).split())
+        raise UserError(f"{_where(error, path)}: {type(error).__name__}: {message}{_suggestion(error)}") from None
+    return module
+
+
+def _where(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def _suggestion(error: Exception) -> str:
+    """For a field that a definition does not have, the closest that it has."""
+    text = str(error)
+    if not isinstance(error, TypeError) or "unexpected keyword argument" not in text:
+        return ""
+    name, field = text.split(".__init__")[0].split()[-1], text.split("'")[1]
+    cls = getattr(sae, name, None)
+    return f"; {nearest(field, cls.__dataclass_fields__)}" if hasattr(cls, "__dataclass_fields__") else ""

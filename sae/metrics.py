@@ -1,0 +1,159 @@
+"""Metrics of one member: sums that add inside the compiled loop, and the numbers made of them after it.
+
+Every number is a function of sums over a stated window of examples: all examples of a chunk (`train/...`)
+or the held-out examples (`eval/...`). With e = x - x_hat, f the latents, b an example of N:
+
+| name | definition |
+|---|---|
+| `mse` | (1/N) sum_b ‖e_b‖²: sum over `d_in`, mean over examples |
+| `fvu` | sum_b ‖e_b‖² / sum_b ‖x_b - x̄‖², x̄ the window's mean: fraction of variance unexplained |
+| `l0` | (1/N) sum_b #{i: f_bi != 0}: mean active units |
+| `l0_relative` | (1/N) sum_b #{i: abs f_bi > 1 % of max_j abs f_bj} |
+| `n_eff` | (1/N) sum_b (sum_i abs f_bi)² / sum_i f_bi², 0 for an all-zero example |
+| `l1` | (1/N) sum_b sum_i abs f_bi |
+| `cosine` | (1/N) sum_b x_b·x̂_b / (‖x_b‖ ‖x̂_b‖), 0 where either is 0 |
+| `shrinkage` | γ = sum_b ‖x̂_b‖² / sum_b x_b·x̂_b; below 1, reconstructions are too short (Rajamanoharan et al. 2024) |
+| `dead` | latents not active on any of the last `dead_after` examples (train), on any of the N held-out ones (eval) |
+| `dead_fraction` | `dead / d_sae` |
+| `firing_rate_q10` `_q50` `_q90` | quantiles over latents of the fraction of examples on which a latent is active |
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sae.model import Forward, unit_rows
+from sae.types import Array, Key
+
+RELATIVE = 0.01  # what share of the example's largest latent counts for l0_relative
+HISTOGRAM_EDGES = np.linspace(-6.0, 0.0, 25)  # of log10 firing rate
+
+
+@struct.dataclass
+class Moments:
+    """Of the examples alone, so shared by every member: n [], sum of x - pivot [d_in], sum of ‖x - pivot‖² []."""
+
+    n: Array
+    total: Array
+    squares: Array
+
+    @classmethod
+    def zero(cls, d_in: int) -> "Moments":
+        """Of no examples."""
+        return cls(n=jnp.zeros((), jnp.int32), total=jnp.zeros(d_in), squares=jnp.zeros(()))
+
+    def variation(self) -> Array:
+        """sum_b ‖x_b - x̄‖². A pivot near x̄ keeps the difference exact in float32."""
+        return self.squares - jnp.sum(self.total**2) / jnp.maximum(self.n, 1)
+
+
+@struct.dataclass
+class Sums:
+    """Of one member over a window of examples. All [] but `fired [d_sae]`, how often each latent was active."""
+
+    squared_error: Array
+    active: Array
+    active_relative: Array
+    effective: Array
+    absolute: Array
+    cosine: Array
+    x_dot_x_hat: Array
+    x_hat_squared: Array
+    fired: Array
+
+    @classmethod
+    def zero(cls, d_sae: int) -> "Sums":
+        """Of no examples."""
+        return cls(*[jnp.zeros(())] * 8, fired=jnp.zeros(d_sae, jnp.int32))
+
+
+def moments(x: Array, pivot: Array, weight: Array) -> Moments:
+    """Of examples x [d_in, batch]; weight [batch] is 1 for an example that counts, 0 for padding."""
+    deviation = (x - pivot[:, None]) * weight
+    return Moments(
+        n=jnp.sum(weight).astype(jnp.int32), total=jnp.sum(deviation, axis=1), squares=jnp.sum(deviation * deviation)
+    )
+
+
+def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
+    """Of one forward pass over x [d_in, batch]; weight [batch] as in `moments`, None where all count."""
+    f, x_hat = out.latents, out.x_hat
+    count = jnp.sum if weight is None else lambda values: jnp.sum(values * weight)  # over examples [batch]
+
+    size = jnp.abs(f)
+    largest, total, squares = jnp.max(size, axis=0), jnp.sum(size, axis=0), jnp.sum(f * f, axis=0)
+    active = f != 0
+    dot, x_hat_squared = jnp.sum(x * x_hat, axis=0), jnp.sum(x_hat * x_hat, axis=0)
+    norms = jnp.sqrt(jnp.sum(x * x, axis=0) * x_hat_squared)
+    return Sums(
+        squared_error=count(jnp.sum((x - x_hat) ** 2, axis=0)),
+        active=count(jnp.sum(active, axis=0, dtype=jnp.float32)),
+        active_relative=count(jnp.sum(size > RELATIVE * largest, axis=0, dtype=jnp.float32)),
+        effective=count(_ratio(total * total, squares)),
+        absolute=count(total),
+        cosine=count(_ratio(dot, norms)),
+        x_dot_x_hat=count(dot),
+        x_hat_squared=count(x_hat_squared),
+        fired=jnp.sum(active if weight is None else active & (weight > 0), axis=1, dtype=jnp.int32),
+    )
+
+
+def finish(s: Sums, m: Moments) -> dict[str, Array]:
+    """Sums over a window -> its numbers, but for `dead`, whose window is longer."""
+    n = jnp.maximum(m.n, 1)
+    rates = s.fired / n
+    q10, q50, q90 = jnp.quantile(rates, jnp.array([0.1, 0.5, 0.9]))
+    return {
+        "mse": s.squared_error / n,
+        "fvu": s.squared_error / m.variation(),
+        "l0": s.active / n,
+        "l0_relative": s.active_relative / n,
+        "n_eff": s.effective / n,
+        "l1": s.absolute / n,
+        "cosine": s.cosine / n,
+        "shrinkage": _ratio(s.x_hat_squared, s.x_dot_x_hat),
+        "firing_rate_q10": q10,
+        "firing_rate_q50": q50,
+        "firing_rate_q90": q90,
+    }
+
+
+def dead(silent: Array) -> dict[str, Array]:
+    """silent [d_sae] bool -> their number and fraction."""
+    return {"dead": jnp.sum(silent, dtype=jnp.int32), "dead_fraction": jnp.mean(silent, dtype=jnp.float32)}
+
+
+def firing_rate_histogram(fired: Array, n: Array) -> Array:
+    """fired [d_sae] of n examples -> counts [bins] over log10 firing rate; what never fired is in the first bin."""
+    edges = jnp.asarray(HISTOGRAM_EDGES, jnp.float32)
+    rates = jnp.log10(jnp.maximum(fired / jnp.maximum(n, 1), 1e-30))
+    return jnp.histogram(jnp.clip(rates, edges[0], edges[-1]), bins=edges)[0].astype(jnp.int32)
+
+
+def mmcs(features: Array, frequencies: Array, W_dec: Array) -> dict[str, Array]:
+    """Mean max cosine similarity with the true features (Sharkey et al. 2022), both ways.
+
+    features [n_features, d_in] unit rows, W_dec [d_sae, d_in]. `mmcs` = mean over features g of
+    max_j cos(g, W_dec_j): how well the features are found; `mmcs_weighted` weights them by frequency;
+    `mmcs_reverse` = mean over latents j of max_g cos(g, W_dec_j): how well the latents are explained. Signed.
+    """
+    cosines = features @ unit_rows(W_dec).T
+    best = jnp.max(cosines, axis=1)
+    return {
+        "mmcs": jnp.mean(best),
+        "mmcs_weighted": jnp.sum(best * frequencies) / jnp.sum(frequencies),
+        "mmcs_reverse": jnp.mean(jnp.max(cosines, axis=0)),
+    }
+
+
+def mmcs_chance(key: Key, features: Array, frequencies: Array, d_sae: int, draws: int = 16) -> dict[str, Array]:
+    """The floor: `mmcs` of random dictionaries of the same shape, a mean over `draws`. It grows with d_sae."""
+    random = lambda k: mmcs(features, frequencies, jax.random.normal(k, (d_sae, features.shape[1])))
+    floors = jax.lax.map(random, jax.random.split(key, draws))
+    return {f"{name}_chance": jnp.mean(values) for name, values in floors.items() if name != "mmcs_weighted"}
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is 0."""
+    return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))

@@ -1,0 +1,41 @@
+"""What training tells its sinks. A sink is any object with `start`, `record`, `finish` and `close`."""
+
+import dataclasses
+
+import numpy as np
+
+from sae.cohort import Cohort
+from sae.model import Sae
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A cohort is compiled and about to train."""
+
+    index: int
+    cohort: Cohort
+    names: tuple[str, ...]  # of its members, for people: what varies
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A chunk's numbers, {"train/l0": [member], ...}, over the `examples` seen up to `step`."""
+
+    index: int
+    cohort: Cohort
+    step: int
+    examples: int
+    values: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A cohort is trained and evaluated: {"eval/l0": [member], ...}, parameters [member, ...]."""
+
+    index: int
+    cohort: Cohort
+    status: tuple[str, ...]  # "finished" or "diverged", per member
+    values: dict[str, np.ndarray]
+    firing_rates: np.ndarray  # counts [member, bins] over metrics.HISTOGRAM_EDGES
+    saes: Sae

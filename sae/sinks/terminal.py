@@ -1,0 +1,68 @@
+"""Progress for a person: a bar per cohort on a terminal, a few plain lines elsewhere."""
+
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sae.sinks.records import Outcome, Record, Start
+
+MEDIANS = ("l0", "fvu", "dead_fraction")
+
+
+class Terminal:
+    """The sink a person watches."""
+
+    def __init__(self, console: Console, n_cohorts: int):
+        self.console, self.n_cohorts = console, n_cohorts
+        self.live = console.is_terminal
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[rates]}"),
+            TextColumn("{task.fields[medians]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self.progress.start()
+
+    def start(self, start: Start) -> None:
+        """Say what is about to train."""
+        cohort = start.cohort
+        self.title, self.begun, self.printed = f"cohort {start.index + 1}/{self.n_cohorts}", time.perf_counter(), 0.0
+        self.say(f"{self.title}: {len(cohort.members)} members, compiled in {start.compile_seconds:.1f} s")
+        self.task = self.progress.add_task(self.title, total=cohort.example.n_steps, rates="", medians="")
+
+    def record(self, record: Record) -> None:
+        """Show how far and how fast, and the median member."""
+        step, n_steps = record.step, record.cohort.example.n_steps
+        rate = step / max(time.perf_counter() - self.begun, 1e-9)
+        rates = f"{rate:,.0f} steps/s, {rate * len(record.cohort.members):,.0f} member-steps/s"
+        medians = " ".join(f"{name} {_median(record.values['train/' + name]):.3g}" for name in MEDIANS)
+        self.progress.update(self.task, completed=step, rates=rates, medians=medians)
+        if not self.live and (step / n_steps >= self.printed + 0.25 or step == n_steps):
+            self.printed = step / n_steps
+            left = (n_steps - step) / rate
+            self.say(f"{self.title}: step {step}/{n_steps}, {rates}, {left:.0f} s left, median {medians}")
+
+    def finish(self, outcome: Outcome) -> None:
+        """Say which members diverged."""
+        bad = [m for m, status in zip(outcome.cohort.members, outcome.status, strict=True) if status == "diverged"]
+        if bad:
+            self.say(f"{self.title}: {len(bad)} diverged: members {', '.join(map(str, bad))}")
+
+    def say(self, line: str) -> None:
+        """One line, above the bars."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.progress.stop()
+
+
+def _median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else float("nan")

@@ -1,0 +1,159 @@
+"""A small W&B server on the loopback interface: it accepts runs, keeps what it was sent, and can fall silent.
+
+    with WandbServer() as server:
+        ...  # processes with the environment `server.env` log here
+        server.runs["abcd-0000"].history
+
+It answers only what wandb 0.31 asks while a run is logged. A blanket `{"data": {}}` would crash wandb-core.
+"""
+
+import dataclasses
+import http.server
+import json
+import re
+import threading
+
+API_KEY = "0123456789" * 4  # wandb refuses a key of fewer than 40 characters before it asks any server
+
+FILE_STREAM = re.compile(r"/files/(?P<entity>[^/]+)/(?P<project>[^/]+)/(?P<run>[^/]+)/file_stream")
+
+
+@dataclasses.dataclass
+class ReceivedRun:
+    """What one run has sent. `bucket` holds the GraphQL variables of every UpsertBucket, merged."""
+
+    bucket: dict = dataclasses.field(default_factory=dict)
+    lines: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)  # file name -> offset -> line
+    exit_code: int | None = None
+
+    @property
+    def config(self) -> dict:
+        """The run's configuration, without W&B's own entry."""
+        config = json.loads(self.bucket["config"])
+        return {name: entry["value"] for name, entry in config.items() if name != "_wandb"}
+
+    @property
+    def history(self) -> list[dict]:
+        """The logged rows in order."""
+        return [json.loads(line) for _, line in sorted(self.lines["wandb-history.jsonl"].items())]
+
+    @property
+    def summary(self) -> dict:
+        """The last summary."""
+        return json.loads(max(self.lines["wandb-summary.json"].items())[1])
+
+
+class WandbServer:
+    """Answers until `silent` is set; from then on it accepts connections and never answers them."""
+
+    def __init__(self, silent: bool = False):
+        self.runs: dict[str, ReceivedRun] = {}
+        self.unknown: list[str] = []
+        self._answers = threading.Event()
+        self._closing = threading.Event()
+        if not silent:
+            self._answers.set()
+        handler = type("Handler", (_Handler,), {"server_state": self})
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment variables that point wandb here."""
+        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self._http.server_port}", "WANDB_API_KEY": API_KEY}
+
+    def fall_silent(self) -> None:
+        """Accept requests and answer none from now on."""
+        self._answers.clear()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._closing.set()
+        self._answers.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_state: WandbServer
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server_state._answers.wait()
+        if self.server_state._closing.is_set():
+            self.close_connection = True
+        elif self.path == "/graphql":
+            self._reply(self._graphql(json.loads(body)))
+        elif match := FILE_STREAM.fullmatch(self.path):
+            self._file_stream(match["run"], json.loads(body))
+            self._reply({"exitcode": None, "limits": {}})
+        elif self.path.startswith("/sdk/otel/"):
+            self._reply({})
+        else:
+            self.server_state.unknown.append(f"POST {self.path}")
+            self._reply({})
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server_state._answers.wait()
+        self._reply({})
+
+    def _graphql(self, request: dict) -> dict:
+        query, variables = request["query"], request.get("variables") or {}
+        asked = re.search(r"(?:query|mutation)\s+(\w+)", query)
+        operation = asked[1] if asked else query
+        if operation == "Viewer":
+            viewer = {"id": "user", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}
+            return {"data": {"viewer": viewer}}
+        if operation == "ServerFeaturesQuery":
+            return {"data": {"serverInfo": {"features": []}}}
+        if operation == "OrganizationCoreWeaveOrganizationID":
+            return {"data": {"entity": {"organization": {"coreWeaveOrganizationId": None}}}}
+        if operation == "UpsertBucket":
+            run = self.server_state.runs.setdefault(variables["name"], ReceivedRun())
+            new = not run.bucket
+            run.bucket |= {name: value for name, value in variables.items() if value is not None}
+            entity = {"id": "entity", "name": "tester"}
+            bucket = {
+                "id": f"storage-{variables['name']}",
+                "name": variables["name"],
+                "displayName": run.bucket.get("displayName"),
+                "description": None,
+                "config": "{}",
+                "sweepName": None,
+                "project": {"id": "project", "name": run.bucket.get("project", "uncategorized"), "entity": entity},
+                "historyLineCount": 0,
+            }
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": new}}}
+        if operation == "CreateRunFiles":
+            host = f"http://127.0.0.1:{self.server.server_port}"
+            files = [{"name": name, "uploadUrl": f"{host}/upload/{name}"} for name in variables["files"]]
+            created = {"runID": "run", "uploadHeaders": [], "files": files}
+            return {"data": {"createRunFiles": created}}
+        self.server_state.unknown.append(operation)
+        return {"data": {}, "errors": [{"message": f"this test server does not know {operation}"}]}
+
+    def _file_stream(self, name: str, body: dict) -> None:
+        run = self.server_state.runs.setdefault(name, ReceivedRun())
+        for file, chunk in (body.get("files") or {}).items():
+            lines = run.lines.setdefault(file, {})
+            for position, line in enumerate(chunk["content"]):
+                lines[chunk["offset"] + position] = line
+        if body.get("complete"):
+            run.exit_code = body.get("exitcode")
+
+    def _reply(self, answer: dict) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing: the tests read `WandbServer.runs`."""
