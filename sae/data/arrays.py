@@ -148,7 +148,7 @@ def _map_npy(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # which refuses pickles
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a whole .npy file of numbers ({error}); write it with np.save") from None
+        raise UserError(f"{path}: not a whole .npy file of numbers ({_brief(error)}); write it with np.save") from None
     return _as_rows(array, str(path))
 
 
@@ -158,14 +158,14 @@ def _read_npz(path: Path, key: str | None) -> np.ndarray:
             key = _choose(path, key, arrays.files)
             array = arrays[key]
     except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a whole .npz file of numbers ({error}); write it with np.savez") from None
+        raise UserError(f"{path}: not a whole .npz file of numbers ({_brief(error)}); write it with np.savez") from None
     return _as_rows(array, f"{path}: {key}")
 
 
 def _map_safetensors(path: Path, key: str | None) -> np.ndarray:
     """Map one tensor. The format: uint64 length of a JSON header, the header, then the bytes of all tensors.
 
-    safetensors.numpy would read whole tensors, and knows no bfloat16.
+    The library itself reads whole tensors or slices, and training gathers rows.
     """
     size = os.path.getsize(path)
     try:
@@ -180,11 +180,12 @@ def _map_safetensors(path: Path, key: str | None) -> np.ndarray:
         if tensor["dtype"] not in SAFETENSORS_DTYPES:
             raise UserError(f"{path}: {key} is {tensor['dtype']}; allowed: {', '.join(SAFETENSORS_DTYPES)}")
         dtype = np.dtype(SAFETENSORS_DTYPES[tensor["dtype"]])
-        if not 0 <= begin <= end <= size - start or end - begin != math.prod(shape) * dtype.itemsize:
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if min((0, *shape)) < 0 or not 0 <= begin <= begin + n_bytes == end <= size - start:
             raise ValueError(f"{key} {list(shape)} at bytes {begin}..{end} of {size - start}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a whole .safetensors file ({error}); write or copy it again") from None
-    if end == begin:  # nothing to map
+        raise UserError(f"{path}: not a whole .safetensors file ({_brief(error)}); write or copy it again") from None
+    if n_bytes == 0:  # nothing to map
         return _as_rows(np.empty(shape, dtype), f"{path}: {key}")
     return _as_rows(np.memmap(path, dtype, mode="r", offset=start + begin, shape=shape), f"{path}: {key}")
 
@@ -209,3 +210,7 @@ def _as_rows(array: np.ndarray, what: str) -> np.ndarray:
     if array.ndim > 2 and not array.flags.c_contiguous:  # a reshape would copy it into memory
         raise UserError(f"{what}: {array.ndim} axes in Fortran order; save it after np.ascontiguousarray")
     return array.reshape(-1, array.shape[-1])
+
+
+def _brief(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -107,7 +107,8 @@ def _fetch(url: str) -> bytes:
 
     def ask():
         try:
-            answer.put(urllib.request.urlopen(url, timeout=30))  # also the longest pause between two pieces
+            opener = urllib.request.build_opener()  # urlopen would keep the proxies of its first call
+            answer.put(opener.open(url, timeout=30))  # also the longest pause between two pieces
         except Exception as error:  # raised below, by the thread that waits
             answer.put(error)
 

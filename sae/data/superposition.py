@@ -19,11 +19,11 @@ class Superposition:
     U[0, 1), and feature i (from 0) is active with a probability p_i that follows a correlated Gaussian z. Public
     re-implementations differ in it; the two built here are, with Phi the normal distribution function:
 
-    - A: p_i ~ Phi(z_i) decay^i, one z for `examples_per_z` consecutive examples. The covariance of z is the
+    - A: p_i ∝ Phi(z_i) decay^i, one z for `examples_per_z` consecutive examples. The covariance of z is the
       symmetric part of a matrix of U[0, 1) entries, with 1.001 times the size of its lowest eigenvalue added to
       the diagonal (z_i has standard deviation 3.1 at 512 features). As in HoagyC/sparse_coding 2023, except that
       there magnitudes are products of two uniforms and an example without active features is given one.
-    - B: p_i ~ Phi(z_i)^(decay i), a fresh z ~ N(0, M M^T) for each example, M with N(0, 1) entries. As in
+    - B: p_i ∝ Phi(z_i)^(decay i), a fresh z ~ N(0, M M^T) for each example, M with N(0, 1) entries. As in
       tim-lawson/superposition, the code of Heap et al. 2025 (arXiv 2501.17727). M is *not* rescaled: z_i has
       standard deviation sqrt(n_features), so Phi(z_i) is nearly always close to 0 or 1, the exponent matters
       little, and an example draws its features from a random half of them.
@@ -41,7 +41,7 @@ class Superposition:
     n_active: float = static(3.0, min=0)
     """Mean number of active features in an example."""
     generator: Literal["A", "B"] = static("B")
-    """A: frequencies fall exponentially, one z per batch. B: nearly uniform, one z per example."""
+    """A: frequencies fall exponentially, examples share z. B: nearly uniform frequencies, one z per example."""
     decay: float = static(0.99, min=0, max=1)
     """A: feature i is active in proportion to decay^i. B: its probability is Phi(z_i) to the power decay * i."""
     examples_per_z: int = static(256, min=1)

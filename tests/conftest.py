@@ -1,0 +1,33 @@
+import io
+import os
+
+# many small programs: keep what was compiled for the next run of the suite, on this machine only
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("WANDB_MODE", "offline")  # whatever this machine's user has configured, tests never upload
+
+import pytest
+from rich.console import Console
+
+from sae import Adam, Digits, ElasticNet, Experiment
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    """Two seconds of training on real digits; tests vary it, mostly in leaves, so that compiled programs are shared."""
+    return Experiment(
+        name="tiny",
+        data=Digits(),
+        d_sae=48,
+        penalty=ElasticNet(l1=0.1),
+        optimizer=Adam(lr=3e-3, warmup_steps=5, decay_steps=20),
+        dead_after=2_000,
+        batch_size=64,
+        n_steps=60,
+    )
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
