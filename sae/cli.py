@@ -90,6 +90,7 @@ def _run(argv: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(argv) else 1
     path, tokens = Path(files[0]), argv[1:]
     definition = loading.load_file(path)
+    as_sweep(definition)  # the file as it is, so that its faults are not blamed on an override
     definition, options = override(definition, tokens, prog=f"sae run {path}", description=loading.question(path))
     sweep = as_sweep(definition)
 
@@ -198,11 +199,14 @@ def _parse(member: Experiment, tokens: list[str], prog: str, description: str) -
 
 
 def _one_line(box: str) -> str:
-    """The message inside tyro's box, which says first what is wrong and then, below a line, how to get help."""
-    lines = [line.strip(" │") for line in box.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("╭")]
-    end = next((i for i, line in enumerate(lines) if set(line) <= set("─╰╯")), len(lines))
-    return re.sub(r"^Error parsing ", "", " ".join(lines[:end]))
+    """The message inside tyro's box: what stands between the title and the next rule, which help follows."""
+    groups: list[list[str]] = [[]]
+    for line in box.splitlines():
+        if "──" in line or "---" in line:
+            groups.append([])
+        else:
+            groups[-1].append(line.strip(" │|"))
+    return re.sub(r"^Error parsing ", "", " ".join(groups[1]))
 
 
 def _split(token: str) -> list[str]:

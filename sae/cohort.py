@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from sae import metrics, train
-from sae.experiment import Experiment
+from sae.experiment import Experiment, flatten
 from sae.metrics import Moments, Sums
-from sae.sweep import varying
 from sae.train import TrainState
 from sae.types import Array
 
@@ -67,9 +66,13 @@ def plan(members: Sequence[Experiment]) -> list[Cohort]:
 
 
 def splits(cohorts: Sequence[Cohort]) -> list[str]:
-    """The dotted names on which cohorts differ: why they are not one."""
-    leaves = {name for cohort in cohorts for name in _leaf_names(cohort.example)}
-    return [name for name in varying([_anonymous(cohort.example) for cohort in cohorts]) if name not in leaves]
+    """The dotted names on which the structures of cohorts differ: why they are not one."""
+    shapes = []
+    for cohort in cohorts:
+        example = _anonymous(cohort.example)
+        shapes.append(flatten(example) | dict.fromkeys(_leaf_names(example), "a leaf"))
+    names = dict.fromkeys(name for shape in shapes for name in shape)
+    return [name for name in names if len({repr(shape.get(name, "absent")) for shape in shapes}) > 1]
 
 
 def stack(trees: Sequence):

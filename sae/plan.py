@@ -1,11 +1,12 @@
 """What a sweep will cost, before it is run."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sae import cohort as cohorts
 from sae.cohort import Cohort
-from sae.experiment import flatten
+from sae.data.source import Rows
 from sae.sweep import Sweep, varying
 
 
@@ -35,28 +36,31 @@ def memory_bytes(cohort: Cohort, d_in: int, lanes: int, data_bytes: int) -> int:
 
 def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> None:
     """Print members, cohorts and why they split, parameters, FLOPs and expected memory. Loads the data for its width."""
-    plan = cohorts.plan(sweep.members)
+    plan, axes = cohorts.plan(sweep.members), varying(sweep.members)
     data = {source: source.load() for source in dict.fromkeys(cohort.example.data for cohort in plan)}
-    console.print(f"{sweep.name}: {len(sweep.members)} members in {len(plan)} compiled programs", highlight=False)
-    console.print(f"varying: {', '.join(varying(sweep.members)) or 'nothing'}", highlight=False)
     split = cohorts.splits(plan)
+    programs = "1 compiled program" if len(plan) == 1 else f"{len(plan)} compiled programs"
+    say = lambda line: console.print(line, highlight=False, soft_wrap=True)
+    say(f"{sweep.name}: {len(sweep.members)} members in {programs}")
+    say(f"members differ in: {', '.join(axes) or 'nothing'}")
     if split:
-        console.print(f"cohorts split on: {', '.join(split)}", highlight=False)
-    table = Table("cohort", "members", "differs in", "lanes", "d_in", "steps", "parameters", "GFLOP", "memory")
-    total = 0.0
+        say(f"programs differ in: {', '.join(split)}")
+
+    table, total = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False), 0.0
+    for column in ("#", "members", "lanes", "d_in", "d_sae", "batch", "steps", "params", "GFLOP", "memory"):
+        table.add_column(column, justify="right")
     for index, cohort in enumerate(plan):
-        e, source = cohort.example, data[cohort.example.data]
+        e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
         at_once = lanes or cohort.lanes()
-        n = len(cohort.members)
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop
-        held = 4 * source.d_in * len(source.train) if hasattr(source, "train") else 0
+        held = 4 * source.d_in * len(source.train) if isinstance(source, Rows) else 0
+        numbers = (index + 1, n, at_once, source.d_in, e.d_sae, e.batch_size, e.n_steps, n * parameters(source.d_in, e.d_sae))
         memory = memory_bytes(cohort, source.d_in, at_once, held)
-        flat = flatten(e)
-        differs = ", ".join(f"{name}={flat[name]}" for name in split if name in flat)
-        table.add_row(
-            str(index), str(n), differs, str(at_once), str(source.d_in), f"{e.n_steps:,}",
-            f"{n * parameters(source.d_in, e.d_sae):,}", f"{gflop:,.0f}", f"{memory / 2**20:,.0f} MiB",
-        )  # fmt: skip
+        table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
     console.print(table)
-    console.print(f"in all {total:,.0f} GFLOP of matrix products", highlight=False)
+    say(f"in all {_short(total)} GFLOP of matrix products; memory is the expected peak of one program")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

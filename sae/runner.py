@@ -1,5 +1,6 @@
 """A definition in, a folder of results out: plan, train each cohort chunk by chunk, evaluate."""
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -27,7 +28,8 @@ from sae.results import Results
 from sae.sinks.records import Outcome, Record, Start
 from sae.sinks.tables import Tables
 from sae.sinks.terminal import Terminal
-from sae.sinks.wandb import Wandb, resolve_mode
+from sae.sinks.wandb import Wandb
+from sae.sinks.wandb_client import resolve_mode
 from sae.sweep import Sweep, as_sweep, varying
 from sae.types import UserError
 
@@ -70,6 +72,7 @@ def run(
     plan = cohorts.plan(sweep.members)
     data = {source: source.load() for source in dict.fromkeys(cohort.example.data for cohort in plan)}
     feeds = [_feed(data[cohort.example.data], cohort.example, resident_bytes) for cohort in plan]
+    _make(folder)
     token = secrets.token_hex(4)
     results.write_definition(folder, _describe(sweep, question, members, token))
 
@@ -80,7 +83,7 @@ def run(
     names = member_names(sweep)
     try:
         for index, (cohort, feed) in enumerate(zip(plan, feeds, strict=True)):
-            _run_cohort(index, cohort, feed, [names[i] for i in cohort.members], sinks, chunk_steps, lanes)
+            _run_cohort(index, cohort, feed, [names[i] for i in cohort.members], sinks, chunk_steps, lanes or cohort.lanes())
             feed.close()
     finally:
         for sink in sinks:
@@ -89,50 +92,56 @@ def run(
 
 
 def _run_cohort(
-    index: int,
-    cohort: Cohort,
-    feed: Feed,
-    names: Sequence[str],
-    sinks: Sequence,
-    chunk_steps: int | None,
-    lanes: int | None,
+    index: int, cohort: Cohort, feed: Feed, names: Sequence[str], sinks: Sequence, chunk_steps: int | None, lanes: int
 ) -> None:
     """Train, evaluate and report one cohort."""
-    example, experiments, lanes = cohort.example, cohort.stacked(), lanes or cohort.lanes()
-    pivot = jnp.asarray(feed.data.mean)
+    example, experiments = cohort.example, cohort.stacked()
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
     state = cohorts.init(experiments, sample, lanes=lanes)
-
     begun = time.perf_counter()
-    zero = jnp.int32(0)
-    train_block = cohorts.train_block.lower(experiments, state, feed.block(0), pivot, zero, zero, lanes=lanes).compile()
+    program = compile_block(experiments, state, feed, lanes)
     for sink in sinks:
         sink.start(Start(index, cohort, tuple(names), time.perf_counter() - begun))
 
     def report(step: int, numbers) -> None:
-        numbers = jax.device_get(numbers)
-        values = {f"train/{name}": value for name, value in numbers.items()}
+        values = {f"train/{name}": value for name, value in jax.device_get(numbers).items()}
         for sink in sinks:
             sink.record(Record(index, cohort, step, step * example.batch_size, values))
 
     waiting = None
-    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps):
-        now, then = jnp.int32(step), step + n
-        state = train_block(experiments, state, feed.block(step, then=then), pivot, now, jnp.int32(n))
-        if then in example.revival.steps() and then < example.n_steps:
-            candidates = feed.candidates(then, example.revival.n_candidates)
-            state = cohorts.revive(experiments, state, jnp.int32(then), candidates, lanes=lanes)
-        if ends_chunk:
-            state, numbers = cohorts.end_chunk(experiments, state)
-            # the device has this chunk to work on while the numbers of the one before are read
-            if waiting:
-                report(*waiting)
-            waiting = then, numbers
+    for state, chunk in train_cohort(state, cohort, experiments, feed, lanes, chunk_steps, program):
+        # the device has the next chunk to work on while the numbers of the one before are read
+        if waiting:
+            report(*waiting)
+        waiting = chunk
     report(*waiting)
 
     outcome = evaluate(index, cohort, feed, state, lanes)
     for sink in sinks:
         sink.finish(outcome)
+
+
+def compile_block(experiments, state: CohortState, feed: Feed, lanes: int):
+    """The compiled program of a block, the same for any number of steps."""
+    pivot, zero = jnp.asarray(feed.data.mean), jnp.int32(0)
+    return cohorts.train_block.lower(experiments, state, feed.block(0), pivot, zero, zero, lanes=lanes).compile()
+
+
+def train_cohort(
+    state: CohortState, cohort: Cohort, experiments: Experiment, feed: Feed, lanes: int, chunk_steps=None, program=None
+) -> Iterator[tuple[CohortState, tuple[int, dict]]]:
+    """Train from step 0 to n_steps; after every chunk, give (state, (step, its numbers, still on the device))."""
+    program = program or compile_block(experiments, state, feed, lanes)
+    example, pivot = cohort.example, jnp.asarray(feed.data.mean)
+    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps):
+        then = step + n
+        state = program(experiments, state, feed.block(step, then=then), pivot, jnp.int32(step), jnp.int32(n))
+        if then in example.revival.steps() and then < example.n_steps:
+            candidates = feed.candidates(then, example.revival.n_candidates)
+            state = cohorts.revive(experiments, state, jnp.int32(then), candidates, lanes=lanes)
+        if ends_chunk:
+            state, numbers = cohorts.end_chunk(experiments, state)
+            yield state, (then, numbers)
 
 
 def evaluate(index: int, cohort: Cohort, feed: Feed, state: CohortState, lanes: int) -> Outcome:
@@ -187,7 +196,7 @@ def _feed(data, experiment: Experiment, resident_bytes: int) -> Feed:
 
 
 def _finished_before(folder: Path, members: list[dict], fresh: bool, console: Console) -> bool:
-    """Make the folder ours. True if it holds a finished run of these members. Raises UserError if it holds another's."""
+    """True if the folder holds a finished run of these members. Raises UserError if it holds another's."""
     if fresh and folder.exists():
         aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
         folder.rename(aside)
@@ -202,10 +211,16 @@ def _finished_before(folder: Path, members: list[dict], fresh: bool, console: Co
             return True
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: not writable; use --out DIR with a folder of your own")
     return False
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{folder}: not writable ({error.strerror}); use --out DIR with a folder of your own") from None
 
 
 def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:

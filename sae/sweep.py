@@ -54,5 +54,4 @@ def varying(members: Iterable[Experiment]) -> list[str]:
     """The dotted names that differ between members (a name that only some have counts), in field order."""
     flats = [flatten(member) for member in members]
     names = dict.fromkeys(name for flat in flats for name in flat if name != "name")
-    absent = object()
-    return [name for name in names if len({repr(flat.get(name, absent)) for flat in flats}) > 1]
+    return [name for name in names if len({repr(flat.get(name, "absent")) for flat in flats}) > 1]

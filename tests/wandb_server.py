@@ -53,9 +53,7 @@ class WandbServer:
         self._closing = threading.Event()
         if not silent:
             self._answers.set()
-        handler = type("Handler", (_Handler,), {"server_state": self})
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": self}))
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
@@ -76,6 +74,13 @@ class WandbServer:
         self._answers.set()
         self._http.shutdown()
         self._http.server_close()
+
+
+class _Http(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Say nothing when a client goes without a goodbye."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -1,0 +1,1 @@
+"""Places where records go: the terminal, the local tables, Weights & Biases."""

@@ -1,0 +1,23 @@
+"""TopK latents on activations of your own: rows in .npy, .npz, .safetensors, or a folder of .npy shards.
+
+Larger than memory is fine. Point `--data.path` at them; unit mean norm makes learning rates carry over.
+
+    sae run experiments/activations_topk.py --data.path layer8.npy
+    sae run experiments/activations_topk.py --data.path shards/ --activation.k 64 --d-sae 16384
+"""
+
+from sae import Adam, Arrays, Experiment, Resample, TopK, UnitNorm
+
+experiment = Experiment(
+    name="activations_topk",
+    data=Arrays(path="activations.npy", normalize="unit-mean-norm"),
+    d_sae=4_096,
+    activation=TopK(k=32),
+    constraint=UnitNorm(),
+    revival=Resample(every=2_500, times=4, n_candidates=65_536),
+    dead_after=1_000_000,
+    optimizer=Adam(lr=4e-4, warmup_steps=500, decay_steps=4_000),
+    b_dec_init="geometric-median",
+    batch_size=2_048,
+    n_steps=20_000,
+)

@@ -1,0 +1,38 @@
+"""Weights & Biases: one run per member, grouped by sweep, under the names of the tables."""
+
+from pathlib import Path
+from typing import Literal
+
+from sae.experiment import flatten
+from sae.metrics import HISTOGRAM_EDGES
+from sae.sinks.records import Outcome, Record, Start
+from sae.sinks.wandb_client import Client
+
+
+class Wandb:
+    """Sends every record to the W&B process, and never waits for it (see `wandb_client.py`)."""
+
+    def __init__(self, folder: Path, *, mode: Literal["online", "offline"], project: str, group: str, token: str, say):
+        self.client = Client(folder, mode=mode, project=project, group=group, token=token, say=say)
+
+    def start(self, start: Start) -> None:
+        """Begin a run per member, its configuration under dotted names."""
+        shared = {"cohort": start.index}
+        configs = [
+            flatten(experiment) | {"member": member} | shared
+            for member, experiment in zip(start.cohort.members, start.cohort.experiments, strict=True)
+        ]
+        self.client.start_cohort(start.cohort.members, configs, start.names)
+
+    def record(self, record: Record) -> None:
+        """Log a chunk."""
+        self.client.record(record.cohort.members, record.step, record.examples, record.values)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write held-out numbers as summary scalars and the firing rates as a histogram of their log10."""
+        histograms = {"eval/log10_firing_rate": (HISTOGRAM_EDGES, outcome.firing_rates)}
+        self.client.finish_cohort(outcome.cohort.members, outcome.status, outcome.values, histograms)
+
+    def close(self) -> None:
+        """Let W&B finish, for a bounded time."""
+        self.client.close()

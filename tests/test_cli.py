@@ -1,0 +1,291 @@
+"""The command line as a person meets it: overrides, plans, finished runs, and every kind of bad input."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sae
+from sae import cli
+
+ROOT = Path(__file__).parents[1]
+
+TINY = '''"""Is a tiny run tiny?"""
+
+from sae import Adam, Digits, ElasticNet, Experiment, TopK
+
+experiment = Experiment(
+    name="tiny", data=Digits(), d_sae=48, penalty=ElasticNet(l1=0.1), dead_after=2_000, batch_size=64, n_steps=60,
+    optimizer=Adam(lr=3e-3, warmup_steps=5, decay_steps=20),
+)
+'''
+
+SWEEP = TINY + '''
+from sae import AtMatched, Sweep, grid
+
+sweep = Sweep(
+    name="tiny_sweep",
+    members=grid(experiment, {"penalty.l1": (0.0, 0.1, 0.5), "seed": (0, 1)}),
+    answer=AtMatched(arms={"L1": "penalty.l1"}, at=(0.2, 0.25), metrics=("eval/l0",)),
+)
+'''
+
+
+@pytest.fixture
+def tiny_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.py").write_text(TINY)
+    Path("sweep.py").write_text(SWEEP)
+    return "tiny.py"
+
+
+def sae_run(capsys, *argv) -> tuple[int, str, str]:
+    try:
+        code = cli.main(["run", *map(str, argv)])
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def fails(capsys, *argv) -> str:
+    """The one line with which a command fails, exit code 1."""
+    code, out, err = sae_run(capsys, *argv, "--wandb", "off")
+    lines = [line for line in err.splitlines() if line]
+    assert code == 1 and len(lines) == 1 and lines[0].startswith("sae: "), (code, out, err)
+    assert "Traceback" not in out + err
+    return lines[0]
+
+
+def test_a_run_answers_and_says_where_results_are(tiny_file, capsys):
+    code, out, err = sae_run(capsys, tiny_file, "--wandb", "off", "--penalty.l1", "0.3", "--chunk-steps", "20")
+    assert code == 0
+    assert "eval/fvu" in out and "results: runs/tiny" in out
+    results = sae.load("runs/tiny")
+    assert results.finished and results.definition["question"] == "Is a tiny run tiny?"
+    row = results.members.iloc[0]
+    assert row["penalty.l1"] == 0.3 and row["status"] == "finished" and row["member"] == 0 and row["cohort"] == 0
+    assert list(results.history["step"]) == [20, 40, 60]
+    assert list(results.history["examples"]) == [20 * 64, 40 * 64, 60 * 64]
+    one = results.sae(0)
+    data = sae.Digits().load()
+    x = data.examples(data.held_out)
+    assert one.encode(x).shape == (397, 48) and one(x).shape == x.shape
+    l0 = float((one.encode(x) != 0).sum(1).mean())
+    assert row["eval/l0"] == pytest.approx(l0, rel=1e-5)
+    fvu = float(((x - one(x)) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+    assert row["eval/fvu"] == pytest.approx(fvu, rel=1e-5)
+    assert row["eval/examples"] == 397
+
+
+def test_definition_json_holds_everything_needed_to_run_it_again(tiny_file, capsys):
+    sae_run(capsys, tiny_file, "--wandb", "off")
+    definition = sae.load("runs/tiny").definition
+    assert definition["members"][0]["optimizer.lr"] == 3e-3 and definition["members"][0]["data.n_held_out"] == 397
+    assert re.fullmatch(r"\d+\.\d+.*", definition["packages"]["jax"]) and definition["device"]["platform"] == "cpu"
+    assert definition["git_commit"] is None or len(definition["git_commit"].split("+")[0]) == 40
+
+
+def test_a_finished_run_is_not_run_again_and_another_definition_is_refused(tiny_file, capsys):
+    sae_run(capsys, tiny_file, "--wandb", "off")
+    before = Path("runs/tiny/members.parquet").stat().st_mtime_ns
+    code, _, err = sae_run(capsys, tiny_file, "--wandb", "off")
+    assert code == 0 and "finished already" in err
+    assert "penalty.l1 of member 0 is 0.1 there and 0.3 here" in fails(capsys, tiny_file, "--penalty.l1", "0.3")
+    assert Path("runs/tiny/members.parquet").stat().st_mtime_ns == before
+    code, _, err = sae_run(capsys, tiny_file, "--wandb", "off", "--penalty.l1", "0.3", "--fresh")
+    assert code == 0 and "moved the older run aside" in err
+    assert sae.load("runs/tiny").members["penalty.l1"][0] == 0.3
+    assert sae.load("runs/tiny.old-1").members["penalty.l1"][0] == 0.1
+
+
+def test_an_unfinished_run_is_run_to_its_end(tiny_file, capsys):
+    sae_run(capsys, tiny_file, "--wandb", "off")
+    Path("runs/tiny/members.parquet").unlink()
+    assert sae_run(capsys, tiny_file, "--wandb", "off")[0] == 0
+    assert sae.load("runs/tiny").finished
+
+
+def test_a_sweep_prints_its_answer_and_an_overridden_axis_keeps_one_value(tiny_file, capsys):
+    code, out, _ = sae_run(capsys, "sweep.py", "--wandb", "off", "--seed", "1")
+    assert code == 0 and "6 members, 3 of them different after --seed" in out
+    assert "l0 at matched fvu" in out
+    assert list(sae.load("runs/tiny_sweep").members["seed"]) == [1, 1, 1]
+
+
+def test_choices_and_switches_are_flags(tiny_file, capsys):
+    flags = ["--activation", "top-k", "--activation.k", "5", "--constraint=free", "--no-apply-b-dec-to-input"]
+    code, _, _ = sae_run(capsys, tiny_file, "--wandb", "off", *flags, "--optimizer.clip", "1", "--penalty.weighted")
+    assert code == 0
+    row = sae.load("runs/tiny").members.iloc[0]
+    assert (row["activation"], row["activation.k"], row["constraint"]) == ("top-k", 5, "free")
+    assert not row["apply_b_dec_to_input"] and row["optimizer.clip"] == 1.0 and row["penalty.weighted"]
+    assert row["eval/l0"] <= 5
+
+
+def test_help_shows_every_field_with_its_docstring_and_default(tiny_file, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = sae_run(capsys, tiny_file, "--help")
+    assert code == 0
+    from sae.experiment import flatten
+    from sae.loading import load_file
+
+    kinds = {"data", "activation", "penalty", "constraint", "revival", "optimizer"}
+    for name in set(flatten(load_file(Path(tiny_file)))) - kinds:
+        assert "--" + name.replace("_", "-") in out, name
+    assert "Coefficient on the sum of absolute latents." in out and "(default: 0.1)" in out
+    assert "--dry-run" in out and "Is a tiny run tiny?" in out
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tiny_file, capsys):
+    code, out, _ = sae_run(capsys, "sweep.py", "--dry-run")
+    assert code == 0 and not Path("runs").exists()
+    assert "6 members in 1 compiled program\n" in out and "differ in: penalty.l1, seed" in out
+    assert f"{6 * (2 * 64 * 48 + 48 + 64):,}" in out, "parameters"
+    gflop = 10 * 64 * 48 * 64 * 60 * 6 / 1e9
+    assert f" {gflop:.3g} " in out and "MiB" in out
+
+
+def test_list_names_definitions_sources_and_choices(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("sweeps/width_l1_l2.py", "experiments/mnist_l1.py", "top-k", "superposition", "resample", "unit-norm"):
+        assert name in out
+
+
+BAD_FLAGS = [
+    (["--penalty.l3", "1"], "has no field or option '--penalty.l3'; close names: --penalty.l2, --penalty.l1"),
+    (["--n-step", "5"], "close names: --n-steps"),
+    (["--n-steps", "many"], "--n-steps: invalid literal for int"),
+    (["--penalty.l1", "big"], "--penalty.l1: could not convert string to float"),
+    (["--d-sae", "-3"], "d_sae: got -3, allowed: at least 1"),
+    (["--optimizer.b1", "1.5"], "optimizer.b1: got 1.5, allowed: at most 1"),
+    (["--batch-size", "5000"], "batch_size: got 5000, allowed: at most the 1400 training examples"),
+    (["--activation", "top"], "--activation: got 'top'; close names: top-k"),
+    (["--activation", "top-k", "--activation.k", "49"], "activation.k: got 49, allowed: at most d_sae = 48"),
+    (["--b-dec-init", "median"], "invalid choice 'median' for argument '--b-dec-init'"),
+    (["--lanes", "0"], "lanes: got 0, allowed: at least 1"),
+    (["--penalty.l1"], "penalty.l1"),
+    (["extra"], "extra"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_bad_flags_are_one_line(tiny_file, capsys, flags, message):
+    assert message in fails(capsys, tiny_file, *flags)
+    assert not Path("runs").exists()
+
+
+BAD_FILES = [
+    ("x = 1", "defines neither `experiment` nor `sweep`"),
+    ("experiment = 3", "got a int, allowed: an Experiment or a Sweep"),
+    ("from sae import Experiment\nexperiment = Experiment(", "line 2: SyntaxError"),
+    ("import sae\n\nexperiment = sae.replace(3, {'a': 1})", "line 3"),
+    ("1 / 0", "line 1: ZeroDivisionError"),
+    (TINY.replace("d_sae=48", "d_sea=48"), "unexpected keyword argument 'd_sea'; close names: d_sae"),
+    (TINY.replace("d_sae=48", "d_sae='48'"), "d_sae: got '48', allowed: int"),
+    (TINY.replace("d_sae=48", "d_sae=True"), "d_sae: got True, allowed: int"),
+    (TINY.replace("ElasticNet(l1=0.1)", "0.1"), "penalty: got 0.1, allowed: ElasticNet"),
+    (TINY.replace("name=\"tiny\"", "name=\"tiny\", b_dec_init='middle'"), "b_dec_init: got 'middle', allowed: zero"),
+    (SWEEP.replace('"penalty.l1": (', '"penalty.l3": ('), "no field 'penalty.l3'; close names: penalty.l2"),
+    (SWEEP.replace("(0, 1)", "(0, 0)"), "members 0 and 1 are the same experiment"),
+    (SWEEP.replace("members=grid", "members=()and grid"), "has no members"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=[m for _, m in BAD_FILES])
+def test_bad_files_are_one_line(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.py").write_text(text)
+    assert message in fails(capsys, "bad.py")
+
+
+def test_a_missing_file_names_its_neighbours(tiny_file, capsys):
+    assert "no such file; close names: tiny.py" in fails(capsys, "tiny.pi")
+
+
+BAD_ARRAYS = [
+    ("nan", np.where(np.arange(200).reshape(50, 4) == 7, np.nan, 1.0), "nan at row 1, column 3"),
+    ("constant", np.ones((50, 4)), "no variance"),
+    ("one dimension", np.ones(50), "shape"),
+    ("small", np.random.default_rng(0).normal(size=(20, 4)), "batch_size: got 64"),
+]
+
+
+@pytest.mark.parametrize(("array", "message"), [case[1:] for case in BAD_ARRAYS], ids=[case[0] for case in BAD_ARRAYS])
+def test_bad_data_is_one_line(tiny_file, capsys, array, message):
+    np.save("x.npy", array)
+    Path("arrays.py").write_text(TINY.replace("Digits()", "Arrays(path='x.npy')").replace("Digits,", "Arrays,"))
+    assert message in fails(capsys, "arrays.py")
+
+
+def test_an_unwritable_folder_is_one_line(tiny_file, capsys):
+    Path("file").write_text("")
+    assert "file" in fails(capsys, tiny_file, "--out", "file/inside")
+    assert "not empty and holds no run" in fails(capsys, tiny_file, "--out", ".")
+    assert "proc" in fails(capsys, tiny_file, "--out", "/proc/nothing/here")
+
+
+def test_a_disk_that_fills_while_writing_is_one_line_and_costs_no_older_result(tiny_file):
+    """A real limit on the size of files, in a process of its own: the weights do not fit, the definition does."""
+    python = "import sys; from sae.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", python, "run", "sweep.py", "--wandb", "off", "--out", "full"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, env=env)
+    assert run.returncode == 1, run.stderr
+    errors = [line for line in run.stderr.splitlines() if line.startswith("sae: ")]
+    assert len(errors) == 1 and "cohort-000.safetensors" in errors[0] and "Traceback" not in run.stderr, run.stderr
+    assert not list(Path("full").rglob("*.tmp")) and not Path("full/members.parquet").exists()
+    assert sae.load("full").definition["name"] == "tiny_sweep"
+    assert subprocess.run(command, capture_output=True, env=env).returncode == 0, "with room again it runs to its end"
+    assert sae.load("full").finished
+
+
+def test_a_crash_while_writing_leaves_the_older_file(tmp_path):
+    from sae.files import write_atomically
+
+    path = tmp_path / "table"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def half(file):
+        file.write(b"ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["table"]
+
+
+def test_the_console_command_and_its_usage():
+    run = lambda *argv: subprocess.run([sys.executable, "-m", "sae.cli", *argv], capture_output=True, text=True, cwd=ROOT)
+    assert run().returncode == 1 and "usage: sae run FILE" in run().stdout
+    bad = run("rum")
+    assert bad.returncode == 1 and bad.stderr == "sae: unknown command 'rum'; close names: run\n"
+
+
+def test_unfinished_folders_and_missing_members_are_one_line(tiny_file, capsys):
+    with pytest.raises(sae.UserError, match="no definition.json"):
+        sae.load("nowhere")
+    sae_run(capsys, tiny_file, "--wandb", "off")
+    with pytest.raises(sae.UserError, match="got member 7, allowed: 0 to 0"):
+        sae.load("runs/tiny").sae(7)
+
+
+def test_every_member_of_a_sweep_can_be_loaded_and_is_itself(tiny_file, capsys):
+    sae_run(capsys, "sweep.py", "--wandb", "off")
+    results = sae.load("runs/tiny_sweep")
+    data = sae.Digits().load()
+    x = data.examples(data.held_out)
+    for member, l0 in zip(results.members.member, results.members["eval/l0"], strict=True):
+        assert float((results.sae(member).encode(x) != 0).sum(1).mean()) == pytest.approx(l0, rel=1e-5)
+    assert results.members["eval/l0"].nunique() == 6
+    assert isinstance(results.history, pd.DataFrame) and results.history.groupby("member").size().nunique() == 1

@@ -1,0 +1,107 @@
+"""The shape of the code: imports run downwards only, and every published definition is what it was."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sae import loading
+from sae.experiment import flatten
+from sae.sweep import as_sweep, varying
+
+ROOT = Path(__file__).parents[1]
+
+# A module may import modules of lower floors only; data, sinks are floors of their own inside.
+FLOORS = [
+    ["types"],
+    ["model", "files", "data.source", "data.order", "data.idx"],
+    ["activations", "penalties", "constraints", "revival", "optimizers", "metrics", "answers", "data.feed"],
+    ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
+    ["data"],
+    ["experiment"],
+    ["sweep"],
+    ["train"],
+    ["cohort", "results"],
+    ["plan", "sinks.records"],
+    ["sinks.wandb_client", "sinks.wandb_process"],
+    ["sinks.terminal", "sinks.tables", "sinks.wandb"],
+    ["runner"],
+    [""],
+    ["loading"],
+    ["cli"],
+]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "sae").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported(path: Path):
+    """The project's modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names] if base.startswith("sae") else [base]
+        else:
+            continue
+        for name in names:
+            if name == "sae" or name.startswith("sae."):
+                yield next(m for m in (name, name.rpartition(".")[0], "sae") if m.removeprefix("sae").lstrip(".") in FLOOR)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sae").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downwards_only(path):
+    module = module_of(path)
+    if path == ROOT / "sae/sinks/__init__.py":
+        return
+    assert module in FLOOR, f"{module} has no floor yet: give it one in {Path(__file__).name}"
+    for name in imported(path):
+        other = name.removeprefix("sae").lstrip(".")
+        assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_only_the_wandb_process_imports_wandb():
+    importers = [p.name for p in (ROOT / "sae").rglob("*.py") if "import wandb\n" in p.read_text()]
+    assert importers == ["wandb_process.py"]
+
+
+def test_the_member_axis_is_in_one_file():
+    """No vmap over members, no lax.map over lanes, above or below cohort.py."""
+    for path in (ROOT / "sae").rglob("*.py"):
+        if path.name != "cohort.py":
+            assert "[member, " not in path.read_text() or path.parent.name == "sinks" or path.name in (
+                "results.py", "runner.py"
+            ), path  # fmt: skip
+
+
+DEFINITIONS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "sweeps").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=lambda p: p.stem)
+def test_a_published_definition_is_what_it_was(path):
+    """The full definition of every shipped file. If it moved on purpose, delete the golden file and run this again."""
+    sweep = as_sweep(loading.load_file(path))
+    axes = varying(sweep.members)
+    lines = [f"{sweep.name}: {len(sweep.members)} members"]
+    lines += [f"{name} = {value!r}" for name, value in flatten(sweep.members[0]).items() if name not in axes]
+    lines += [" ".join(f"{name}={flatten(m)[name]!r}" for name in axes) for m in sweep.members if axes]
+    if sweep.answer is not None:
+        lines += [f"answer.{k} = {v!r}" for k, v in dataclasses.asdict(sweep.answer).items()]
+    golden = ROOT / "tests" / "goldens" / f"{path.parent.name}-{path.stem}.txt"
+    if not golden.exists():
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text("\n".join(lines) + "\n")
+        pytest.fail(f"wrote {golden.name}: read it, and commit it with the definition")
+    assert golden.read_text().splitlines() == lines, f"{path.name} or a default under it has changed: see the docstring"
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=lambda p: p.stem)
+def test_a_definition_file_opens_with_its_question_and_its_command(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert len(docstring.split("\n")[0]) <= 116
+    assert f"sae run {path.parent.name}/{path.name}" in docstring
