@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from sae.types import UserError, nearest
 
@@ -16,7 +19,8 @@ class AtMatched:
     An arm is named by the coefficient that is swept in it: its frontier, per group and seed, is the members
     where the other arms' coefficients are 0, in the order of the coefficient. Both axes are interpolated
     in their logarithms between neighbouring members; a value the frontier does not reach is missing, never
-    extrapolated. Cells are means over the seeds that reach it. Comparing penalties at equal coefficients would mean nothing: their units differ.
+    extrapolated. Cells are means over the seeds that reach it. At equal coefficients penalties cannot be compared:
+    their units differ.
     """
 
     arms: Mapping[str, str]
@@ -25,10 +29,10 @@ class AtMatched:
     """The metric held equal."""
     at: tuple[float, ...] = (0.1, 0.2, 0.4)
     """Its values."""
-    metrics: tuple[str, ...] = ("eval/l0", "eval/l0_relative", "eval/dead_fraction")
+    metrics: tuple[str, ...] = ("eval/l0", "eval/l0_relative", "eval/n_eff")
     """What is compared there."""
     group: str = "d_sae"
-    """One row per value of this name and arm."""
+    """One row per value of this name."""
 
     @property
     def title(self) -> str:
@@ -36,29 +40,49 @@ class AtMatched:
         return f"{', '.join(map(short, self.metrics))} at matched {short(self.matched)}"
 
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
-        """Members table -> one row per (group, arm), one column per (matched value, metric)."""
+        """Members table -> a row per (metric, group), a column per (matched value, arm)."""
         require(members, [self.group, self.matched, *self.metrics, *self.arms.values()])
-        rows = {}
-        for group, of_group in members.groupby(self.group):
-            for arm, coefficient in self.arms.items():
-                others = [name for name in self.arms.values() if name != coefficient]
-                frontiers = of_group[(of_group[others] == 0).all(axis=1)]
-                rows[group, arm] = {
-                    (f"{short(self.matched)} {value:g}", short(metric)): self._mean(
-                        frontiers, coefficient, value, metric
-                    )
-                    for value in self.at
-                    for metric in self.metrics
-                }
-        table = pd.DataFrame.from_dict(rows, orient="index")
-        table.index = pd.MultiIndex.from_tuples(rows, names=[self.group, "arm"])
+        cells = {
+            (short(metric), group): {
+                (f"{short(self.matched)} {value:g}", arm): self._mean(self.frontier(of_group, arm), value, metric)
+                for value in self.at
+                for arm in self.arms
+            }
+            for metric in self.metrics
+            for group, of_group in members.groupby(self.group)
+        }
+        table = pd.DataFrame.from_dict(cells, orient="index")
+        table.index = pd.MultiIndex.from_tuples(cells, names=["", self.group])
         return table
 
-    def _mean(self, frontiers, coefficient, value, metric) -> float:
-        values = [
-            interpolate(value, seed.sort_values(coefficient), self.matched, metric)
-            for _, seed in frontiers.groupby("seed")
-        ]
+    def frontier(self, members: pd.DataFrame, arm: str) -> pd.DataFrame:
+        """The members of one arm, where the other arms' coefficients are 0, in the order of its own."""
+        others = [name for name in self.arms.values() if name != self.arms[arm]]
+        return members[(members[others] == 0).all(axis=1)].sort_values(self.arms[arm])
+
+    def figure(self, members: pd.DataFrame) -> Figure:
+        """The frontiers themselves: the first metric against the matched one, a line per arm and group."""
+        metric = self.metrics[0]
+        title = f"{short(metric)} against {short(self.matched)}: lower and further left is better"
+        figure, axes = new_figure(xlabel=self.matched, ylabel=metric, title=title)
+        groups = sorted(members[self.group].unique())
+        for arm, colour in zip(self.arms, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=False):
+            for i, group in enumerate(groups):
+                frontier = self.frontier(members[members[self.group] == group], arm)
+                points = frontier.groupby(self.arms[arm])[[self.matched, metric]]
+                mean, low, high = points.mean(), points.min()[metric], points.max()[metric]
+                alpha = (i + 1) / len(groups)
+                label = f"{arm}, {self.group} {group}"
+                axes.plot(mean[self.matched], mean[metric], "o-", ms=3.5, color=colour, alpha=alpha, label=label)
+                axes.fill_between(mean[self.matched], low, high, color=colour, alpha=0.15 * alpha, lw=0)
+        for value in self.at:
+            axes.axvline(value, color="0.8", lw=0.8, zorder=0)
+        axes.set(xscale="log", yscale="log")
+        axes.legend(frameon=False, fontsize=8)
+        return figure
+
+    def _mean(self, frontier: pd.DataFrame, value: float, metric: str) -> float:
+        values = [interpolate(value, of_seed, self.matched, metric) for _, of_seed in frontier.groupby("seed")]
         reached = [v for v in values if not np.isnan(v)]
         return float(np.mean(reached)) if reached else float("nan")
 
@@ -92,6 +116,19 @@ class Best:
         best = means.loc[pick.idxmin() if self.smallest else pick.idxmax()].set_index(self.group)
         return best.rename(columns=short)
 
+    def figure(self, members: pd.DataFrame) -> Figure:
+        """The metric along the axis, a line per group: the mean over seeds, and the band they span."""
+        figure, axes = new_figure(xlabel=self.along, ylabel=self.metric, title=self.title)
+        groups = sorted(members[self.group].unique())
+        for i, group in enumerate(groups):
+            points = members[members[self.group] == group].groupby(self.along)[self.metric]
+            colour = colormaps["viridis"](0.9 * i / max(len(groups) - 1, 1))
+            axes.plot(points.mean(), "o-", ms=3.5, color=colour, label=f"{self.group} {group}")
+            axes.fill_between(points.mean().index, points.min(), points.max(), color=colour, alpha=0.15, lw=0)
+        axes.set(xscale="log")
+        axes.legend(frameon=False, fontsize=8)
+        return figure
+
 
 Answer = AtMatched | Best
 
@@ -110,6 +147,14 @@ def interpolate(value: float, frontier: pd.DataFrame, x: str, y: str) -> float:
             return float(np.exp((1 - t) * np.log(y0) + t * np.log(y1)))
         return float((1 - t) * y0 + t * y1)
     return float("nan")
+
+
+def new_figure(*, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """An empty figure, without pyplot and so without a display or a global state."""
+    figure = Figure(figsize=(6.4, 4.4), dpi=130, layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def require(members: pd.DataFrame, columns: list[str]) -> None:

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import pandas as pd
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import sae
-from sae import loading, runner
+from sae import files, loading, runner
 from sae.experiment import Experiment, flatten, kind, replace
 from sae.plan import describe_plan
 from sae.sweep import Sweep, as_sweep
@@ -228,24 +230,35 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
     members = results.members
     if sweep.answer is not None:
         table, title = sweep.answer.table(members), sweep.answer.title
+        figure = results.folder / "answer.png"
+        files.write_atomically(figure, lambda file: sweep.answer.figure(members).savefig(file, format="png"))
     else:
         numbers = [name for name in members.columns if name.startswith("eval/")]
         table, title = members[numbers].median().to_frame("median" if len(members) > 1 else "value"), sweep.name
-    _print_table(table.reset_index(), f"{title} ({len(members)} members, held out)", console)
+    console.print(f"\n{title} ({len(members)} members, held out)", highlight=False)
+    console.print(_rich_table(table))
     diverged = int((members["status"] == "diverged").sum())
     if diverged:
         console.print(f"{diverged} of {len(members)} members diverged")
-    console.print(f"results: {results.folder}", soft_wrap=True, highlight=False)
+    names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
+    console.print(f"results: {results.folder} ({', '.join(names)})", soft_wrap=True, highlight=False)
 
 
-def _print_table(frame, title: str, console: Console) -> None:
-    table = Table(title=title, title_justify="left")
+def _rich_table(frame: pd.DataFrame) -> Table:
+    """A data frame whose index names its rows, as a table for the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for name in frame.index.names:
+        table.add_column(name or "", justify="left")
     for column in frame.columns:
-        name = "\n".join(part for part in column if part) if isinstance(column, tuple) else str(column)
-        table.add_column(name, justify="left" if frame[column].dtype == object else "right")
-    for row in frame.itertuples(index=False):
-        table.add_row(*[_cell(value) for value in row])
-    console.print(table)
+        table.add_column("\n".join(column) if isinstance(column, tuple) else str(column), justify="right")
+    before: tuple = ()
+    for index, row in zip(frame.index, frame.to_numpy(), strict=True):
+        labels = index if isinstance(index, tuple) else (index,)
+        # a label that repeats the one above it is left out
+        shown = [("" if i == 0 and len(labels) > 1 and labels[:1] == before[:1] else str(v)) for i, v in enumerate(labels)]
+        table.add_row(*shown, *map(_cell, row))
+        before = labels
+    return table
 
 
 def _cell(value: Any) -> str:

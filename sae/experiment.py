@@ -51,9 +51,9 @@ class Experiment:
     """Encode x - b_dec rather than x."""
     dead_after: int = leaf(100_000, min=1)
     """Training examples without activity after which a latent is called dead."""
-    seed: int = leaf(0, min=0, max=2**32 - 1)
+    seed: int = leaf(0, min=0, max=2**31 - 1)
     """Of the initial weights and of resampling. Members with different seeds see the same batches."""
-    data_seed: int = static(0, min=0, max=2**32 - 1)
+    data_seed: int = static(0, min=0, max=2**31 - 1)
     """Of the order of the examples (or, for sampled data, of the examples)."""
     n_eval: int | None = static(None, min=1)
     """Held-out examples to evaluate on; None for all of them."""
@@ -122,9 +122,9 @@ def _problems(value: Any, prefix: str) -> Iterator[str]:
         elif dataclasses.is_dataclass(got):
             yield from _problems(got, f"{name}.")
         elif (low := field.metadata.get("min")) is not None and got is not None and got < low:
-            yield f"{name}: got {got}, allowed: at least {low:g}"
+            yield f"{name}: got {got}, allowed: at least {low}"
         elif (high := field.metadata.get("max")) is not None and got is not None and got > high:
-            yield f"{name}: got {got}, allowed: at most {high:g}"
+            yield f"{name}: got {got}, allowed: at most {high}"
 
 
 def describe(hint: Any) -> str:

@@ -14,15 +14,15 @@ base = Experiment(
     d_sae=64,
     constraint=UnitNorm(),
     penalty=ElasticNet(),
-    optimizer=Adam(lr=2e-3, warmup_steps=100, decay_steps=600),
+    optimizer=Adam(lr=2e-3, warmup_steps=100, decay_steps=500),
     dead_after=100_000,
     batch_size=256,
-    n_steps=3_000,
+    n_steps=2_500,
 )
 
 WIDTHS = (64, 128, 256)
 L1 = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
-L2 = (0.2, 0.4, 0.8, 1.6, 3.2, 8.0)
+L2 = (0.2, 0.4, 0.8, 1.6, 4.0, 10.0)
 SEEDS = range(3)
 
 sweep = Sweep(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -238,9 +237,9 @@ def test_a_disk_that_fills_while_writing_is_one_line_and_costs_no_older_result(t
     """A real limit on the size of files, in a process of its own: the weights do not fit, the definition does."""
     python = "import sys; from sae.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", python, "run", "sweep.py", "--wandb", "off", "--out", "full"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    limited = ["sh", "-c", 'ulimit -f 117; exec "$@"', "sh", *command]  # blocks of 512 bytes
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    run = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, env=env)
+    run = subprocess.run(limited, capture_output=True, text=True, env=env)
     assert run.returncode == 1, run.stderr
     errors = [line for line in run.stderr.splitlines() if line.startswith("sae: ")]
     assert len(errors) == 1 and "cohort-000.safetensors" in errors[0] and "Traceback" not in run.stderr, run.stderr

@@ -1,0 +1,106 @@
+"""The order of examples: every row once an epoch, at random, the same wherever it is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sae import Digits, Superposition, UserError
+from sae.data import order
+from sae.data.feed import Feed
+from sae.data.order import batch_rows, permute
+from sae.data.source import rows
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 1000, 1024, 65_537])
+def test_permute_is_a_permutation_at_every_size(n):
+    keys = jax.random.split(jax.random.key(0), 3)
+    got = [np.asarray(jax.jit(permute, static_argnums=2)(key, jnp.arange(n, dtype=jnp.uint32), n)) for key in keys]
+    for places in got:
+        np.testing.assert_array_equal(np.sort(places), np.arange(n))
+    if n >= 97:
+        assert not np.array_equal(got[0], got[1])
+        # neighbours end up far apart, as in a uniform permutation: a mean distance of n / 3
+        assert np.abs(np.diff(got[0].astype(float))).mean() == pytest.approx(n / 3, rel=0.15)
+        # and where a row lands does not depend on where it was
+        assert abs(np.corrcoef(np.arange(n), got[0])[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_where_rows_land_is_uniform_over_keys():
+    """Row 3 of 16 over 8,000 keys: a chi-squared test of its place, 15 degrees of freedom."""
+    keys = jax.random.split(jax.random.key(1), 8_000)
+    places = np.asarray(jax.vmap(lambda key: permute(key, jnp.uint32([3]), 16)[0])(keys))
+    counts = np.bincount(places, minlength=16)
+    assert ((counts - 500) ** 2 / 500).sum() < 37.7  # p = .001
+
+
+def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
+    n, batch = 1000, 100
+    epochs = [
+        np.concatenate([batch_rows(0, jnp.int32(e * 10 + i), batch, n) for i in range(10)]) for e in range(2)
+    ]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(n))
+    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0][:100], batch_rows(1, jnp.int32(0), batch, n)), "another seed, another order"
+
+
+def test_large_data_is_shuffled_in_buffers_of_blocks(monkeypatch):
+    """With small buffers: each row at most once an epoch, nearly all seen, few blocks touched at a time."""
+    monkeypatch.setattr(order, "BUFFER", 512)
+    monkeypatch.setattr(order, "BLOCK", 16)
+    n, batch = 2_000, 64
+    per_epoch = order._usable(n) // batch
+    batch_at = jax.jit(lambda step: batch_rows(0, step, batch, n))
+    seen_in_epochs = []
+    for epoch in range(3):
+        seen = np.concatenate([batch_at(jnp.int32(epoch * per_epoch + i)) for i in range(per_epoch)])
+        assert len(np.unique(seen)) == len(seen) >= 0.95 * n and seen.min() >= 0 and seen.max() < n
+        seen_in_epochs.append(seen)
+        buffer = seen[: 7 * batch]  # within the first buffer of the epoch: at most its blocks, each cut by the rotation
+        assert len(np.unique(buffer // 16)) <= 2 * 512 // 16
+        shuffled = np.abs(np.diff(buffer.astype(float))).mean()
+        assert shuffled > 300, "rows of different blocks are interleaved"
+    assert len(np.unique(np.concatenate(seen_in_epochs))) == n, "what one epoch leaves out, another has"
+
+
+def test_streamed_and_resident_batches_are_the_same(monkeypatch):
+    monkeypatch.setattr(order, "BUFFER", 512)
+    monkeypatch.setattr(order, "BLOCK", 16)
+    rng = np.random.default_rng(0)
+    data = rows(rng.normal(size=(2_000, 5)), rng.normal(size=(300, 5)), "centre", "test")
+    resident, streamed = Feed(data, 7, 64, 1_000), Feed(data, 7, 64, 1_000, resident_bytes=0)
+    assert resident.steps == streamed.steps
+    for step, then in ((0, 50), (50, 90), (17, 40)):  # prefetched, prefetched, and not the one announced
+        a, b = (feed.block(step, then).batches(jnp.int32(step)) for feed in (resident, streamed))
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a[1], resident.block(step + 1).batches(jnp.int32(step + 1))[0])
+    np.testing.assert_array_equal(resident.candidates(3, 100), streamed.candidates(3, 100))
+
+
+def test_examples_are_normalised_and_held_out_ones_all_come_once():
+    data = Digits(normalize="unit-mean-norm").load()
+    feed = Feed(data, 0, 100, 100)
+    x = np.concatenate([np.asarray(x.T)[np.asarray(w) > 0] for x, w in feed.held_out()])
+    np.testing.assert_allclose(x, data.held_out * data.scale, rtol=1e-6)
+    assert np.linalg.norm(data.examples(data.train), axis=1).mean() == pytest.approx(1, rel=1e-5)
+    some = [float(w.sum()) for _, w in feed.held_out(250)]
+    assert some == [100, 100, 50]
+    centred = Digits().load()
+    np.testing.assert_allclose(centred.examples(centred.train).mean(0), 0, atol=1e-6)
+
+
+def test_sampled_data_is_fresh_every_step_and_the_same_for_the_same_seed():
+    data = Superposition(d_in=8, n_features=16).load()
+    feed = Feed(data, 3, 32, 100)
+    block = feed.block(0).batches(jnp.int32(0))
+    assert block.shape == (feed.steps, 8, 32) and not np.array_equal(block[0], block[1])
+    np.testing.assert_array_equal(block[2], Feed(data, 3, 32, 100).block(2).batches(jnp.int32(2))[0])
+    assert not np.array_equal(block[0], Feed(data, 4, 32, 100).block(0).batches(jnp.int32(0))[0])
+    held_out = [x for x, _ in feed.held_out(64)]
+    assert len(held_out) == 2 and not np.array_equal(held_out[0], block[0])
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(UserError, match="batch_size: got 1401, allowed: at most the 1400"):
+        Feed(Digits().load(), 0, 1401, 100)
