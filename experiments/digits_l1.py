@@ -1,7 +1,7 @@
 """ReLU latents, L1 penalty, on 8x8 handwritten digits: strokes or whole digits?
 
-    sae run experiments/digits_l1.py
-    sae run experiments/digits_l1.py --penalty.l1 0.3 --d-sae 256
+sae run experiments/digits_l1.py
+sae run experiments/digits_l1.py --penalty.l1 0.3 --d-sae 256
 """
 
 from sae import Adam, Digits, ElasticNet, Experiment, Relu, UnitNorm

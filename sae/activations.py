@@ -17,10 +17,10 @@ class Relu:
 
 @definition
 class TopK:
-    """The k largest pre-activations of each example, through a ReLU; the rest are 0.
+    """The k largest pre-activations of each example, through a ReLU; the rest are 0. Gao et al. 2024, arXiv 2406.04093.
 
-    Makhzani & Frey 2013, "k-Sparse Autoencoders"; Gao et al. 2024, arXiv 2406.04093 (without their
-    auxiliary loss: dead latents are the business of `revival`). The penalty is usually 0 with it.
+    After Makhzani & Frey 2013, "k-Sparse Autoencoders". Without Gao et al.'s auxiliary loss: dead latents are
+    the business of `revival`. The penalty is usually 0 with it.
     """
 
     k: int = static(32, min=1)

@@ -165,5 +165,5 @@ def require(members: pd.DataFrame, columns: list[str]) -> None:
 
 
 def short(name: str) -> str:
-    """"eval/l0" -> "l0"."""
+    """ "eval/l0" -> "l0"."""
     return name.removeprefix("eval/")

@@ -128,7 +128,9 @@ def override(
 
     options, parsed = Options(), {}
     for i, member in enumerate(members):
-        kinds = tuple((name, value) for name, value in flatten(member).items() if "." not in name and isinstance(value, str))
+        kinds = tuple(
+            (name, value) for name, value in flatten(member).items() if "." not in name and isinstance(value, str)
+        )
         if kinds not in parsed:
             parsed[kinds] = _parse(member, tokens, prog, description)
         values, options = parsed[kinds].experiment, parsed[kinds].options
@@ -137,7 +139,9 @@ def override(
         return members[0], options
     unique = {repr(member): member for member in members}
     if len(unique) < len(members):
-        print(f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}")
+        print(
+            f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}"
+        )
     return dataclasses.replace(definition, members=tuple(unique.values())), options
 
 
@@ -156,7 +160,9 @@ def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list
         if wanted not in choices:
             raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, choices)}")
         try:
-            members = [m if kind(getattr(m, name)) == wanted else replace(m, {name: choices[wanted]()}) for m in members]
+            members = [
+                m if kind(getattr(m, name)) == wanted else replace(m, {name: choices[wanted]()}) for m in members
+            ]
         except TypeError as error:  # a source with a field that has no default
             raise UserError(f"--{name} {wanted}: {error}; write it in a definition file") from None
     return members, rest
@@ -255,7 +261,9 @@ def _rich_table(frame: pd.DataFrame) -> Table:
     for index, row in zip(frame.index, frame.to_numpy(), strict=True):
         labels = index if isinstance(index, tuple) else (index,)
         # a label that repeats the one above it is left out
-        shown = [("" if i == 0 and len(labels) > 1 and labels[:1] == before[:1] else str(v)) for i, v in enumerate(labels)]
+        shown = [
+            ("" if i == 0 and len(labels) > 1 and labels[:1] == before[:1] else str(v)) for i, v in enumerate(labels)
+        ]
         table.add_row(*shown, *map(_cell, row))
         before = labels
     return table

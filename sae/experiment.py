@@ -143,7 +143,9 @@ def unflatten(cls: type, field: str, flat: dict[str, Any], prefix: str = "") -> 
     """The choice that `flatten` wrote under a field's dotted name."""
     name = prefix + field
     hint = get_type_hints(cls)[field]
-    choices = {kind(choice): choice for choice in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(choice)}
+    choices = {
+        kind(choice): choice for choice in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(choice)
+    }
     if flat[name] not in choices:
         raise UserError(f"{name}: got {flat[name]!r}, {nearest(str(flat[name]), choices)}")
     choice = choices[flat[name]]

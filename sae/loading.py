@@ -63,7 +63,9 @@ def _execute(path: Path):
 def _where(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f"{path}, line {error.lineno}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()
+    ]
     return f"{path}, line {lines[-1]}" if lines else str(path)
 
 

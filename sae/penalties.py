@@ -7,11 +7,12 @@ from sae.types import Array, definition, leaf, static
 
 @definition
 class ElasticNet:
-    """`l1 * mean_b sum_i |f_i| + l2 * mean_b sum_i f_i²` over latents f. Zou & Hastie 2005's name for the pair.
+    """L1 and L2 on the latents; the name is Zou & Hastie's, 2005.
 
-    L1 charges every non-zero value at the same rate, so few latents stay active; L2 lets many small
-    values live. With `weighted`, f_i is replaced by `f_i ‖W_dec,i‖` (Conerly et al. 2024, "April update"),
-    which makes the penalty independent of the decoder's scale; else use it with a unit-norm decoder.
+    `l1 * mean_b sum_i abs(f_bi) + l2 * mean_b sum_i f_bi²` for latents f, a mean over the examples b. L1 charges
+    every non-zero value at the same rate, so few latents stay active; L2 lets many small values live. With
+    `weighted`, f_bi is replaced by `f_bi ‖W_dec,i‖` (Conerly et al. 2024, "April update"), which makes the penalty
+    independent of the decoder's scale; else use it with a unit-norm decoder.
     """
 
     l1: float = leaf(0.0, min=0)

@@ -35,7 +35,7 @@ def memory_bytes(cohort: Cohort, d_in: int, lanes: int, data_bytes: int) -> int:
 
 
 def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> None:
-    """Print members, cohorts and why they split, parameters, FLOPs and expected memory. Loads the data for its width."""
+    """Print members, cohorts and why they split, parameters, FLOPs, expected memory. Loads the data for its width."""
     plan, axes = cohorts.plan(sweep.members), varying(sweep.members)
     data = {source: source.load() for source in dict.fromkeys(cohort.example.data for cohort in plan)}
     split = cohorts.splits(plan)
@@ -55,7 +55,16 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop
         held = 4 * source.d_in * len(source.train) if isinstance(source, Rows) else 0
-        numbers = (index + 1, n, at_once, source.d_in, e.d_sae, e.batch_size, e.n_steps, n * parameters(source.d_in, e.d_sae))
+        numbers = (
+            index + 1,
+            n,
+            at_once,
+            source.d_in,
+            e.d_sae,
+            e.batch_size,
+            e.n_steps,
+            n * parameters(source.d_in, e.d_sae),
+        )
         memory = memory_bytes(cohort, source.d_in, at_once, held)
         table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
     console.print(table)

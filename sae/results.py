@@ -62,7 +62,9 @@ class Results:
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name
         if not path.exists():
-            raise UserError(f"{self.folder}: no {name} yet; {nearest(name, sorted(p.name for p in self.folder.iterdir()))}")
+            raise UserError(
+                f"{self.folder}: no {name} yet; {nearest(name, sorted(p.name for p in self.folder.iterdir()))}"
+            )
         return pd.read_parquet(path)
 
 

@@ -83,7 +83,9 @@ def run(
     names = member_names(sweep)
     try:
         for index, (cohort, feed) in enumerate(zip(plan, feeds, strict=True)):
-            _run_cohort(index, cohort, feed, [names[i] for i in cohort.members], sinks, chunk_steps, lanes or cohort.lanes())
+            _run_cohort(
+                index, cohort, feed, [names[i] for i in cohort.members], sinks, chunk_steps, lanes or cohort.lanes()
+            )
             feed.close()
     finally:
         for sink in sinks:
@@ -109,11 +111,11 @@ def _run_cohort(
             sink.record(Record(index, cohort, step, step * example.batch_size, values))
 
     waiting = None
-    for state, chunk in train_cohort(state, cohort, experiments, feed, lanes, chunk_steps, program):
+    for after, chunk in train_cohort(state, cohort, experiments, feed, lanes, chunk_steps, program):
         # the device has the next chunk to work on while the numbers of the one before are read
         if waiting:
             report(*waiting)
-        waiting = chunk
+        state, waiting = after, chunk
     report(*waiting)
 
     outcome = evaluate(index, cohort, feed, state, lanes)
@@ -135,7 +137,14 @@ def train_cohort(
     example, pivot = cohort.example, jnp.asarray(feed.data.mean)
     for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps):
         then = step + n
-        state = program(experiments, state, feed.block(step, then=then), pivot, jnp.int32(step), jnp.int32(n))
+        state = program(
+            experiments,
+            state,
+            feed.block(step, then if then < example.n_steps else None),
+            pivot,
+            jnp.int32(step),
+            jnp.int32(n),
+        )
         if then in example.revival.steps() and then < example.n_steps:
             candidates = feed.candidates(then, example.revival.n_candidates)
             state = cohorts.revive(experiments, state, jnp.int32(then), candidates, lanes=lanes)
@@ -184,7 +193,9 @@ def member_names(sweep: Sweep) -> list[str]:
     """A name per member, of what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
     names = varying(sweep.members)
     flats = [flatten(member) for member in sweep.members]
-    of = lambda flat: " ".join(f"{n}={flat[n]:g}" if isinstance(flat[n], float) else f"{n}={flat[n]}" for n in names if n in flat)
+    of = lambda flat: " ".join(
+        f"{n}={flat[n]:g}" if isinstance(flat[n], float) else f"{n}={flat[n]}" for n in names if n in flat
+    )
     return [of(flat) or sweep.name for flat in flats]
 
 
@@ -204,7 +215,9 @@ def _finished_before(folder: Path, members: list[dict], fresh: bool, console: Co
     if (folder / results.DEFINITION).exists():
         older = Results(folder)
         if difference := _first_difference(older.definition["members"], members):
-            raise UserError(f"{folder} holds a different definition: {difference}; use --out DIR, or --fresh to move it aside")
+            raise UserError(
+                f"{folder} holds a different definition: {difference}; use --out DIR, or --fresh to move it aside"
+            )
         if older.finished:
             line = f"{folder}: this run is finished already; nothing to do (--fresh runs it again)"
             console.print(line, highlight=False, markup=False, soft_wrap=True)

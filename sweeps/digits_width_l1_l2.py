@@ -6,7 +6,6 @@
 """
 
 from experiments.digits_l1 import experiment
-
 from sae import AtMatched, Sweep, grid, replace
 
 base = replace(experiment, {"penalty.l1": 0.0, "n_steps": 3_000, "optimizer.decay_steps": 600})

@@ -6,12 +6,9 @@
 """
 
 from experiments.superposition_l1 import experiment
-
 from sae import Best, Sweep, grid, replace
 
-base = replace(
-    experiment, {"n_steps": 3_000, "optimizer.lr": 3e-3, "optimizer.decay_steps": 1_000, "n_eval": 8_192}
-)
+base = replace(experiment, {"n_steps": 3_000, "optimizer.lr": 3e-3, "optimizer.decay_steps": 1_000, "n_eval": 8_192})
 
 sweep = Sweep(
     name="superposition_width_l1",

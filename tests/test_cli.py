@@ -25,7 +25,9 @@ experiment = Experiment(
 )
 '''
 
-SWEEP = TINY + '''
+SWEEP = (
+    TINY
+    + """
 from sae import AtMatched, Sweep, grid
 
 sweep = Sweep(
@@ -33,7 +35,8 @@ sweep = Sweep(
     members=grid(experiment, {"penalty.l1": (0.0, 0.1, 0.5), "seed": (0, 1)}),
     answer=AtMatched(arms={"L1": "penalty.l1"}, at=(0.2, 0.25), metrics=("eval/l0",)),
 )
-'''
+"""
+)
 
 
 @pytest.fixture
@@ -265,7 +268,9 @@ def test_a_crash_while_writing_leaves_the_older_file(tmp_path):
 
 
 def test_the_console_command_and_its_usage():
-    run = lambda *argv: subprocess.run([sys.executable, "-m", "sae.cli", *argv], capture_output=True, text=True, cwd=ROOT)
+    run = lambda *argv: subprocess.run(
+        [sys.executable, "-m", "sae.cli", *argv], capture_output=True, text=True, cwd=ROOT
+    )
     assert run().returncode == 1 and "usage: sae run FILE" in run().stdout
     bad = run("rum")
     assert bad.returncode == 1 and bad.stderr == "sae: unknown command 'rum'; close names: run\n"

@@ -141,7 +141,7 @@ def test_init_is_unit_rows_and_the_encoder_tied(tiny):
 
 
 def test_resampling_brings_dead_latents_back_where_never_leaves_many():
-    """Half of the latents start out of reach (encoder bias -100): Never keeps them dead, Resample gives them features."""
+    """Half of the latents start out of reach (encoder bias -100): Never keeps them dead, Resample does not."""
     base = Experiment(
         name="half dead", data=Superposition(d_in=32, n_features=64, n_active=2), d_sae=64, n_steps=1_600,
         batch_size=256, penalty=ElasticNet(l1=0.15), dead_after=20_000,
@@ -154,9 +154,8 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
         state = cohort.init(experiments, feed.candidates(0, 256)[0], lanes=1)
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
         state = state.replace(train=state.train.replace(sae=sae.model.replace(state.train.sae, b_enc=b_enc)))
-        for state, _ in train_cohort(state, plan, experiments, feed, lanes=1):  # noqa: B007
-            pass
-        after[type(revival)] = evaluate(0, plan, feed, state, 1).values
+        *_, (trained, _) = train_cohort(state, plan, experiments, feed, lanes=1)
+        after[type(revival)] = evaluate(0, plan, feed, trained, 1).values
     never, again = after[Never], after[Resample]
     assert never["eval/dead"][0] >= 32
     assert again["eval/dead"][0] <= 4
@@ -198,7 +197,9 @@ def test_resampling_prefers_bad_examples_by_squared_loss():
     """Two groups of candidates, losses 1 and 3: the second is chosen 9 times as often."""
     d, f, n = 2, 1, 1000
     one = sae.Sae(*(jnp.zeros(s) for s in ((f, d), (f,), (f, d), (d,))), sae.Relu())
-    x = jnp.concatenate([jnp.tile(jnp.array([[1.0], [0.0]]), n // 2), jnp.tile(jnp.array([[0.0], [3**0.5]]), n // 2)], 1)
+    x = jnp.concatenate(
+        [jnp.tile(jnp.array([[1.0], [0.0]]), n // 2), jnp.tile(jnp.array([[0.0], [3**0.5]]), n // 2)], 1
+    )
     pick = lambda key: Resample()(key, one, (), jnp.array([True]), x[None])[0].W_dec[...][0, 1]
     share = float(jax.vmap(pick)(jax.random.split(jax.random.key(1), 2000)).mean())
     assert share == pytest.approx(0.9, abs=0.03)
@@ -252,14 +253,20 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
     def program(experiments_leaves, state_leaves, block_leaves, candidates):
         experiments_, state_, block = (
             jax.tree.unflatten(jax.tree.structure(tree), leaves)
-            for tree, leaves in ((experiments, experiments_leaves), (state, state_leaves), (feed.block(0), block_leaves))
+            for tree, leaves in (
+                (experiments, experiments_leaves),
+                (state, state_leaves),
+                (feed.block(0), block_leaves),
+            )
         )
         trained = cohort.train_block(experiments_, state_, block, jnp.zeros(d_in), step, step + 3, lanes=2)
         revived = cohort.revive(experiments_, trained, step, candidates, lanes=2)
         return jax.tree.leaves(cohort.end_chunk(experiments_, revived))
 
     arguments = [jax.tree.leaves(tree) for tree in (experiments, state, feed.block(0))]
-    exported = jax.export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(*arguments, feed.candidates(0, 128))
+    exported = jax.export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(
+        *arguments, feed.candidates(0, 128)
+    )
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 

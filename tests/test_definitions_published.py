@@ -22,7 +22,9 @@ X = jnp.asarray(np.sin(1 + np.arange(24.0).reshape(BATCH, D_IN)), jnp.float32).T
 
 
 def loss_of(activation, penalty) -> tuple[float, model.Forward]:
-    experiment = Experiment(name="golden", data=Digits(), d_sae=D_SAE, n_steps=1, activation=activation, penalty=penalty)
+    experiment = Experiment(
+        name="golden", data=Digits(), d_sae=D_SAE, n_steps=1, activation=activation, penalty=penalty
+    )
     value, out = train.loss(golden_sae(activation), experiment, jnp.int32(0), X)
     return float(value), out
 

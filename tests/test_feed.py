@@ -36,9 +36,7 @@ def test_where_rows_land_is_uniform_over_keys():
 
 def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
     n, batch = 1000, 100
-    epochs = [
-        np.concatenate([batch_rows(0, jnp.int32(e * 10 + i), batch, n) for i in range(10)]) for e in range(2)
-    ]
+    epochs = [np.concatenate([batch_rows(0, jnp.int32(e * 10 + i), batch, n) for i in range(10)]) for e in range(2)]
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(n))
     assert not np.array_equal(*epochs)

@@ -51,7 +51,9 @@ def imported(path: Path):
             continue
         for name in names:
             if name == "sae" or name.startswith("sae."):
-                yield next(m for m in (name, name.rpartition(".")[0], "sae") if m.removeprefix("sae").lstrip(".") in FLOOR)
+                yield next(
+                    m for m in (name, name.rpartition(".")[0], "sae") if m.removeprefix("sae").lstrip(".") in FLOOR
+                )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sae").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))

@@ -11,7 +11,9 @@ from sae import Relu, Sae, metrics, model
 def make(d=7, f=12, n=40, seed=0, offset=3.0):
     rng = np.random.default_rng(seed)
     W = rng.normal(size=(f, d)).astype(np.float32)
-    sae = Sae(jnp.asarray(W), jnp.asarray(rng.normal(size=f) - 3, jnp.float32), jnp.asarray(W / 9), jnp.zeros(d), Relu())
+    sae = Sae(
+        jnp.asarray(W), jnp.asarray(rng.normal(size=f) - 3, jnp.float32), jnp.asarray(W / 9), jnp.zeros(d), Relu()
+    )
     x = (rng.normal(size=(d, n)) + offset).astype(np.float32)
     return sae, jnp.asarray(x)
 

@@ -100,14 +100,23 @@ def test_at_matched_interpolates_along_each_arm_in_logarithms():
 
 
 def test_the_unpenalised_member_belongs_to_every_arm():
-    zero = pd.DataFrame([{"d_sae": 64, "seed": 0, "penalty.l1": 0.0, "penalty.l2": 0.0, "eval/fvu": 0.01, "eval/l0": 99.0}])
+    zero = pd.DataFrame(
+        [{"d_sae": 64, "seed": 0, "penalty.l1": 0.0, "penalty.l2": 0.0, "eval/fvu": 0.01, "eval/l0": 99.0}]
+    )
     members = pd.concat([zero, frontier("penalty.l1", 0.5, [0]), frontier("penalty.l2", 0.0, [0])])
     answer = AtMatched(arms={"L1": "penalty.l1", "L2": "penalty.l2"}, at=(0.01,), metrics=("eval/l0",))
     assert list(answer.table(members).loc[("l0", 64)]) == pytest.approx([99, 99])
 
 
 def test_best_is_by_the_mean_over_seeds():
-    rows = [(32, 0.1, 0, 0.9), (32, 0.1, 1, 0.1), (32, 0.2, 0, 0.6), (32, 0.2, 1, 0.6), (64, 0.1, 0, 0.3), (64, 0.2, 0, 0.2)]
+    rows = [
+        (32, 0.1, 0, 0.9),
+        (32, 0.1, 1, 0.1),
+        (32, 0.2, 0, 0.6),
+        (32, 0.2, 1, 0.6),
+        (64, 0.1, 0, 0.3),
+        (64, 0.2, 0, 0.2),
+    ]
     members = pd.DataFrame(rows, columns=["d_sae", "penalty.l1", "seed", "eval/mmcs"])
     table = Best(metric="eval/mmcs", along="penalty.l1").table(members)
     assert list(table["penalty.l1"]) == [0.2, 0.1] and list(table["mmcs"]) == pytest.approx([0.6, 0.3])

@@ -40,7 +40,7 @@ LUMA = np.array([0.2125, 0.7154, 0.0721], np.float32)  # ITU-R BT.709, as skimag
 
 @definition
 class ImagePatches:
-    """Square patches of photographs; whole photographs are held out.
+    """Square patches of photographs, whitened; whole photographs are held out. Olshausen & Field 1996.
 
     Rows are [size * size] grey patches, or [size * size * 3] with `colour`, of the files' own (gamma-encoded) pixel
     values in [0, 1]. Every position in every image is equally likely, so an image counts in proportion to its number

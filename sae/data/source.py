@@ -34,6 +34,7 @@ class Rows:
 
     @property
     def d_in(self) -> int:
+        """Width of an example."""
         return self.train.shape[1]
 
     def examples(self, rows: np.ndarray) -> np.ndarray:
@@ -66,9 +67,7 @@ class Source(Protocol):
         ...
 
 
-def rows(
-    train, held_out, normalize: Normalize, what: str, image_shape: tuple[int, ...] | None = None
-) -> Rows:
+def rows(train, held_out, normalize: Normalize, what: str, image_shape: tuple[int, ...] | None = None) -> Rows:
     """Measure and check raw rows, once, in pieces (they may be larger than memory).
 
     normalize: `none` leaves rows as they are; `centre` subtracts the training mean; `unit-mean-norm`

@@ -13,9 +13,9 @@ from sae.types import Array, Key, UserError, definition, static
 
 @definition
 class Superposition:
-    """x = sum_i active_i magnitude_i feature_i [d_in]: more features than dimensions, few of them active.
+    """Sums of few of many known features, more than there are dimensions. Sharkey, Braun & Millidge 2022.
 
-    After Sharkey, Braun & Millidge 2022. Features are random unit rows [n_features, d_in], magnitudes are
+    x = sum_i active_i magnitude_i feature_i [d_in]. Features are random unit rows [n_features, d_in], magnitudes are
     U[0, 1), and feature i (from 0) is active with a probability p_i that follows a correlated Gaussian z. Public
     re-implementations differ in it; the two built here are, with Phi the normal distribution function:
 
