@@ -1,7 +1,8 @@
 """Answers: how to read a sweep's question off its members table, as a small table of its own."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sae.metrics import EVALUATED
 from sae.types import UserError, nearest
 
 
@@ -39,9 +41,12 @@ class AtMatched:
         """What the table shows."""
         return f"{', '.join(map(short, self.metrics))} at matched {short(self.matched)}"
 
+    def check(self, names: Iterable[str]) -> None:
+        """Check before training that these hyper-parameters are there to be read. Raises UserError."""
+        require(names, [self.group, *self.arms.values()], (self.matched, *self.metrics))
+
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> a row per (metric, group), a column per (matched value, arm)."""
-        require(members, [self.group, self.matched, *self.metrics, *self.arms.values()])
         cells = {
             (short(metric), group): {
                 (f"{short(self.matched)} {value:g}", arm): self._mean(self.frontier(of_group, arm), value, metric)
@@ -58,7 +63,13 @@ class AtMatched:
     def frontier(self, members: pd.DataFrame, arm: str) -> pd.DataFrame:
         """The members of one arm, where the other arms' coefficients are 0, in the order of its own."""
         others = [name for name in self.arms.values() if name != self.arms[arm]]
-        return members[(members[others] == 0).all(axis=1)].sort_values(self.arms[arm])
+        chosen = members[(members[others] == 0).all(axis=1)].sort_values(self.arms[arm])
+        if chosen.duplicated([self.group, "seed", self.arms[arm]]).any():
+            raise UserError(
+                f"arm {arm}: members with equal {self.group}, seed and {self.arms[arm]} differ in something else, "
+                "so they are no one frontier; make that the group, or ask it in a sweep of its own"
+            )
+        return chosen
 
     def figure(self, members: pd.DataFrame) -> Figure:
         """The frontiers themselves: the first metric against the matched one, a line per arm and group."""
@@ -66,7 +77,7 @@ class AtMatched:
         title = f"{short(metric)} against {short(self.matched)}: lower and further left is better"
         figure, axes = new_figure(xlabel=self.matched, ylabel=metric, title=title)
         groups = sorted(members[self.group].unique())
-        for arm, colour in zip(self.arms, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=False):
+        for arm, colour in zip(self.arms, itertools.cycle(f"C{i}" for i in range(10)), strict=False):
             for i, group in enumerate(groups):
                 frontier = self.frontier(members[members[self.group] == group], arm)
                 points = frontier.groupby(self.arms[arm])[[self.matched, metric]]
@@ -107,9 +118,12 @@ class Best:
         """What the table shows."""
         return f"best {short(self.metric)} over {self.along}"
 
+    def check(self, names: Iterable[str]) -> None:
+        """Check before training that these hyper-parameters are there to be read. Raises UserError."""
+        require(names, [self.group, self.along], (self.metric, *self.also))
+
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> one row per group."""
-        require(members, [self.group, self.along, self.metric, *self.also])
         means = members.groupby([self.group, self.along])[[self.metric, *self.also]].mean().reset_index()
         means = means.dropna(subset=[self.metric])
         pick = means.groupby(self.group)[self.metric]
@@ -125,7 +139,7 @@ class Best:
             colour = colormaps["viridis"](0.9 * i / max(len(groups) - 1, 1))
             axes.plot(points.mean(), "o-", ms=3.5, color=colour, label=f"{self.group} {group}")
             axes.fill_between(points.mean().index, points.min(), points.max(), color=colour, alpha=0.15, lw=0)
-        axes.set(xscale="log")
+        axes.set(xscale="log" if members[self.along].min() > 0 else "linear")
         axes.legend(frameon=False, fontsize=8)
         return figure
 
@@ -157,11 +171,15 @@ def new_figure(*, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def require(members: pd.DataFrame, columns: list[str]) -> None:
-    """Check that the members table has these columns. Raises UserError naming the first that it lacks."""
-    for column in columns:
-        if column not in members.columns:
-            raise UserError(f"the members table has no column '{column}'; {nearest(column, members.columns)}")
+def require(names: Iterable[str], hyper: Iterable[str], numbers: Iterable[str]) -> None:
+    """Check that hyper-parameters are among `names` and metrics among those that evaluation gives. Raises UserError."""
+    names = list(names)
+    for name in hyper:
+        if name not in names:
+            raise UserError(f"answer: members have no '{name}'; {nearest(name, names)}")
+    for name in numbers:
+        if name.removeprefix("eval/") not in EVALUATED or not name.startswith("eval/"):
+            raise UserError(f"answer: no metric '{name}'; {nearest(name, [f'eval/{metric}' for metric in EVALUATED])}")
 
 
 def short(name: str) -> str:

@@ -137,7 +137,7 @@ def override(
         members[i] = replace(member, {name: _get(values, name) for name in given})
     if not isinstance(definition, Sweep):
         return members[0], options
-    unique = {repr(member): member for member in members}
+    unique = {repr(replace(member, {"name": ""})): member for member in members}
     if len(unique) < len(members):
         print(
             f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}"
@@ -234,7 +234,10 @@ def _get(value: Any, name: str) -> Any:
 def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
     """The sweep's answer, or the held-out numbers where it asks for none; and where everything lies."""
     members = results.members
-    if sweep.answer is not None:
+    everyone, members = members, members[members["status"] == "finished"]
+    if len(members) == 0:
+        table, title = pd.DataFrame(), "every member diverged: no answer"
+    elif sweep.answer is not None:
         table, title = sweep.answer.table(members), sweep.answer.title
         figure = results.folder / "answer.png"
         files.write_atomically(figure, lambda file: sweep.answer.figure(members).savefig(file, format="png"))
@@ -242,10 +245,10 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
         numbers = [name for name in members.columns if name.startswith("eval/")]
         table, title = members[numbers].median().to_frame("median" if len(members) > 1 else "value"), sweep.name
     console.print(f"\n{title} ({len(members)} members, held out)", highlight=False)
-    console.print(_rich_table(table))
-    diverged = int((members["status"] == "diverged").sum())
-    if diverged:
-        console.print(f"{diverged} of {len(members)} members diverged")
+    if len(table):
+        console.print(_rich_table(table))
+    if diverged := len(everyone) - len(members):
+        console.print(f"{diverged} of {len(everyone)} members diverged and are left out", highlight=False)
     names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
     console.print(f"results: {results.folder} ({', '.join(names)})", soft_wrap=True, highlight=False)
 

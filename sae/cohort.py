@@ -6,6 +6,7 @@ compiled program trains them all. Within it, members are computed `lanes` at a t
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -18,8 +19,8 @@ from sae.metrics import Moments, Sums
 from sae.train import TrainState
 from sae.types import Array
 
-# One member's matrix product of this many multiply-adds fills the cores of a CPU by itself (measured: lanes 1 is best
-# from here on); below it, members are computed together until they reach it.
+# A matrix product of this many multiply-adds fills the cores of a CPU (measured): members whose products are smaller
+# are computed together until they reach it.
 FULL_LANE = 2**25
 MAX_LANES = 16
 
@@ -40,12 +41,15 @@ class Cohort:
         """One experiment whose leaves have a leading member axis."""
         return stack([_anonymous(experiment) for experiment in self.experiments])
 
-    def lanes(self) -> int:
-        """Members computed at once: a divisor of their number, so that every lane runs the same program."""
-        e = self.example
-        target = min(MAX_LANES, max(1, FULL_LANE // (e.d_sae * e.batch_size * 64)))
-        n = len(self.members)
-        return max(lanes for lanes in range(1, min(target, n) + 1) if n % lanes == 0)
+    def lanes(self, d_in: int) -> int:
+        """Members computed at once: all on an accelerator; on a CPU as many as fill its cores, in equal groups."""
+        e, n = self.example, len(self.members)
+        if jax.default_backend() != "cpu":
+            return n
+        most = min(n, MAX_LANES, max(1, FULL_LANE // (e.d_sae * e.batch_size * d_in)))
+        divisor = max(lanes for lanes in range(1, most + 1) if n % lanes == 0)
+        # a remainder means compiling the step twice: only where equal groups would be small
+        return divisor if 2 * divisor >= most else math.ceil(n / math.ceil(n / most))
 
 
 @struct.dataclass
@@ -171,11 +175,16 @@ def end_evaluation(window) -> tuple[dict[str, Array], Array]:
 
 @jax.jit
 def feature_recovery(saes, features: Array, frequencies: Array) -> dict[str, Array]:
-    """`mmcs` of every member and its chance floor, {name: [member]}."""
-    found = jax.lax.map(lambda sae: metrics.mmcs(features, frequencies, sae.W_dec[...]), saes)
+    """`mmcs` of every member, {name: [member]}."""
+    return jax.lax.map(lambda sae: metrics.mmcs(features, frequencies, sae.W_dec[...]), saes)
+
+
+@jax.jit
+def recovery_chance(saes, features: Array, frequencies: Array) -> dict[str, Array]:
+    """The chance floor of `mmcs`, the same for every member, {name: [member]}."""
     n, d_sae, _ = saes.W_dec[...].shape
     floor = metrics.mmcs_chance(jax.random.key(0), features, frequencies, d_sae)
-    return found | {name: jnp.full(n, value) for name, value in floor.items()}
+    return {name: jnp.full(n, value) for name, value in floor.items()}
 
 
 def new_window(n_members: int, d_sae: int, d_in: int) -> tuple[Sums, Moments]:

@@ -51,9 +51,9 @@ class Experiment:
     """Encode x - b_dec rather than x."""
     dead_after: int = leaf(100_000, min=1)
     """Training examples without activity after which a latent is called dead."""
-    seed: int = leaf(0, min=0, max=2**31 - 1)
+    seed: int = leaf(0, min=0)
     """Of the initial weights and of resampling. Members with different seeds see the same batches."""
-    data_seed: int = static(0, min=0, max=2**31 - 1)
+    data_seed: int = static(0, min=0)
     """Of the order of the examples (or, for sampled data, of the examples)."""
     n_eval: int | None = static(None, min=1)
     """Held-out examples to evaluate on; None for all of them."""
@@ -98,8 +98,11 @@ def _replace_one(value, name, path, new):
     return dataclasses.replace(value, **{head: inner})
 
 
-def validate(experiment: Experiment) -> None:
-    """Check every field's type and range. Raises UserError with one line that names the field."""
+def validate(experiment: Experiment) -> Experiment:
+    """The experiment with whole numbers in float fields made floats, so that they have one type everywhere.
+
+    Checks every field's type and range. Raises UserError with one line that names the field.
+    """
     if not isinstance(experiment, Experiment):
         raise UserError(f"got {type(experiment).__name__}, allowed: an Experiment")
     for problem in _problems(experiment, ""):
@@ -107,6 +110,26 @@ def validate(experiment: Experiment) -> None:
     activation, d_sae = experiment.activation, experiment.d_sae
     if isinstance(activation, TopK) and activation.k > d_sae:
         raise UserError(f"{experiment.name!r}: activation.k: got {activation.k}, allowed: at most d_sae = {d_sae}")
+    try:
+        hash(experiment.data)
+    except TypeError:
+        kind_of_data = type(experiment.data).__name__
+        raise UserError(
+            f"{experiment.name!r}: data: {kind_of_data} cannot be hashed; decorate the class with sae.types.definition"
+        ) from None
+    return _floats(experiment)
+
+
+def _floats(value: Any) -> Any:
+    """A definition in which every field that is annotated as a float holds one."""
+    hints, changes = get_type_hints(type(value)), {}
+    for field in dataclasses.fields(value):
+        got = getattr(value, field.name)
+        if dataclasses.is_dataclass(got):
+            changes[field.name] = _floats(got)
+        elif isinstance(got, int) and not isinstance(got, bool) and hints[field.name] in (float, float | None):
+            changes[field.name] = float(got)
+    return dataclasses.replace(value, **changes)
 
 
 def _problems(value: Any, prefix: str) -> Iterator[str]:
@@ -115,6 +138,8 @@ def _problems(value: Any, prefix: str) -> Iterator[str]:
         name, got, hint = prefix + field.name, getattr(value, field.name), hints[field.name]
         if name == "data" and callable(getattr(got, "load", None)) and dataclasses.is_dataclass(got):
             yield from _problems(got, "data.")  # a source of the user's own is as good as ours
+        elif isinstance(got, int) and abs(got) >= 2**31:
+            yield f"{name}: got {got}, allowed: 32-bit integers"
         elif not is_bearable(got, hint, conf=BeartypeConf(is_pep484_tower=True)) or (
             isinstance(got, bool) and hint in (int, float)
         ):

@@ -50,6 +50,7 @@ def _execute(path: Path):
             sys.path.append(str(folder))
     spec = importlib.util.spec_from_file_location(f"definition_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and tyro look for the file's own classes
     try:
         spec.loader.exec_module(module)
     except UserError as error:

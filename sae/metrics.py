@@ -27,6 +27,11 @@ from sae.model import Forward, unit_rows
 from sae.types import Array, Key
 
 RELATIVE = 0.01  # what share of the example's largest latent counts for l0_relative
+EVALUATED = (
+    *("mse", "fvu", "l0", "l0_relative", "n_eff", "l1", "cosine", "shrinkage", "dead", "dead_fraction", "examples"),
+    *("firing_rate_q10", "firing_rate_q50", "firing_rate_q90"),
+    *("mmcs", "mmcs_weighted", "mmcs_reverse", "mmcs_chance", "mmcs_weighted_chance", "mmcs_reverse_chance"),
+)  # what evaluation can give; the last six where the true features are known
 HISTOGRAM_EDGES = np.linspace(-6.0, 0.0, 25)  # of log10 firing rate
 
 
@@ -85,7 +90,7 @@ def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
     largest, total, squares = jnp.max(size, axis=0), jnp.sum(size, axis=0), jnp.sum(f * f, axis=0)
     active = f != 0
     dot, x_hat_squared = jnp.sum(x * x_hat, axis=0), jnp.sum(x_hat * x_hat, axis=0)
-    norms = jnp.sqrt(jnp.sum(x * x, axis=0) * x_hat_squared)
+    norms = jnp.sqrt(jnp.sum(x * x, axis=0)) * jnp.sqrt(x_hat_squared)
     return Sums(
         squared_error=count(jnp.sum((x - x_hat) ** 2, axis=0)),
         active=count(jnp.sum(active, axis=0, dtype=jnp.float32)),
@@ -151,7 +156,7 @@ def mmcs_chance(key: Key, features: Array, frequencies: Array, d_sae: int, draws
     """The floor: `mmcs` of random dictionaries of the same shape, a mean over `draws`. It grows with d_sae."""
     random = lambda k: mmcs(features, frequencies, jax.random.normal(k, (d_sae, features.shape[1])))
     floors = jax.lax.map(random, jax.random.split(key, draws))
-    return {f"{name}_chance": jnp.mean(values) for name, values in floors.items() if name != "mmcs_weighted"}
+    return {f"{name}_chance": jnp.mean(values) for name, values in floors.items()}
 
 
 def _ratio(a: Array, b: Array) -> Array:

@@ -59,13 +59,18 @@ def pre_acts(sae: Sae, x: Array) -> Array:
     """
     W_enc, offset = sae.W_enc[...], sae.b_enc[...]
     if sae.apply_b_dec_to_input:
-        offset = offset - W_enc @ sae.b_dec[...]
-    return W_enc @ x + offset[:, None]
+        offset = offset - matmul(W_enc, sae.b_dec[...])
+    return matmul(W_enc, x) + offset[:, None]
 
 
 def decode(sae: Sae, latents: Array) -> Array:
     """latents [d_sae, batch] -> x_hat [d_in, batch]."""
-    return sae.W_dec[...].T @ latents + sae.b_dec[...][:, None]
+    return matmul(sae.W_dec[...].T, latents) + sae.b_dec[...][:, None]
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """A matrix product in true float32, gradients too; GPUs and TPUs round the factors to fewer bits unless told."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def forward(sae: Sae, x: Array) -> Forward:
@@ -93,8 +98,8 @@ def replace(sae: Sae, **parameters: Array) -> Sae:
 
 
 def decoder_norms(sae: Sae) -> Array:
-    """Euclidean norms of the decoder rows, [d_sae]."""
-    return jnp.linalg.norm(sae.W_dec[...], axis=1)
+    """Euclidean norms of the decoder rows, [d_sae]; a zero row has a finite gradient."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(sae.W_dec[...] ** 2, axis=1), 1e-30))
 
 
 def unit_rows(W: Array) -> Array:

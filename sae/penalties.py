@@ -20,7 +20,7 @@ class ElasticNet:
     l2: float = leaf(0.0, min=0)
     """Coefficient on the sum of squared latents."""
     warmup_steps: int = leaf(0, min=0)
-    """Steps over which both coefficients rise linearly from 0; 0 for none."""
+    """Steps over which both coefficients rise in equal parts; 0 for none."""
     weighted: bool = static(False)
     """Weight each latent by its decoder row's norm."""
 

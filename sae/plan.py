@@ -6,7 +6,8 @@ from rich.table import Table
 
 from sae import cohort as cohorts
 from sae.cohort import Cohort
-from sae.data.source import Rows
+from sae.data.feed import block_steps, check, resident
+from sae.data.source import Rows, Sampler
 from sae.sweep import Sweep, varying
 
 
@@ -20,18 +21,19 @@ def step_flops(d_in: int, d_sae: int, batch_size: int) -> int:
     return 5 * 2 * d_in * d_sae * batch_size
 
 
-def memory_bytes(cohort: Cohort, d_in: int, lanes: int, data_bytes: int) -> int:
+def memory_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
     """Expected peak of training a cohort, all float32.
 
     Parameters and two moments of every member, twice (what goes into a block and what comes out of it); a
     gradient and an update of the members computed at once, and their latents, pre-activations, the gradients
     of both, and a mask; a block of batches, drawn and transposed; the data.
     """
-    e = cohort.example
+    e, d_in = cohort.example, data.d_in
     state = 3 * parameters(d_in, e.d_sae) * len(cohort.members) * 2
     working = lanes * (2 * parameters(d_in, e.d_sae) + 5 * e.d_sae * e.batch_size)
-    block = 2 * min(2**25, 4 * 64 * e.batch_size * d_in) // 4
-    return 4 * (state + working + block) + data_bytes
+    block = 2 * block_steps(d_in, e.batch_size, e.n_steps) * e.batch_size * d_in
+    held = len(data.train) * d_in if resident(data) else 0
+    return 4 * (state + working + block + held)
 
 
 def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> None:
@@ -51,10 +53,10 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
         table.add_column(column, justify="right")
     for index, cohort in enumerate(plan):
         e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
-        at_once = lanes or cohort.lanes()
+        check(source, e.batch_size)
+        at_once = lanes or cohort.lanes(source.d_in)
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop
-        held = 4 * source.d_in * len(source.train) if isinstance(source, Rows) else 0
         numbers = (
             index + 1,
             n,
@@ -65,7 +67,7 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
             e.n_steps,
             n * parameters(source.d_in, e.d_sae),
         )
-        memory = memory_bytes(cohort, source.d_in, at_once, held)
+        memory = memory_bytes(cohort, source, at_once)
         table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
     console.print(table)
     say(f"in all {_short(total)} GFLOP of matrix products; memory is the expected peak of one program")

@@ -51,7 +51,7 @@ class Results:
         """The trained autoencoder of a member. Raises UserError where there is none."""
         table = self.members.set_index("member")
         if member not in table.index:
-            raise UserError(f"{self.folder}: got member {member}, allowed: 0 to {len(table) - 1}")
+            raise UserError(f"{self.folder}: got member {member}, allowed: {', '.join(map(str, table.index))}")
         cohort = int(table.loc[member, "cohort"])
         with safetensors.safe_open(weights_path(self.folder, cohort), framework="numpy") as file:
             place = int(np.flatnonzero(file.get_tensor("member") == member)[0])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sae.model import Sae, forward, replace, unit_rows
-from sae.types import Array, Key, definition, static
+from sae.types import Array, Key, definition, leaf, static
 
 
 @definition
@@ -32,8 +32,8 @@ class Resample:
     times: int = static(4, min=1)
     """How many there are. Bricken et al. stop half-way through training, so that the last ones can settle."""
     n_candidates: int = static(8_192, min=1)
-    """Training examples to choose from, rounded up to whole batches (Bricken et al.: 819,200)."""
-    encoder_scale: float = static(0.2, min=0)
+    """Training examples to choose from, in whole batches, at most the data (Bricken et al.: 819,200)."""
+    encoder_scale: float = leaf(0.2, min=0)
     """Norm of a new encoder row, relative to the alive ones."""
 
     def steps(self) -> tuple[int, ...]:
@@ -47,7 +47,9 @@ class Resample:
         # the scale cancels in the probabilities, but squares of raw losses can leave float32's range
         weights = (losses / jnp.maximum(jnp.max(losses), 1e-30)) ** 2 + 1e-12
         chosen = jax.random.choice(key, n, (d_sae,), replace=n < d_sae, p=weights / jnp.sum(weights))
-        x = candidates.transpose(0, 2, 1).reshape(n, -1)[chosen]  # [d_sae, d_in]
+        # draws without replacement come in order, the likely ones first: the dead take the first of them
+        draw = jnp.where(dead, jnp.cumsum(dead) - 1, 0)
+        x = candidates.transpose(0, 2, 1).reshape(n, -1)[chosen[draw]]  # [d_sae, d_in]
         directions = unit_rows(x - sae.b_dec[...])
 
         norms = jnp.linalg.norm(sae.W_enc[...], axis=1)

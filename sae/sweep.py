@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,9 +42,13 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
         raise UserError(f"got {type(value).__name__}, allowed: an Experiment or a Sweep")
     if not value.members:
         raise UserError(f"sweep {value.name!r} has no members")
+    if not isinstance(value.name, str) or not re.fullmatch(r"\w[\w .,=+-]{0,100}", value.name):
+        raise UserError(f"name: got {value.name!r}, allowed: letters, digits, '_', '-', '.', as it names a folder")
+    value = dataclasses.replace(value, members=[validate(member) for member in value.members])
+    if value.answer is not None:
+        value.answer.check(flatten(value.members[0]))
     first: dict[tuple, int] = {}
     for i, member in enumerate(value.members):
-        validate(member)
         twin = first.setdefault(tuple(map(repr, flatten(dataclasses.replace(member, name="")).items())), i)
         if twin != i:
             raise UserError(f"sweep {value.name!r}: members {twin} and {i} are the same experiment; change one field")

@@ -14,6 +14,8 @@ from sae.model import Sae
 from sae.revival import Never
 from sae.types import Array
 
+MOST = 2**31 - 1  # silent examples are counted up to here
+
 
 @struct.dataclass
 class TrainState:
@@ -62,11 +64,11 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     new = TrainState(
         sae=sae,
         opt_state=opt_state,
-        silent=jnp.where(sums.fired > 0, 0, state.silent + x.shape[1]),
+        silent=jnp.where(sums.fired > 0, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1]),
         diverged=state.diverged,
     )
-    healthy = jnp.isfinite(value) & jnp.isfinite(experiment.optimizer.learning_rate(step, experiment.n_steps))
-    healthy &= ~state.diverged
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, sae, opt_state))]
+    healthy = jnp.all(jnp.stack(finite)) & ~state.diverged
     frozen = state.replace(diverged=~healthy)
     return jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, frozen), sums
 

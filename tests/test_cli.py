@@ -200,6 +200,10 @@ BAD_FILES = [
     (SWEEP.replace('"penalty.l1": (', '"penalty.l3": ('), "no field 'penalty.l3'; close names: penalty.l2"),
     (SWEEP.replace("(0, 1)", "(0, 0)"), "members 0 and 1 are the same experiment"),
     (SWEEP.replace("members=grid", "members=()and grid"), "has no members"),
+    (SWEEP.replace('name="tiny_sweep"', "name='../up'"), "name: got '../up', allowed: letters"),
+    (SWEEP.replace('name="tiny_sweep"', "name=3"), "name: got 3, allowed: letters"),
+    (SWEEP.replace('("eval/l0",)', '("eval/lo",)'), "no metric 'eval/lo'; close names: eval/l1, eval/l0"),
+    (TINY.replace("dead_after=2_000", "dead_after=3_000_000_000"), "dead_after: got 3000000000, allowed: 32-bit"),
 ]  # fmt: skip
 
 
@@ -280,7 +284,7 @@ def test_unfinished_folders_and_missing_members_are_one_line(tiny_file, capsys):
     with pytest.raises(sae.UserError, match="no definition.json"):
         sae.load("nowhere")
     sae_run(capsys, tiny_file, "--wandb", "off")
-    with pytest.raises(sae.UserError, match="got member 7, allowed: 0 to 0"):
+    with pytest.raises(sae.UserError, match="got member 7, allowed: 0"):
         sae.load("runs/tiny").sae(7)
 
 

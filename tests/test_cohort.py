@@ -12,7 +12,7 @@ import pytest
 import sae
 from sae import Adam, Arrays, ElasticNet, Experiment, Never, Resample, Superposition, Sweep, TopK, cohort, grid, train
 from sae.data.feed import Feed
-from sae.runner import blocks, evaluate, train_cohort
+from sae.loop import blocks, evaluate, train_cohort
 
 
 @pytest.fixture
@@ -72,6 +72,16 @@ def test_chunk_length_changes_nothing_at_all(four, run, chunk_steps):
     assert sorted(other.history.step.unique()) == [*range(chunk_steps, 60, chunk_steps), 60]
 
 
+@pytest.mark.parametrize("data", [sae.Digits(), Superposition(d_in=16, n_features=32)], ids=["rows", "sampled"])
+def test_chunk_length_changes_nothing_where_latents_are_revived_or_examples_sampled(tiny, run, data):
+    revival = Resample(every=17, times=3, n_candidates=128)
+    experiment = sae.replace(tiny, {"data": data, "revival": revival, "dead_after": 300, "penalty.l1": 1.0})
+    whole, cut = run(experiment), run(experiment, chunk_steps=7)
+    pd.testing.assert_frame_equal(cut.members, whole.members, check_exact=True)
+    for name, value in weights(whole, 0).items():
+        np.testing.assert_array_equal(weights(cut, 0)[name], value)
+
+
 def test_a_diverged_member_is_marked_and_its_neighbours_keep_every_bit(four, run):
     sweep, reference = four
     members = list(sweep.members)
@@ -91,6 +101,16 @@ def test_a_member_that_explodes_on_the_way_is_frozen_where_it_was_last_finite(ti
     assert list(results.members.status) == ["finished", "diverged"]
     assert results.history[results.history.member == 1]["train/diverged"].iloc[-1]
     assert np.isfinite(results.members["eval/fvu"][0])
+    assert all(np.isfinite(value).all() for value in weights(results, 1).values())
+
+
+@pytest.mark.parametrize(
+    "change", [{"optimizer.b1": 1.0}, {"optimizer.lr": 1e25}, {"optimizer.weight_decay": float("nan")}]
+)
+def test_a_last_step_that_spoils_a_member_is_seen(tiny, run, change):
+    results = run(sae.replace(tiny, {"n_steps": 1, "optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, **change}))
+    assert results.members.status[0] == "diverged"
+    assert all(np.isfinite(value).all() for value in weights(results, 0).values())
 
 
 def test_the_same_seed_gives_the_same_table_and_another_seed_another(four, run):
@@ -155,7 +175,7 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
         state = state.replace(train=state.train.replace(sae=sae.model.replace(state.train.sae, b_enc=b_enc)))
         *_, (trained, _) = train_cohort(state, plan, experiments, feed, lanes=1)
-        after[type(revival)] = evaluate(0, plan, feed, trained, 1).values
+        after[type(revival)] = evaluate(plan, feed, trained, 1)[0]
     never, again = after[Never], after[Resample]
     assert never["eval/dead"][0] >= 32
     assert again["eval/dead"][0] <= 4
@@ -194,13 +214,13 @@ def test_resampling_is_the_procedure_of_bricken_et_al():
 
 
 def test_resampling_prefers_bad_examples_by_squared_loss():
-    """Two groups of candidates, losses 1 and 3: the second is chosen 9 times as often."""
-    d, f, n = 2, 1, 1000
+    """Two groups of candidates, losses 1 and 3: the second is chosen 9 times as often, whichever latent is dead."""
+    d, f, n = 2, 500, 1000
     one = sae.Sae(*(jnp.zeros(s) for s in ((f, d), (f,), (f, d), (d,))), sae.Relu())
     x = jnp.concatenate(
         [jnp.tile(jnp.array([[1.0], [0.0]]), n // 2), jnp.tile(jnp.array([[0.0], [3**0.5]]), n // 2)], 1
     )
-    pick = lambda key: Resample()(key, one, (), jnp.array([True]), x[None])[0].W_dec[...][0, 1]
+    pick = lambda key: Resample()(key, one, (), jnp.arange(f) == f - 1, x[None])[0].W_dec[...][-1, 1]
     share = float(jax.vmap(pick)(jax.random.split(jax.random.key(1), 2000)).mean())
     assert share == pytest.approx(0.9, abs=0.03)
 

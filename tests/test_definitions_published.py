@@ -55,7 +55,7 @@ def test_metrics_on_the_golden_batch():
     assert got["mse"] == pytest.approx(2.664295, abs=2e-6)
 
 
-def test_penalty_is_zero_at_the_start_of_its_warm_up_and_whole_after_it():
+def test_penalty_rises_in_equal_parts_over_its_warm_up_and_is_whole_after_it():
     latents, norms = jnp.ones((3, 2)), jnp.ones(3)
     penalty = ElasticNet(l1=0.5, l2=0.25, warmup_steps=4)
     assert [float(penalty(latents, norms, jnp.int32(s))) for s in (0, 1, 3, 100)] == [0.5625, 1.125, 2.25, 2.25]

@@ -83,7 +83,7 @@ def test_examples_are_normalised_and_held_out_ones_all_come_once():
     np.testing.assert_allclose(x, data.held_out * data.scale, rtol=1e-6)
     assert np.linalg.norm(data.examples(data.train), axis=1).mean() == pytest.approx(1, rel=1e-5)
     some = [float(w.sum()) for _, w in feed.held_out(250)]
-    assert some == [100, 100, 50]
+    assert some == [250]
     centred = Digits().load()
     np.testing.assert_allclose(centred.examples(centred.train).mean(0), 0, atol=1e-6)
 
@@ -96,7 +96,20 @@ def test_sampled_data_is_fresh_every_step_and_the_same_for_the_same_seed():
     np.testing.assert_array_equal(block[2], Feed(data, 3, 32, 100).block(2).batches(jnp.int32(2))[0])
     assert not np.array_equal(block[0], Feed(data, 4, 32, 100).block(0).batches(jnp.int32(0))[0])
     held_out = [x for x, _ in feed.held_out(64)]
-    assert len(held_out) == 2 and not np.array_equal(held_out[0], block[0])
+    assert len(held_out) == 1 and held_out[0].shape == (8, 1024)
+    other = Feed(data, 3, 64, 100).held_out(64)
+    np.testing.assert_array_equal(held_out[0], next(other)[0], "held-out examples are the same at every batch size")
+
+
+def test_candidates_are_distinct_rows():
+    data = Digits(n_held_out=1600).load()  # 197 rows
+    x = np.asarray(Feed(data, 0, 50, 100).candidates(5, 8_192)).transpose(0, 2, 1).reshape(-1, 64)
+    assert x.shape == (150, 64) and len(np.unique(x, axis=0)) == 150
+
+
+def test_a_last_batch_that_does_not_fill_is_left_out_of_its_epoch():
+    epoch = np.concatenate([batch_rows(0, jnp.int32(i), 300, 1000) for i in range(3)])
+    assert len(np.unique(epoch)) == 900
 
 
 def test_a_batch_larger_than_the_data_is_refused():

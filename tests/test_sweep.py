@@ -50,6 +50,8 @@ def test_grid_is_every_combination_and_numpy_numbers_become_plain(tiny):
     assert {type(m.seed) for m in members} == {int} and {type(m.penalty.l1) for m in members} == {float}
     assert varying(members) == ["penalty.l1", "seed"]
     assert as_sweep(tiny).members == (tiny,)
+    whole = as_sweep(sae.replace(tiny, {"penalty.l1": 1})).members[0]
+    assert type(whole.penalty.l1) is float and type(whole.seed) is int
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_grid_is_every_combination_and_numpy_numbers_become_plain(tiny):
         ({"penalty.l1": -0.1}, "penalty.l1: got -0.1, allowed: at least 0"),
         ({"optimizer": Adam(lr="fast")}, "optimizer.lr: got 'fast', allowed: float"),
         ({"n_steps": 2.5}, "n_steps: got 2.5, allowed: int"),
-        ({"seed": 2**31}, "seed: got 2147483648, allowed: at most 2147483647"),
+        ({"seed": 2**31}, "seed: got 2147483648, allowed: 32-bit integers"),
         ({"n_eval": 0}, "n_eval: got 0, allowed: at least 1"),
         ({"data": 3}, "data: got 3, allowed: Digits or ImagePatches or Tfds or Arrays or Superposition"),
         ({"data": sae.ImagePatches(whitening="pca")}, "data.whitening: got 'pca', allowed: none, olshausen-field, zca"),
@@ -95,8 +97,12 @@ def test_at_matched_interpolates_along_each_arm_in_logarithms():
     assert table.loc[("l0", 64), ("fvu 0.5", "L1")] == pytest.approx(10.5 * 0.5**-0.5)
     assert table.loc[("l0", 64), ("fvu 0.5", "L2")] == pytest.approx(10.5)
     assert np.isnan(table.loc[("l0", 64), ("fvu 0.9", "L1")]), "never extrapolated"
-    with pytest.raises(UserError, match="no column 'eval/lo'; close names: eval/l0"):
-        AtMatched(arms=answer.arms, metrics=("eval/lo",)).table(members)
+    with pytest.raises(UserError, match="no metric 'eval/lo'; close names: .*eval/l0"):
+        AtMatched(arms=answer.arms, metrics=("eval/lo",)).check(members)
+    with pytest.raises(UserError, match="no 'penalty.l3'; close names: penalty.l"):
+        AtMatched(arms={"L3": "penalty.l3"}).check(members)
+    with pytest.raises(UserError, match="differ in something else"):
+        answer.table(pd.concat([members, members]))
 
 
 def test_the_unpenalised_member_belongs_to_every_arm():

@@ -95,7 +95,7 @@ class Shards:
         return part
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        rows = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index)
+        rows = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise TypeError(f"shards are indexed by a slice or integers [m], got {rows.dtype} {list(rows.shape)}")
         if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):

@@ -15,16 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae.data.order import batch_rows
+from sae.data.order import CANDIDATES, HELD_OUT, TRAIN, batch_rows, permute
 from sae.data.source import Rows, Sampler
 from sae.types import Array, Key, UserError
 
 RESIDENT_BYTES = 2**31  # data up to this size, as float32, stays on the device
 BLOCK_BYTES = 2**25  # of the batches of one block
 BLOCK_STEPS = 64
-
-# streams of random numbers that must never meet: what is drawn with data_seed, folded in
-TRAIN, POOL, HELD_OUT = 0, 1, 2
+EVAL_BATCH = 1024  # held-out examples at a time, whatever the batch size, so that all members meet the same ones
 
 
 @struct.dataclass
@@ -79,20 +77,16 @@ class Feed:
     def __init__(
         self, data: Rows | Sampler, seed: int, batch_size: int, n_steps: int, resident_bytes: int = RESIDENT_BYTES
     ):
+        check(data, batch_size)
         self.data, self.seed, self.batch_size = data, seed, batch_size
-        # of the definition alone, never of how a run is cut into chunks
-        self.steps = int(np.clip(min(BLOCK_BYTES // (4 * batch_size * data.d_in), n_steps // 20), 1, BLOCK_STEPS))
+        self.steps = block_steps(data.d_in, batch_size, n_steps)
         self._prefetch = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._next = None
         self._resident = None
         if isinstance(data, Sampler):
             self._resident = Sampled(data.sample, seed, batch_size, self.steps)
-        else:
-            n = len(data.train)
-            if batch_size > n:
-                raise UserError(f"batch_size: got {batch_size}, allowed: at most the {n} training examples")
-            if 4 * n * data.d_in <= resident_bytes:
-                self._resident = Resident(jnp.asarray(data.examples(data.train[:])), seed, batch_size, self.steps)
+        elif resident(data, resident_bytes):
+            self._resident = Resident(data.on_device, seed, batch_size, self.steps)
 
     def block(self, step: int, then: int | None = None):
         """The block from a step on; `then` is the step of the block that will be asked for next."""
@@ -106,32 +100,36 @@ class Feed:
         return Streamed(block)
 
     def candidates(self, step: int, n: int) -> Array:
-        """At least n random training examples that belong to a step, in whole batches, [n_batches, d_in, batch]."""
+        """n random training examples that belong to a step, each once, in whole batches, [n_batches, d_in, batch].
+
+        Up to a batch more than n where there is enough data, and fewer than n where there is less.
+        """
         n_batches = -(-n // self.batch_size)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), POOL), step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), CANDIDATES), step)
         if isinstance(self.data, Sampler):
             examples = self.data.sample(key, n_batches * self.batch_size)
         else:
-            rows = jax.random.randint(key, (n_batches * self.batch_size,), 0, len(self.data.train))
+            n_rows = len(self.data.train)
+            n_batches = min(n_batches, n_rows // self.batch_size)
+            rows = permute(key, jnp.arange(n_batches * self.batch_size, dtype=jnp.uint32), n_rows)
             examples = self._examples(self.data.train, np.asarray(rows))
         return jnp.asarray(examples).reshape(n_batches, self.batch_size, -1).transpose(0, 2, 1)
 
     def held_out(self, n_examples: int | None = None) -> Iterator[tuple[Array, Array]]:
-        """(x [d_in, batch], weight [batch]) over the first n_examples held-out ones, or all; weight 0 is padding."""
+        """(x [d_in, EVAL_BATCH], weight [EVAL_BATCH]) over the first n_examples held-out ones, or all; 0 is padding."""
         if isinstance(self.data, Sampler):
             n = self.data.n_held_out if n_examples is None else n_examples
             key = jax.random.fold_in(jax.random.key(self.seed), HELD_OUT)
             sample = jax.jit(self.data.sample, static_argnums=1)
         else:
             n = len(self.data.held_out) if n_examples is None else min(n_examples, len(self.data.held_out))
-        for start in range(0, n, self.batch_size):
-            real = min(self.batch_size, n - start)
+        for start in range(0, n, EVAL_BATCH):
             if isinstance(self.data, Sampler):
-                x = sample(jax.random.fold_in(key, start // self.batch_size), self.batch_size)
+                x = sample(jax.random.fold_in(key, start // EVAL_BATCH), EVAL_BATCH)
             else:
-                rows = np.minimum(np.arange(start, start + self.batch_size), n - 1)
+                rows = np.minimum(np.arange(start, start + EVAL_BATCH), n - 1)
                 x = jnp.asarray(self._examples(self.data.held_out, rows))
-            yield x.T, jnp.asarray(np.arange(self.batch_size) < real, jnp.float32)
+            yield x.T, jnp.asarray(np.arange(start, start + EVAL_BATCH) < n, jnp.float32)
 
     def close(self) -> None:
         """Stop prefetching."""
@@ -147,6 +145,22 @@ class Feed:
         # in the order they lie on disk, each once: reading is the cost
         unique, inverse = np.unique(rows, return_inverse=True)
         return self.data.examples(np.asarray(array[unique]))[inverse]
+
+
+def check(data: Rows | Sampler, batch_size: int) -> None:
+    """Raise UserError where there are fewer training examples than one batch takes."""
+    if isinstance(data, Rows) and batch_size > len(data.train):
+        raise UserError(f"batch_size: got {batch_size}, allowed: at most the {len(data.train)} training examples")
+
+
+def resident(data: Rows | Sampler, resident_bytes: int = RESIDENT_BYTES) -> bool:
+    """Whether all training examples stay on the device."""
+    return isinstance(data, Rows) and 4 * len(data.train) * data.d_in <= resident_bytes
+
+
+def block_steps(d_in: int, batch_size: int, n_steps: int) -> int:
+    """Steps whose batches are drawn together: a matter of the definition alone, never of how a run is cut."""
+    return int(np.clip(min(BLOCK_BYTES // (4 * batch_size * d_in), n_steps // 20), 1, BLOCK_STEPS))
 
 
 @functools.partial(jax.jit, static_argnames=("seed", "batch_size", "n", "steps"))

@@ -1,8 +1,9 @@
 """The order of examples: which rows make up the batch of a step.
 
-Every epoch visits the rows in a new random order, without replacement. A row's place is *computed* (a keyed
-permutation of integers), not looked up in a shuffled list, so any step can be replayed at no cost, inside
-the compiled program or on the host, for data in memory or on disk, with the same result.
+Every epoch visits the rows in a new random order, without replacement (but for the few that do not fill a last
+batch). A row's place is *computed* (a keyed permutation of integers), not looked up in a shuffled list, so any
+step can be replayed at no cost, inside the compiled program or on the host, for data in memory or on disk, with
+the same result.
 
 Data above `BUFFER` rows is shuffled in two stages, so that a reader of files touches a bounded part at a
 time: blocks of `BLOCK` consecutive rows in random order are gathered into buffers, and rows are shuffled
@@ -17,6 +18,9 @@ import jax.numpy as jnp
 
 from sae.types import Array, Key
 
+# Streams of random numbers that must never meet, drawn with one data_seed: batches, candidates, held-out examples.
+TRAIN, CANDIDATES, HELD_OUT = 0, 1, 2
+
 BUFFER = 2**18
 BLOCK = 2**10
 
@@ -27,7 +31,7 @@ def batch_rows(seed: int, step: Array, batch_size: int, n: int) -> Array:
     usable = _usable(n) if two_stages else n
     steps_per_epoch = usable // batch_size
     epoch, i = step // steps_per_epoch, step % steps_per_epoch
-    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), TRAIN), epoch)
     place = (i * batch_size + jnp.arange(batch_size)).astype(jnp.uint32)
     if not two_stages:
         return permute(key, place, n).astype(jnp.int32)

@@ -6,9 +6,11 @@ is adding a file beside this one and its line in `sae/data/__init__.py`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
 from sae.types import Array, Key, UserError
@@ -36,6 +38,11 @@ class Rows:
     def d_in(self) -> int:
         """Width of an example."""
         return self.train.shape[1]
+
+    @functools.cached_property
+    def on_device(self) -> Array:
+        """All training examples [n_train, d_in] on the device, put there once for every cohort that trains on them."""
+        return jnp.asarray(self.examples(self.train[:]))
 
     def examples(self, rows: np.ndarray) -> np.ndarray:
         """Raw rows [n, d_in] -> normalised float32 examples [n, d_in]."""
@@ -82,16 +89,17 @@ def rows(train, held_out, normalize: Normalize, what: str, image_shape: tuple[in
 
     n, d_in = train.shape
     total, norms = np.zeros(d_in), 0.0
-    low, high = np.full(d_in, np.inf), np.full(d_in, -np.inf)
-    for start, piece in _pieces(train):
-        _check_finite(piece, start, f"{what} (train)")
-        total += piece.sum(0)
-        norms += np.linalg.norm(piece, axis=1).sum()
-        low, high = np.minimum(low, piece.min(0)), np.maximum(high, piece.max(0))
-    for start, piece in _pieces(held_out):
-        _check_finite(piece, start, f"{what} (held-out)")
-    if np.all(low == high):
-        raise UserError(f"{what}: all {n} training rows are equal, so there is no variance to explain")
+    for split, array in (("training", train), ("held-out", held_out)):
+        first, varies = None, False
+        for start, piece in _pieces(array):
+            _check_finite(piece, start, f"{what} ({split})")
+            first = piece[0] if first is None else first
+            varies = varies or bool(np.any(piece != first))
+            if split == "training":
+                total += piece.sum(0, dtype=np.float64)
+                norms += np.linalg.norm(piece, axis=1).sum(dtype=np.float64)
+        if not varies:
+            raise UserError(f"{what}: {split} rows are {len(array)} times the same one, with no variance to explain")
 
     mean = total / n
     shift = mean if normalize == "centre" else np.zeros(d_in)
@@ -107,10 +115,11 @@ def rows(train, held_out, normalize: Normalize, what: str, image_shape: tuple[in
 
 
 def _pieces(array, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of rows as float64, each of at most n_bytes (or one row)."""
-    size = max(1, n_bytes // (8 * array.shape[1]))
+    """Pieces of rows in the float32 that training sees, each of at most n_bytes (or one row)."""
+    size = max(1, n_bytes // (4 * array.shape[1]))
     for start in range(0, array.shape[0], size):
-        yield start, np.asarray(array[start : start + size], dtype=np.float64)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is reported
+            yield start, np.asarray(array[start : start + size]).astype(np.float32)
 
 
 def _check_finite(piece: np.ndarray, start: int, what: str) -> None:

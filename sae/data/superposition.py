@@ -45,7 +45,7 @@ class Superposition:
     decay: float = static(0.99, min=0, max=1)
     """A: feature i is active in proportion to decay^i. B: its probability is Phi(z_i) to the power decay * i."""
     examples_per_z: int = static(256, min=1)
-    """A: this many consecutive examples share one z, in training and held-out data; 256 is the papers' batch."""
+    """A: this many consecutive examples of a batch share one z; 256 is the papers' batch."""
     feature_seed: int = static(0, min=0)
     """Seed of the features and of the covariance of z."""
     n_held_out: int = static(16_384, min=1)

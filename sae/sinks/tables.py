@@ -22,7 +22,7 @@ class Tables:
         self.folder = folder
         self.history: list[pd.DataFrame] = []
         self.members: list[pd.DataFrame] = []
-        self.written = time.monotonic()
+        self.written, self.unwritten = time.monotonic(), False
 
     def start(self, start: Start) -> None:
         """Nothing to write yet."""
@@ -31,6 +31,7 @@ class Tables:
         """Keep a chunk's numbers, and write them now and then."""
         row = {"member": record.cohort.members, "step": record.step, "examples": record.examples, **record.values}
         self.history.append(pd.DataFrame(row))
+        self.unwritten = True
         if time.monotonic() - self.written > HISTORY_SECONDS:
             self._write_history()
 
@@ -46,12 +47,14 @@ class Tables:
         results.write_table(self.folder, results.MEMBERS, table)
 
     def close(self) -> None:
-        """Everything is written already."""
+        """Write the history of a cohort that did not finish."""
+        if self.unwritten:
+            self._write_history()
 
     def _write_history(self) -> None:
         table = pd.concat(self.history, ignore_index=True).sort_values(["member", "step"], ignore_index=True)
         results.write_table(self.folder, results.HISTORY, table)
-        self.written = time.monotonic()
+        self.written, self.unwritten = time.monotonic(), False
 
 
 def _plain(flat: dict) -> dict:
