@@ -105,13 +105,13 @@ def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
 
 
 def finish(s: Sums, m: Moments) -> dict[str, Array]:
-    """Sums over a window -> its numbers, but for `dead`, whose window is longer."""
+    """Sums over a window -> its numbers, but for `dead`, whose window is longer. `fvu` of equal examples is NaN."""
     n = jnp.maximum(m.n, 1)
-    rates = s.fired / n
+    rates, variation = s.fired / n, m.variation()
     q10, q50, q90 = jnp.quantile(rates, jnp.array([0.1, 0.5, 0.9]))
     return {
         "mse": s.squared_error / n,
-        "fvu": s.squared_error / m.variation(),
+        "fvu": jnp.where(variation > 0, s.squared_error / variation, jnp.nan),
         "l0": s.active / n,
         "l0_relative": s.active_relative / n,
         "n_eff": s.effective / n,

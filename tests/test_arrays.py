@@ -165,7 +165,7 @@ def test_pieces_of_wide_rows_stay_small():
     start, piece = next(iter(_pieces(wide)))
     assert start == 0 and piece.nbytes <= 2**26
     narrow = np.arange(20.0).reshape(10, 2)
-    pieces = list(_pieces(narrow, n_bytes=50))
+    pieces = list(_pieces(narrow, n_bytes=25))
     assert [start for start, _ in pieces] == [0, 3, 6, 9]
     np.testing.assert_array_equal(np.concatenate([piece for _, piece in pieces]), narrow)
     assert len(list(_pieces(narrow, n_bytes=1))) == 10  # one row at least

@@ -89,17 +89,16 @@ def rows(train, held_out, normalize: Normalize, what: str, image_shape: tuple[in
 
     n, d_in = train.shape
     total, norms = np.zeros(d_in), 0.0
-    for split, array in (("training", train), ("held-out", held_out)):
-        first, varies = None, False
-        for start, piece in _pieces(array):
-            _check_finite(piece, start, f"{what} ({split})")
-            first = piece[0] if first is None else first
-            varies = varies or bool(np.any(piece != first))
-            if split == "training":
-                total += piece.sum(0, dtype=np.float64)
-                norms += np.linalg.norm(piece, axis=1).sum(dtype=np.float64)
-        if not varies:
-            raise UserError(f"{what}: {split} rows are {len(array)} times the same one, with no variance to explain")
+    first, varies = np.asarray(train[:1]).astype(np.float32), False
+    for start, piece in _pieces(train):
+        _check_finite(piece, start, f"{what} (train)")
+        varies = varies or bool(np.any(piece != first))
+        total += piece.sum(0, dtype=np.float64)
+        norms += np.linalg.norm(piece, axis=1).sum(dtype=np.float64)
+    for start, piece in _pieces(held_out):
+        _check_finite(piece, start, f"{what} (held-out)")
+    if not varies:
+        raise UserError(f"{what}: all {n} training rows are equal, so there is no variance to explain")
 
     mean = total / n
     shift = mean if normalize == "centre" else np.zeros(d_in)
