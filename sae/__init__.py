@@ -4,6 +4,7 @@ from sae.activations import Relu, TopK
 from sae.answers import AtMatched, Best
 from sae.constraints import Free, UnitNorm
 from sae.data import Arrays, Digits, ImagePatches, Superposition, Tfds
+from sae.data.source import Rows, Sampler, rows
 from sae.experiment import Experiment, replace
 from sae.model import Sae
 from sae.optimizers import Adam
@@ -12,7 +13,7 @@ from sae.results import Results, load
 from sae.revival import Never, Resample
 from sae.runner import run
 from sae.sweep import Sweep, grid
-from sae.types import UserError
+from sae.types import UserError, definition, leaf, static
 
 __all__ = [
     "Adam",
@@ -28,15 +29,21 @@ __all__ = [
     "Relu",
     "Resample",
     "Results",
+    "Rows",
     "Sae",
+    "Sampler",
     "Superposition",
     "Sweep",
     "Tfds",
     "TopK",
     "UnitNorm",
     "UserError",
+    "definition",
     "grid",
+    "leaf",
     "load",
     "replace",
+    "rows",
     "run",
+    "static",
 ]

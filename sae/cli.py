@@ -2,29 +2,40 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import numpy as np
 import pandas as pd
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import files, loading, runner
+from sae import files, loading, runner, wandb_sweeps
+from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
 from sae.plan import describe_plan
-from sae.sweep import Sweep, as_sweep
+from sae.sweep import Sweep, as_sweep, varying
 from sae.types import UserError, nearest
+
+MOST_ROWS = 40  # of a printed table
 
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
-       sae list                                    definition files, data sources, choices"""
+       sae list                                    definition files, data sources, choices
+       sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
+       sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for"""
+
+COMMANDS = ["run", "list", "sweep-config", "agent-run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Options:
     """Steps between two log points."""
     lanes: int | None = None
     """Members computed at once."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between two checkpoints, of which a run that was stopped goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +76,28 @@ def main(argv: list[str] | None = None) -> int:
         match argv:
             case ["run", *rest]:
                 return _run(rest)
-            case ["list"]:
+            case ["list", *_]:
                 return _list()
+            case ["sweep-config", *rest]:
+                return _sweep_config(rest)
+            case ["agent-run", *rest]:
+                return _run(rest, of_agent=True)
             case [] | ["-h" | "--help"]:
                 print(USAGE)
                 return 0 if argv else 1
             case [command, *_]:
-                raise UserError(f"unknown command '{command}'; {nearest(command, ['run', 'list'])}")
+                raise UserError(f"unknown command '{command}'; {nearest(command, COMMANDS)}")
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}")
+        advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
+        return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
+    except runner.Interrupted as stop:
+        _fail(f"{stop}; what was done is saved, and the same command goes on from there")
+        return stop.exit_code
     except KeyboardInterrupt:
-        _fail("interrupted; members of finished cohorts are in the tables")
+        _fail("interrupted")
         return 130
 
 
@@ -85,16 +106,22 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _run(argv: list[str]) -> int:
-    files = [token for token in argv[:1] if not token.startswith("-")]
-    if not files:
+def _run(argv: list[str], of_agent: bool = False) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
-    path, tokens = Path(files[0]), argv[1:]
+    path, tokens, trial = Path(argv[0]), argv[1:], None
     definition = loading.load_file(path)
     as_sweep(definition)  # the file as it is, so that its faults are not blamed on an override
-    definition, options = override(definition, tokens, prog=f"sae run {path}", description=loading.question(path))
+    if of_agent:
+        definition, tokens, trial = wandb_sweeps.read_trial(definition, tokens)
+    description = f"{loading.question(path)}\n\n{_kinds()}"
+    definition, options = override(definition, tokens, prog=f"sae run {path}", description=description)
     sweep = as_sweep(definition)
+    if trial:
+        online = "online" if options.wandb == "auto" else options.wandb
+        out = options.out or wandb_sweeps.folder(sweep.name, trial)
+        options = dataclasses.replace(options, wandb=online, out=out)
 
     console = Console()
     if options.dry_run:
@@ -108,10 +135,45 @@ def _run(argv: list[str]) -> int:
         fresh=options.fresh,
         chunk_steps=options.chunk_steps,
         lanes=options.lanes,
+        checkpoint_minutes=options.checkpoint_minutes,
         question=loading.question(path),
+        **({"trial": trial} if trial else {}),
     )
     print_answer(sweep, results, console)
     return 0
+
+
+def _sweep_config(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    path = Path(argv[0])
+    definition, question = loading.load_file(path), loading.question(path)
+    flags = [f"--{field.name}" for field in dataclasses.fields(wandb_sweeps.Options)]
+    for token in argv[1:]:
+        if token.startswith("--") and token != "--help" and token.split("=", 1)[0] not in flags:
+            raise UserError(f"sweep-config has no option '{token}'; {nearest(token, flags)}")
+    options = _parse(wandb_sweeps.Options(), argv[1:], f"sae sweep-config {path}", "Print a W&B sweep's YAML.")
+    text = wandb_sweeps.sweep_yaml(definition, path, options, question)
+    if options.out is None:
+        print(text, end="")
+    elif options.out.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--out: got {options.out}, allowed: a .yaml file")
+    else:
+        files.write_atomically(options.out, lambda file: file.write(text.encode()))
+        print(f"wrote {options.out}; next: wandb sweep {options.out}")
+    return 0
+
+
+def _kinds() -> str:
+    """For --help: the choices, each with its kinds."""
+    hints = get_type_hints(Experiment)
+    kinds = {
+        name: [kind(c) for c in getattr(hint, "__args__", ()) if dataclasses.is_dataclass(c)]
+        for name, hint in hints.items()
+    }
+    flags = [f"--{name} {'|'.join(of)}" for name, of in kinds.items() if of]
+    return f"A choice is replaced by its kind: {', '.join(flags)}. The fields listed are those of the present kinds."
 
 
 def override(
@@ -132,7 +194,7 @@ def override(
             (name, value) for name, value in flatten(member).items() if "." not in name and isinstance(value, str)
         )
         if kinds not in parsed:
-            parsed[kinds] = _parse(member, tokens, prog, description)
+            parsed[kinds] = _parse(Parsed(member, Options()), tokens, prog, description)
         values, options = parsed[kinds].experiment, parsed[kinds].options
         members[i] = replace(member, {name: _get(values, name) for name in given})
     if not isinstance(definition, Sweep):
@@ -142,7 +204,8 @@ def override(
         print(
             f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}"
         )
-    return dataclasses.replace(definition, members=tuple(unique.values())), options
+    name = members[0].name if "name" in given else definition.name
+    return dataclasses.replace(definition, name=name, members=tuple(unique.values())), options
 
 
 def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list[Experiment], list[str]]:
@@ -152,11 +215,14 @@ def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list
     while tokens:
         token = tokens.pop(0)
         name = _name(token)
-        choices = {kind(c): c for c in getattr(hints.get(name), "__args__", ()) if dataclasses.is_dataclass(c)}
+        hint = hints.get(name)
+        choices = {kind(c): c for c in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(c)}
         if not choices or not token.startswith("--"):
             rest.append(token)
             continue
         wanted = tokens.pop(0) if tokens else ""
+        plain = lambda text: text.lower().replace("-", "").replace("_", "")
+        wanted = next((k for k in choices if plain(k) == plain(wanted)), wanted)
         if wanted not in choices:
             raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, choices)}")
         try:
@@ -183,20 +249,24 @@ def _given(members: list[Experiment], tokens: list[str]) -> list[str]:
             given.append(positive)
         elif positive not in options:
             flags = ["--" + known.replace("_", "-") for known in [*sorted(fields), *sorted(options)]]
-            raise UserError(f"{members[0].name!r} has no field or option '{token}'; {nearest(token, flags)}")
+            inner = [flag for flag in flags if flag.endswith("." + token.removeprefix("--"))]
+            close = f"close names: {', '.join(inner)}" if inner else nearest(token, flags)
+            raise UserError(f"{members[0].name!r} has no field or option '{token}'; {close}")
     return list(dict.fromkeys(given))
 
 
-def _parse(member: Experiment, tokens: list[str], prog: str, description: str) -> Parsed:
+def _parse(default: Any, tokens: list[str], prog: str, description: str) -> Any:
+    """The default, changed by the tokens."""
     text = io.StringIO()
     try:
-        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
+        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about choices of one's own, which are not among the annotated ones
             return tyro.cli(
-                Parsed,
+                type(default),
                 args=tokens,
                 prog=prog,
                 description=description,
-                default=Parsed(member, Options()),
+                default=default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:
@@ -241,23 +311,37 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
         table, title = sweep.answer.table(members), sweep.answer.title
         figure = results.folder / "answer.png"
         files.write_atomically(figure, lambda file: sweep.answer.figure(members).savefig(file, format="png"))
+    elif len(members) == 1:
+        numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
+        table, title = pd.DataFrame({"": numbers}, dtype=object), sweep.name
     else:
-        numbers = [name for name in members.columns if name.startswith("eval/")]
-        table, title = members[numbers].median().to_frame("median" if len(members) > 1 else "value"), sweep.name
-    console.print(f"\n{title} ({len(members)} members, held out)", highlight=False)
+        axes = [name for name in varying(sweep.members) if name != "seed"]
+        numbers = [f"eval/{name}" for name in ("fvu", "l0", "dead_fraction")]
+        table, title = (
+            members.groupby(axes, dropna=False)[numbers].mean() if axes else members[numbers],
+            "means over seeds",
+        )
+    console.print(f"\n{title} ({len(members)} members, held out)", highlight=False, markup=False)
     if len(table):
-        console.print(_rich_table(table))
+        console.print(_rich_table(table.head(MOST_ROWS)))
+    if len(table) > MOST_ROWS:
+        console.print(f"... {len(table) - MOST_ROWS} more rows in members.parquet", highlight=False)
+    if isinstance(sweep.answer, AtMatched) and len(table) and table.isna().any(axis=None):
+        low, high = members[sweep.answer.matched].min(), members[sweep.answer.matched].max()
+        console.print(
+            f"-: not reached; {sweep.answer.matched} spans {low:.3g} to {high:.3g} over all members", highlight=False
+        )
     if diverged := len(everyone) - len(members):
         console.print(f"{diverged} of {len(everyone)} members diverged and are left out", highlight=False)
     names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
-    console.print(f"results: {results.folder} ({', '.join(names)})", soft_wrap=True, highlight=False)
+    console.print(f"results: {results.folder} ({', '.join(names)})", soft_wrap=True, highlight=False, markup=False)
 
 
 def _rich_table(frame: pd.DataFrame) -> Table:
     """A data frame whose index names its rows, as a table for the terminal."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in frame.index.names:
-        table.add_column(name or "", justify="left")
+        table.add_column(name or "", justify="left", no_wrap=True)
     for column in frame.columns:
         table.add_column("\n".join(column) if isinstance(column, tuple) else str(column), justify="right")
     before: tuple = ()
@@ -273,7 +357,9 @@ def _rich_table(frame: pd.DataFrame) -> Table:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
         return "-" if value != value else f"{value:.3g}"
     return str(value)
 
@@ -283,7 +369,7 @@ def _list() -> int:
     for folder in loading.FOLDERS:
         table = Table("file", "question", title=folder, title_justify="left")
         for path in sorted((root / folder).glob("*.py")):
-            table.add_row(str(path.relative_to(root)), loading.question(path))
+            table.add_row(str(path.relative_to(root)), escape(loading.question(path)))
         console.print(table)
     hints = get_type_hints(Experiment)
     table = Table("field", "choice", "what it is", title="choices", title_justify="left")
@@ -291,7 +377,7 @@ def _list() -> int:
         options = getattr(hints[field.name], "__args__", (hints[field.name],))
         for choice in options:
             if dataclasses.is_dataclass(choice):
-                table.add_row(field.name, kind(choice), " ".join(choice.__doc__.split("\n\n")[0].split()))
+                table.add_row(field.name, kind(choice), escape(" ".join(choice.__doc__.split("\n\n")[0].split())))
     console.print(table)
     return 0
 

@@ -6,9 +6,11 @@ sweep axis, the W&B config key and the column of the members table.
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any, Literal, get_type_hints
 
+import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
@@ -81,6 +83,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def replace(value: Any, changes: dict[str, Any]) -> Any:
     """A definition with some dotted names changed. Raises UserError for an unknown name."""
     for name, new in changes.items():
+        new = new.item() if isinstance(new, np.generic) else new
         value = _replace_one(value, name, name.split("."), new)
     return value
 
@@ -136,20 +139,35 @@ def _problems(value: Any, prefix: str) -> Iterator[str]:
     hints = get_type_hints(type(value))
     for field in dataclasses.fields(value):
         name, got, hint = prefix + field.name, getattr(value, field.name), hints[field.name]
-        if name == "data" and callable(getattr(got, "load", None)) and dataclasses.is_dataclass(got):
-            yield from _problems(got, "data.")  # a source of the user's own is as good as ours
+        if _fills_in(got, hint):
+            yield from _problems(got, f"{name}.")  # a choice of the user's own is as good as ours
         elif isinstance(got, int) and abs(got) >= 2**31:
             yield f"{name}: got {got}, allowed: 32-bit integers"
         elif not is_bearable(got, hint, conf=BeartypeConf(is_pep484_tower=True)) or (
             isinstance(got, bool) and hint in (int, float)
         ):
-            yield f"{name}: got {got!r}, allowed: {describe(hint)}"
+            own = ", or an instance of a class like them made with sae.definition" if _choices(hint) else ""
+            yield f"{name}: got {reprlib.repr(got)}, allowed: {describe(hint)}{own}"
         elif dataclasses.is_dataclass(got):
             yield from _problems(got, f"{name}.")
         elif (low := field.metadata.get("min")) is not None and got is not None and got < low:
             yield f"{name}: got {got}, allowed: at least {low}"
         elif (high := field.metadata.get("max")) is not None and got is not None and got > high:
             yield f"{name}: got {got}, allowed: at most {high}"
+
+
+def _choices(hint: Any) -> list[type]:
+    """The definitions among the types that a field may have."""
+    return [option for option in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(option)]
+
+
+def _fills_in(got: Any, hint: Any) -> bool:
+    """Whether a definition that is not among a field's choices can all that one of them can."""
+    if not dataclasses.is_dataclass(got) or isinstance(got, type) or type(got) in _choices(hint):
+        return False
+    used = lambda choice: [n for n, f in vars(choice).items() if callable(f) and (n == "__call__" or n[0] != "_")]
+    ours = lambda choice: [n for n in used(choice) if n != "replace"]
+    return any(all(callable(getattr(got, name, None)) for name in ours(choice)) for choice in _choices(hint))
 
 
 def describe(hint: Any) -> str:
@@ -167,10 +185,7 @@ def describe(hint: Any) -> str:
 def unflatten(cls: type, field: str, flat: dict[str, Any], prefix: str = "") -> Any:
     """The choice that `flatten` wrote under a field's dotted name."""
     name = prefix + field
-    hint = get_type_hints(cls)[field]
-    choices = {
-        kind(choice): choice for choice in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(choice)
-    }
+    choices = {kind(choice): choice for choice in _choices(get_type_hints(cls)[field])}
     if flat[name] not in choices:
         raise UserError(f"{name}: got {flat[name]!r}, {nearest(str(flat[name]), choices)}")
     choice = choices[flat[name]]

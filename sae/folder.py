@@ -1,12 +1,15 @@
 """A run's folder: whose it is, and what it says of the run."""
 
+import contextlib
 import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +21,26 @@ from sae.results import Results
 from sae.sweep import Sweep
 from sae.types import UserError
 
+LOCK = ".lock"
 PACKAGES = ("sparsity-lab", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets", "wandb")
 
 
-def finished_before(folder: Path, sweep: Sweep) -> bool:
-    """Whether the folder holds a finished run of this sweep. Raises UserError if it holds something else."""
+def older_run(folder: Path, sweep: Sweep) -> Results | None:
+    """The run of this sweep that the folder holds, finished or not. Raises UserError if it holds something else."""
     if not folder.exists():
-        return False
+        return None
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; use --out DIR with a new or empty folder")
     if not (folder / results.DEFINITION).exists():
-        if any(folder.iterdir()):
+        if any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
-        return False
+        return None
     older = Results(folder)
     if difference := _first_difference(older.definition["members"], _plain(sweep)):
         raise UserError(
             f"{folder} holds a different definition: {difference}; use --out DIR, or --fresh to move it aside"
         )
-    return older.finished
+    return older
 
 
 def move_aside(folder: Path) -> Path | None:
@@ -46,20 +50,42 @@ def move_aside(folder: Path) -> Path | None:
     if not (folder / results.DEFINITION).exists():
         raise UserError(f"{folder} holds no run, so --fresh leaves it where it is; use --out DIR")
     folder = folder.resolve()
-    aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
-    return folder.rename(aside)
+    with lock(folder):
+        aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
+        return folder.rename(aside)
 
 
-def open_folder(folder: Path, sweep: Sweep, question: str, token: str) -> None:
-    """Make the folder and write definition.json; tables of an unfinished run go, since they are written anew."""
+def make(folder: Path) -> None:
+    """Make the folder. Raises UserError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"{folder}: not writable ({error.strerror}); use --out DIR with a folder of your own") from None
-    for name in (results.MEMBERS, results.HISTORY):
-        (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process. Raises UserError, naming the other process, where one holds it.
+
+    The system lets go of the lock when its process ends, however it ends, so a lock file left behind means nothing.
+    """
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{folder} is in use by {holder}; wait for it, or use --out DIR") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def describe(folder: Path, sweep: Sweep, question: str, token: str) -> None:
+    """Write definition.json for a new run."""
     results.write_definition(folder, _describe(sweep, question, token))
 
 
@@ -92,7 +118,7 @@ def _describe(sweep: Sweep, question: str, token: str) -> dict[str, Any]:
 
 def _plain(sweep: Sweep) -> list[dict[str, Any]]:
     """Every member, flattened, as JSON gives it back."""
-    return json.loads(json.dumps([flatten(member) for member in sweep.members]))
+    return json.loads(json.dumps([flatten(member) for member in sweep.members], default=str))
 
 
 def _version(package: str) -> str | None:

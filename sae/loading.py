@@ -16,6 +16,8 @@ FOLDERS = ("experiments", "sweeps")
 
 def load_file(path: Path) -> Experiment | Sweep:
     """The `sweep` or `experiment` that a definition file defines. Raises UserError with what is wrong in one line."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
     if not path.is_file():
         siblings = sorted(str(p) for folder in {path.parent, *map(Path, FOLDERS)} for p in folder.glob("*.py"))
         raise UserError(f"{path}: no such file; {nearest(str(path), siblings)}")
@@ -45,9 +47,13 @@ def checkout() -> Path:
 
 def _execute(path: Path):
     """Run a file as a module that can import its neighbours and the checkout's definitions."""
-    for folder in (path.resolve().parent, checkout(), path.resolve().parents[1]):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    beside, above = path.resolve().parent, path.resolve().parent.parent
+    # the file's own checkout before the one we stand in or were installed from: its base experiments are meant
+    own = [above] if any((above / name).is_dir() for name in FOLDERS) else []
+    for folder in reversed([*own, beside, checkout()]):
+        sys.path[:] = [str(folder), *(other for other in sys.path if other != str(folder))]
+    for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:
+        del sys.modules[name]  # another checkout's, of an earlier file
     spec = importlib.util.spec_from_file_location(f"definition_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and tyro look for the file's own classes

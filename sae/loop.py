@@ -23,39 +23,48 @@ def compile_block(experiments, state: CohortState, feed: Feed, lanes: int):
 
 
 def train_cohort(
-    state: CohortState, cohort: Cohort, experiments: Experiment, feed: Feed, lanes: int, chunk_steps=None, program=None
-) -> Iterator[tuple[CohortState, tuple[int, dict]]]:
-    """Train from step 0 to n_steps; after every chunk, give (state, (step, its numbers, still on the device))."""
+    state: CohortState,
+    cohort: Cohort,
+    experiments: Experiment,
+    feed: Feed,
+    lanes: int,
+    *,
+    start: int = 0,
+    chunk_steps: int | None = None,
+    program=None,
+) -> Iterator[tuple[CohortState, int, dict | None]]:
+    """Train from step `start` to n_steps, block by block.
+
+    After each gives (state, step, numbers): numbers is {name: [member]}, still on the device, where a chunk ends
+    there, else None. The state is only whole until the next block is asked for.
+    """
     program = program or compile_block(experiments, state, feed, lanes)
     example, pivot = cohort.example, jnp.asarray(feed.data.mean)
-    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps):
+    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start):
         then = step + n
-        state = program(
-            experiments,
-            state,
-            feed.block(step, then if then < example.n_steps else None),
-            pivot,
-            jnp.int32(step),
-            jnp.int32(n),
-        )
+        block = feed.block(step, then if then < example.n_steps else None)
+        state = program(experiments, state, block, pivot, jnp.int32(step), jnp.int32(n))
         if then in example.revival.steps() and then < example.n_steps:
             candidates = feed.candidates(then, example.revival.n_candidates)
             state = cohorts.revive(experiments, state, jnp.int32(then), candidates, lanes=lanes)
+        numbers = None
         if ends_chunk:
             state, numbers = cohorts.end_chunk(experiments, state)
             if isinstance(feed.data, Sampler):
                 features, frequencies = jnp.asarray(feed.data.features), jnp.asarray(feed.data.frequencies)
                 numbers |= cohorts.feature_recovery(state.train.sae, features, frequencies)
-            yield state, (then, numbers)
+        yield state, then, numbers
 
 
-def blocks(experiment: Experiment, block_steps: int, chunk_steps: int | None) -> Iterator[tuple[int, int, bool]]:
-    """(step, number of steps, whether a chunk ends there) from step 0 to n_steps.
+def blocks(
+    experiment: Experiment, block_steps: int, chunk_steps: int | None = None, start: int = 0
+) -> Iterator[tuple[int, int, bool]]:
+    """(step, number of steps, whether a chunk ends there) from step `start` to n_steps.
 
     A block ends where a chunk ends, where latents are revived, and after `block_steps` at the latest.
     """
     chunk = chunk_steps or math.ceil(experiment.n_steps / CHUNKS / block_steps) * block_steps
-    revivals, step = experiment.revival.steps(), 0
+    revivals, step = experiment.revival.steps(), start
     while step < experiment.n_steps:
         marks = [step + block_steps, (step // chunk + 1) * chunk, experiment.n_steps]
         end = min(marks + [at for at in revivals if at > step])

@@ -6,8 +6,9 @@ from rich.table import Table
 
 from sae import cohort as cohorts
 from sae.cohort import Cohort
-from sae.data.feed import block_steps, check, resident
+from sae.data.feed import block_steps, resident
 from sae.data.source import Rows, Sampler
+from sae.runner import load_data
 from sae.sweep import Sweep, varying
 
 
@@ -39,7 +40,7 @@ def memory_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
 def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> None:
     """Print members, cohorts and why they split, parameters, FLOPs, expected memory. Loads the data for its width."""
     plan, axes = cohorts.plan(sweep.members), varying(sweep.members)
-    data = {source: source.load() for source in dict.fromkeys(cohort.example.data for cohort in plan)}
+    data = load_data(plan)
     split = cohorts.splits(plan)
     programs = "1 compiled program" if len(plan) == 1 else f"{len(plan)} compiled programs"
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)
@@ -53,7 +54,6 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
         table.add_column(column, justify="right")
     for index, cohort in enumerate(plan):
         e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
-        check(source, e.batch_size)
         at_once = lanes or cohort.lanes(source.d_in)
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop

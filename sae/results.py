@@ -23,7 +23,7 @@ class Results:
     """The results of a run, read from its folder: `sae.load("runs/patches_l1")`."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
@@ -31,6 +31,11 @@ class Results:
             self.definition: dict[str, Any] = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path}: not readable as JSON ({error})") from None
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "unfinished"
+        n = len(self.definition["members"])
+        return f"<Results of {self.definition['name']!r}, {n} members, {state}: {self.folder}>"
 
     @property
     def members(self) -> pd.DataFrame:
@@ -51,7 +56,9 @@ class Results:
         """The trained autoencoder of a member. Raises UserError where there is none."""
         table = self.members.set_index("member")
         if member not in table.index:
-            raise UserError(f"{self.folder}: got member {member}, allowed: {', '.join(map(str, table.index))}")
+            raise UserError(
+                f"{self.folder}: got member {member}, allowed: those that are finished: {_ranges(table.index)}"
+            )
         cohort = int(table.loc[member, "cohort"])
         with safetensors.safe_open(weights_path(self.folder, cohort), framework="numpy") as file:
             place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
@@ -66,6 +73,14 @@ class Results:
                 f"{self.folder}: no {name} yet; {nearest(name, sorted(p.name for p in self.folder.iterdir()))}"
             )
         return pd.read_parquet(path)
+
+
+def _ranges(numbers) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    numbers = sorted(numbers)
+    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
+    ends = [n for i, n in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != n + 1]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def load(folder: str | Path) -> Results:

@@ -20,6 +20,8 @@ class Sweep:
     answer: Answer | None = None
 
     def __post_init__(self):
+        if isinstance(self.members, Experiment):
+            raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
         object.__setattr__(self, "members", tuple(self.members))
 
 
@@ -30,7 +32,10 @@ def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment
 
     Axes are dotted names. Raises UserError for an unknown name.
     """
-    values = [[getattr(value, "item", lambda v=value: v)() for value in axis] for axis in axes.values()]
+    for name, axis in axes.items():
+        if isinstance(axis, str) or not isinstance(axis, Iterable):
+            raise UserError(f"grid: {name}: got {axis!r}, allowed: several values; put it in a tuple: ({axis!r},)")
+    values = [list(axis) for axis in axes.values()]
     return [replace(base, dict(zip(axes, point, strict=True))) for point in itertools.product(*values)]
 
 
@@ -40,6 +45,8 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
         value = Sweep(name=value.name, members=(value,))
     if not isinstance(value, Sweep):
         raise UserError(f"got {type(value).__name__}, allowed: an Experiment or a Sweep")
+    if any(not isinstance(member, Experiment) for member in value.members):
+        raise UserError(f"sweep {value.name!r}: members: allowed: Experiments, in a list")
     if not value.members:
         raise UserError(f"sweep {value.name!r} has no members")
     if not isinstance(value.name, str) or not re.fullmatch(r"\w[\w .,=+-]{0,100}", value.name):

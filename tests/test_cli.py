@@ -284,7 +284,7 @@ def test_unfinished_folders_and_missing_members_are_one_line(tiny_file, capsys):
     with pytest.raises(sae.UserError, match="no definition.json"):
         sae.load("nowhere")
     sae_run(capsys, tiny_file, "--wandb", "off")
-    with pytest.raises(sae.UserError, match="got member 7, allowed: 0"):
+    with pytest.raises(sae.UserError, match="got member 7, allowed: those that are finished: 0$"):
         sae.load("runs/tiny").sae(7)
 
 
@@ -297,3 +297,87 @@ def test_every_member_of_a_sweep_can_be_loaded_and_is_itself(tiny_file, capsys):
         assert float((results.sae(member).encode(x) != 0).sum(1).mean()) == pytest.approx(l0, rel=1e-5)
     assert results.members["eval/l0"].nunique() == 6
     assert isinstance(results.history, pd.DataFrame) and results.history.groupby("member").size().nunique() == 1
+
+
+OWN = '''"""A source, a penalty and an activation of one's own, in one file."""
+import jax.numpy as jnp
+import numpy as np
+from sae import Digits, Experiment, TopK, definition, grid, leaf, rows, static, Sweep
+
+@definition
+class Noise:
+    """Gaussian rows."""
+    scale: float = static(1.0)
+    """Standard deviation."""
+    def load(self):
+        x = self.scale * np.random.default_rng(0).normal(size=(300, 8))
+        return rows(x[:200], x[200:], "none", "Noise")
+
+@definition
+class Log:
+    """log(1 + f)."""
+    weight: float = leaf(0.1)
+    def __call__(self, latents, norms, step):
+        return self.weight * jnp.sum(jnp.log1p(latents)) / latents.shape[1]
+
+@definition
+class Square:
+    def __call__(self, pre_acts):
+        return jnp.maximum(pre_acts, 0) ** 2
+
+one = Experiment(name="own", data=Noise(), d_sae=16, n_steps=20, batch_size=32, penalty=Log(), activation=Square())
+two = Experiment(name="own", data=Digits(), d_sae=16, n_steps=20, batch_size=32, activation=TopK(k=4))
+sweep = Sweep(name="own", members=[*grid(one, {"penalty.weight": (0.1, 1.0)}), two])
+'''
+
+
+def test_choices_of_ones_own_need_no_registration(tiny_file, capsys):
+    Path("own.py").write_text(OWN)
+    for flags in (["--dry-run"], ["--help"], ["--wandb", "off"]):
+        code, out, err = sae_run(capsys, "own.py", *flags)
+        assert code == 0, (out, err)
+    members = sae.load("runs/own").members
+    assert list(members["data"]) == ["noise", "noise", "digits"] and list(members["status"]) == ["finished"] * 3
+    # fields that some members lack: whole numbers stay whole, and what is missing is missing
+    assert members["activation.k"].dtype == "Int64" and members["activation.k"].isna().tolist() == [True, True, False]
+    assert members["penalty.weight"].dropna().tolist() == [0.1, 1.0]
+    Path("bad.py").write_text(OWN.replace("return rows(x[:200]", "return x; (x[:200]"))
+    assert "load() gave a ndarray, allowed: what sae.rows(...) gives" in fails(capsys, "bad.py", "--out", "bad")
+    Path("worse.py").write_text(OWN.replace("return rows(x[:200]", "1 / 0; (x[:200]"))
+    assert "noise: load() raised ZeroDivisionError" in fails(capsys, "worse.py", "--out", "worse")
+    Path("forgot.py").write_text(OWN.replace("data=Noise()", "data=Noise"))
+    assert "data: got <class" in fails(capsys, "forgot.py", "--out", "forgot")
+
+
+def test_a_sweep_imports_its_own_checkout(tiny_file, capsys, tmp_path, monkeypatch):
+    """Not the one that we stand in: two checkouts with different base experiments, run from the other."""
+    for name, width in (("a", 10), ("b", 20)):
+        (tmp_path / name / "experiments").mkdir(parents=True)
+        (tmp_path / name / "sweeps").mkdir()
+        (tmp_path / name / "experiments" / "base.py").write_text(TINY.replace("d_sae=48", f"d_sae={width}"))
+        (tmp_path / name / "sweeps" / "s.py").write_text("from experiments.base import experiment\n")
+    monkeypatch.chdir(tmp_path / "a")
+    for name, width in (("b", 20), ("a", 10), ("b", 20)):
+        code, out, _ = sae_run(capsys, tmp_path / name / "sweeps" / "s.py", "--dry-run")
+        assert code == 0 and f" {width} " in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"penalty.l1": (0.0, 0.1, 0.5)|"penalty.l1": 0.1', "penalty.l1: got 0.1, allowed: several values"),
+        ('"penalty.l1": (0.0, 0.1, 0.5)|"b_dec_init": "mean"', "b_dec_init: got 'mean', allowed: several values"),
+        ("members=grid|members=experiment or grid", "members: got one Experiment, allowed: a list"),
+    ],
+)
+def test_slips_of_python_are_explained(tiny_file, capsys, text, message):
+    Path("bad.py").write_text(SWEEP.replace(*text.split("|")))
+    assert message in fails(capsys, "bad.py")
+
+
+def test_more_slips_on_the_command_line(tiny_file, capsys, tmp_path):
+    assert "is a folder; give one of its files: sweep.py, tiny.py" in fails(capsys, ".")
+    assert "close names: --optimizer.lr" in fails(capsys, tiny_file, "--lr", "0.1")
+    assert sae_run(capsys, tiny_file, "--dry-run", "--activation", "TopK", "--penalty", "elastic-net")[0] == 0
+    code, out, _ = sae_run(capsys, "sweep.py", "--dry-run", "--name", "other")
+    assert code == 0 and out.startswith("other: 6 members")

@@ -174,7 +174,7 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
         state = cohort.init(experiments, feed.candidates(0, 256)[0], lanes=1)
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
         state = state.replace(train=state.train.replace(sae=sae.model.replace(state.train.sae, b_enc=b_enc)))
-        *_, (trained, _) = train_cohort(state, plan, experiments, feed, lanes=1)
+        *_, (trained, _, _) = train_cohort(state, plan, experiments, feed, lanes=1)
         after[type(revival)] = evaluate(plan, feed, trained, 1)[0]
     never, again = after[Never], after[Resample]
     assert never["eval/dead"][0] >= 32

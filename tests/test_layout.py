@@ -23,12 +23,14 @@ FLOORS = [
     ["sweep"],
     ["train"],
     ["cohort", "results"],
-    ["plan", "loop", "folder", "sinks.records"],
+    ["checkpoint"],
+    ["loop", "folder", "sinks.records"],
     ["sinks.wandb_client", "sinks.wandb_process"],
     ["sinks.terminal", "sinks.tables", "sinks.wandb"],
     ["runner"],
+    ["plan"],
     [""],
-    ["loading"],
+    ["loading", "wandb_sweeps"],
     ["cli"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

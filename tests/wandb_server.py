@@ -4,14 +4,19 @@
         ...  # processes with the environment `server.env` log here
         server.runs["abcd-0000"].history
 
-It answers only what wandb 0.31 asks while a run is logged. A blanket `{"data": {}}` would crash wandb-core.
+It answers only what wandb 0.31 asks while a run is logged, and what `wandb sweep` and `wandb agent` ask: it hands out
+the combinations of a grid, one at a time, and then tells the agent to go. A blanket `{"data": {}}` would crash
+wandb-core.
 """
 
 import dataclasses
 import http.server
+import itertools
 import json
 import re
 import threading
+
+import yaml
 
 API_KEY = "0123456789" * 4  # wandb refuses a key of fewer than 40 characters before it asks any server
 
@@ -43,11 +48,30 @@ class ReceivedRun:
         return json.loads(max(self.lines["wandb-summary.json"].items())[1])
 
 
+@dataclasses.dataclass
+class RegisteredSweep:
+    """A sweep that `wandb sweep` has made: its YAML, where it is, and the runs that no agent has asked for yet."""
+
+    config: dict
+    project: str
+    waiting: list[dict] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        axes = self.config["parameters"] if self.config["method"] == "grid" else {}
+        for values in itertools.product(*(axis["values"] for axis in axes.values())) if axes else ():
+            # a whole number is an integer on its way through W&B's server
+            plain = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+            args = {name: {"value": value} for name, value in zip(axes, plain, strict=True)}
+            command = {"type": "run", "run_id": f"trial{len(self.waiting)}", "program": self.config["program"]}
+            self.waiting.append(command | {"args": args})
+
+
 class WandbServer:
     """Answers until `silent` is set; from then on it accepts connections and never answers them."""
 
     def __init__(self, silent: bool = False):
         self.runs: dict[str, ReceivedRun] = {}
+        self.sweeps: dict[str, RegisteredSweep] = {}
         self.unknown: list[str] = []
         self._answers = threading.Event()
         self._closing = threading.Event()
@@ -130,7 +154,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 "displayName": run.bucket.get("displayName"),
                 "description": None,
                 "config": "{}",
-                "sweepName": None,
+                "sweepName": run.bucket.get("sweep"),
                 "project": {"id": "project", "name": run.bucket.get("project", "uncategorized"), "entity": entity},
                 "historyLineCount": 0,
             }
@@ -140,8 +164,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             files = [{"name": name, "uploadUrl": f"{host}/upload/{name}"} for name in variables["files"]]
             created = {"runID": "run", "uploadHeaders": [], "files": files}
             return {"data": {"createRunFiles": created}}
+        if operation in ("UpsertSweep", "SweepWithRuns", "CreateAgent", "Heartbeat"):
+            return {"data": self._sweep(operation, variables)}
         self.server_state.unknown.append(operation)
         return {"data": {}, "errors": [{"message": f"this test server does not know {operation}"}]}
+
+    def _sweep(self, operation: str, variables: dict) -> dict:
+        sweeps = self.server_state.sweeps
+        if operation == "UpsertSweep":
+            name, project = f"sweep{len(sweeps)}", variables["projectName"]
+            sweeps[name] = RegisteredSweep(yaml.safe_load(variables["config"]), project)
+            where = {"id": "project", "name": project, "entity": {"id": "entity", "name": "tester"}}
+            return {"upsertSweep": {"sweep": {"name": name, "project": where}, "configValidationWarnings": []}}
+        if operation == "SweepWithRuns":
+            config = yaml.safe_dump(sweeps[variables["sweep"]].config)
+            found = {"id": variables["sweep"], "name": variables["sweep"], "config": config, "runs": {"edges": []}}
+            return {"project": {"sweep": found}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": variables["sweep"]}}}
+        waiting, commands = sweeps[variables["id"]].waiting, []
+        if not json.loads(variables["runState"]):  # the agent is idle
+            commands = [waiting.pop(0) if waiting else {"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
 
     def _file_stream(self, name: str, body: dict) -> None:
         run = self.server_state.runs.setdefault(name, ReceivedRun())

@@ -120,7 +120,7 @@ def _open(name: str, key: str | None):
     path = Path(name).expanduser()
     if not path.exists():
         there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        where = f"{path.parent} has {nearest(path.name, there[:100])}" if there else f"nothing is in {path.parent}"
+        where = f"in {path.parent}, {nearest(path.name, there[:20])}" if there else f"nothing is in {path.parent}"
         raise UserError(f"{name}: no such file or folder; {where}")
     kind = "folder" if path.is_dir() else path.suffix
     if kind not in ("folder", *SUFFIXES):

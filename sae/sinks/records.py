@@ -9,16 +9,6 @@ from sae.model import Sae
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """A cohort is compiled and about to train."""
-
-    index: int
-    cohort: Cohort
-    names: tuple[str, ...]  # of its members, for people: what varies
-    compile_seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Record:
     """A chunk's numbers, {"train/l0": [member], ...}, over the `examples` seen up to `step`."""
 
@@ -27,6 +17,18 @@ class Record:
     step: int
     examples: int
     values: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A cohort is compiled and about to train."""
+
+    index: int
+    cohort: Cohort
+    names: tuple[str, ...]  # of its members, for people: what varies
+    compile_seconds: float
+    step: int = 0  # from which it goes on; above 0 where an earlier process was stopped
+    history: tuple[Record, ...] = ()  # what that process recorded up to there
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,7 @@ class Terminal:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[rates]}"),
-            TextColumn("{task.fields[medians]}"),
+            TextColumn("{task.fields[rates]}\n{task.fields[medians]}"),
             console=console,
             disable=not self.live,
         )
@@ -34,12 +33,15 @@ class Terminal:
         cohort = start.cohort
         self.title, self.begun, self.printed = f"cohort {start.index + 1}/{self.n_cohorts}", time.perf_counter(), 0.0
         self.say(f"{self.title}: {len(cohort.members)} members, compiled in {start.compile_seconds:.1f} s")
-        self.task = self.progress.add_task(self.title, total=cohort.example.n_steps, rates="", medians="")
+        if start.step:
+            self.say(f"{self.title}: goes on from step {start.step}")
+        self.first, total = start.step, cohort.example.n_steps
+        self.task = self.progress.add_task(self.title, total=total, completed=start.step, rates="", medians="")
 
     def record(self, record: Record) -> None:
         """Show how far and how fast, and the median member."""
         step, n_steps = record.step, record.cohort.example.n_steps
-        rate = step / max(time.perf_counter() - self.begun, 1e-9)
+        rate = (step - self.first) / max(time.perf_counter() - self.begun, 1e-9)
         rates = f"{rate:,.0f} steps/s, {rate * len(record.cohort.members):,.0f} member-steps/s"
         medians = " ".join(f"{name} {_median(record.values['train/' + name]):.3g}" for name in MEDIANS)
         self.progress.update(self.task, completed=step, rates=rates, medians=medians)

@@ -1,28 +1,48 @@
 """Weights & Biases: one run per member, grouped by sweep, under the names of the tables."""
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
 from sae.experiment import flatten
 from sae.metrics import HISTOGRAM_EDGES
 from sae.sinks.records import Outcome, Record, Start
-from sae.sinks.wandb_client import Client
+from sae.sinks.wandb_client import Client, Trial
 
 
 class Wandb:
     """Sends every record to the W&B process, and never waits for it (see `wandb_client.py`)."""
 
-    def __init__(self, folder: Path, *, mode: Literal["online", "offline"], project: str, group: str, token: str, say):
-        self.client = Client(folder, mode=mode, project=project, group=group, token=token, say=say)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Literal["online", "offline"],
+        project: str,
+        group: str,
+        token: str,
+        say,
+        trial: Trial | None = None,
+    ):
+        self.client = Client(folder, mode=mode, project=project, group=group, token=token, say=say, trial=trial)
+        self.trial = trial
 
     def start(self, start: Start) -> None:
         """Begin a run per member, its configuration under dotted names."""
+        for member in start.cohort.members:
+            # what a process that was stopped left offline would repeat rows: everything is recorded again
+            for older in self.client.folder.glob(f"offline-run-*-{self.client.run_id(member)}"):
+                shutil.rmtree(older, ignore_errors=True)
         shared = {"cohort": start.index}
         configs = [
             flatten(experiment) | {"member": member} | shared
             for member, experiment in zip(start.cohort.members, start.cohort.experiments, strict=True)
         ]
-        self.client.start_cohort(start.cohort.members, configs, start.names)
+        names = [self.trial.name] if self.trial else start.names
+        self.client.start_cohort(start.cohort.members, configs, names)
+        # wandb may have lost the last rows of a process that was stopped: it gets them all again from the tables
+        for record in start.history:
+            self.record(record)
 
     def record(self, record: Record) -> None:
         """Log a chunk."""

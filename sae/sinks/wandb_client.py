@@ -7,6 +7,7 @@ tables are the record; W&B is a view of them.
 
 import configparser
 import contextlib
+import dataclasses
 import json
 import netrc
 import os
@@ -86,11 +87,21 @@ def _has_key(settings: Mapping[str, str]) -> bool:
     return False
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The one run for which a `wandb agent` started this process; the agent's variables still do not reach the child."""
+
+    sweep_id: str
+    run_id: str
+    name: str
+    """As W&B shows it."""
+
+
 class Client:
     """The runs of a sweep. No method but `close` ever waits, and none raises for anything that W&B does.
 
     `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at a time, from the thread that calls the
-    sink.
+    sink. With a `trial`, the only member is that run of that sweep, in the agent's project.
     """
 
     def __init__(
@@ -102,8 +113,9 @@ class Client:
         group: str,
         token: str,
         say: Callable[[str], None],
+        trial: Trial | None = None,
     ):
-        self.group, self.token, self._say = group, token, say
+        self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         root = pathlib.Path(env.get("WANDB_DIR") or out).expanduser().absolute()
         self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # as wandb names it
@@ -138,14 +150,18 @@ class Client:
         except OSError as error:
             self._give_up(str(error))
             return
-        self._send("open", mode=mode, project=project, group=group, token=token)
+        sweep = {}
+        if trial:
+            sweep = {"sweep_id": trial.sweep_id, "run_id": trial.run_id}
+            project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
+        self._send("open", mode=mode, project=project, group=group, token=token, **sweep)
         self._reader = threading.Thread(target=self._read, name="wandb-reader", daemon=True)
         self._reader.start()
         threading.Thread(target=self._write, name="wandb-writer", daemon=True).start()
 
     def run_id(self, member: int) -> str:
         """The W&B run id of a member. Only where the server vanished between two cohorts it has "-offline" added."""
-        return f"{self.token}-{member:04d}"
+        return self._trial.run_id if self._trial else f"{self.token}-{member:04d}"
 
     def start_cohort(self, members: Sequence[int], configs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
         """Start one run per member. A config is flat, its names dotted ("penalty.l1")."""

@@ -35,11 +35,20 @@ FINISH_SECONDS = 60.0  # how long one run may go on uploading after its end; `wa
 class Runs:
     """The W&B runs of a sweep, by member. What fails for one of them is reported and stops no other."""
 
-    def __init__(self, mode: str, project: str, group: str, token: str, report):
+    def __init__(
+        self,
+        mode: str,
+        project: str,
+        group: str,
+        token: str,
+        report,
+        sweep_id: str | None = None,
+        run_id: str | None = None,
+    ):
         import wandb
 
         self.wandb, self.report = wandb, report
-        self.mode, self.project, self.group, self.token = mode, project, group, token
+        self.mode, self.project, self.group, self.token, self.run_id = mode, project, group, token, run_id
         settings = dict(
             console="off",
             disable_code=True,
@@ -49,6 +58,7 @@ class Runs:
             finish_timeout_raises=True,
             init_timeout=INIT_SECONDS,
             silent=True,
+            sweep_id=sweep_id,
             x_disable_meta=True,  # this and the like bring an init from 95 to 20 ms
             x_disable_stats=True,
             x_save_requirements=False,
@@ -117,7 +127,7 @@ class Runs:
             project=self.project,
             group=self.group,
             job_type="train",
-            id=f"{self.token}-{member:04d}{self.suffix}",
+            id=self.run_id or f"{self.token}-{member:04d}{self.suffix}",
             name=name[:128],  # the server's limit
             config=config,
             reinit="create_new",
