@@ -25,7 +25,7 @@ from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
 from sae.plan import describe_plan
 from sae.sweep import Sweep, as_sweep, varying
-from sae.types import UserError, nearest
+from sae.types import UserError, count, nearest
 
 MOST_ROWS = 40  # of a printed table
 
@@ -137,7 +137,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         lanes=options.lanes,
         checkpoint_minutes=options.checkpoint_minutes,
         question=loading.question(path),
-        **({"trial": trial} if trial else {}),
+        trial=trial,
     )
     print_answer(sweep, results, console)
     return 0
@@ -321,7 +321,7 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
             members.groupby(axes, dropna=False)[numbers].mean() if axes else members[numbers],
             "means over seeds",
         )
-    console.print(f"\n{title} ({len(members)} members, held out)", highlight=False, markup=False)
+    console.print(f"\n{title} ({count(len(members), 'member')}, held out)", highlight=False, markup=False)
     if len(table):
         console.print(_rich_table(table.head(MOST_ROWS)))
     if len(table) > MOST_ROWS:

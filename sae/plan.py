@@ -10,6 +10,7 @@ from sae.data.feed import block_steps, resident
 from sae.data.source import Rows, Sampler
 from sae.runner import load_data
 from sae.sweep import Sweep, varying
+from sae.types import count
 
 
 def parameters(d_in: int, d_sae: int) -> int:
@@ -42,9 +43,8 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
     plan, axes = cohorts.plan(sweep.members), varying(sweep.members)
     data = load_data(plan)
     split = cohorts.splits(plan)
-    programs = "1 compiled program" if len(plan) == 1 else f"{len(plan)} compiled programs"
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)
-    say(f"{sweep.name}: {len(sweep.members)} members in {programs}")
+    say(f"{sweep.name}: {count(len(sweep.members), 'member')} in {count(len(plan), 'compiled program')}")
     say(f"members differ in: {', '.join(axes) or 'nothing'}")
     if split:
         say(f"programs differ in: {', '.join(split)}")

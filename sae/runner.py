@@ -25,7 +25,7 @@ from sae.sinks.records import Outcome, Record, Start
 from sae.sinks.tables import Tables
 from sae.sinks.terminal import Terminal
 from sae.sinks.wandb import Wandb
-from sae.sinks.wandb_client import resolve_mode
+from sae.sinks.wandb_client import Trial, resolve_mode
 from sae.sweep import Sweep, as_sweep, varying
 from sae.types import UserError
 
@@ -53,6 +53,7 @@ def run(
     resident_bytes: int = RESIDENT_BYTES,
     question: str = "",
     console: Console | None = None,
+    trial: Trial | None = None,
 ) -> Results:
     """Train every member of a definition and write the results to `out` (default `runs/<name>`).
 
@@ -60,7 +61,8 @@ def run(
     for bit: at its last checkpoint, of which there is one every `checkpoint_minutes` and one at SIGINT or SIGTERM.
     `wandb`: auto, online, offline or off. `fresh` moves an older run aside first. How the work is cut is free:
     `chunk_steps` (steps between log points) and `resident_bytes` (data above it streams from the host) do not
-    change a bit of the weights, `lanes` (members computed at once) changes them by rounding.
+    change a bit of the weights, `lanes` (members computed at once) changes them by rounding. `trial`: the W&B run
+    that this run of one member is, where a `wandb agent` asked for it.
     Raises UserError for bad input, OSError where results cannot be written, Interrupted at a signal.
     """
     sweep = as_sweep(definition)
@@ -92,7 +94,7 @@ def run(
         terminal, tables = Terminal(console, len(plan)), Tables(folder)
         sinks = [terminal, tables]
         if mode is not None:
-            labels = {"project": wandb_project, "group": sweep.name, "token": token}
+            labels = {"project": wandb_project, "group": sweep.name, "token": token, "trial": trial}
             sinks.append(Wandb(folder, mode=mode, say=terminal.say, **labels))
         for sink in reversed(sinks):
             stack.callback(sink.close)

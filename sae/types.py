@@ -41,6 +41,11 @@ def _field(default, pytree_node, min, max):
     return dataclasses.field(metadata={"pytree_node": pytree_node, "min": min, "max": max}, **kwargs)
 
 
+def count(n: int, thing: str) -> str:
+    """ "1 member", "2 members"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the close names, or all of them where nothing is close."""
     allowed = list(allowed)

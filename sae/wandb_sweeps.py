@@ -170,7 +170,7 @@ def _field(token: str) -> str:
 
 
 def _override(base: Experiment, name: str, value: Any) -> list[str]:
-    """A sweep's value as the flag that `sae run` would take. W&B's numbers are JSON's: 3.0 may mean 3, and 1 mean 1.0."""
+    """A sweep's value as the flag that `sae run` would take. W&B's numbers are JSON's: 3.0 may be 3, 1 be 1.0."""
     hint, text = _hint(base, name), str(value)
     flag = f"--{name}"
     if hint is bool and text.lower() in ("true", "false"):

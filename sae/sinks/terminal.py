@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sae.sinks.records import Outcome, Record, Start
+from sae.types import count
 
 MEDIANS = ("l0", "fvu", "dead_fraction")
 
@@ -32,7 +33,7 @@ class Terminal:
         """Say what is about to train."""
         cohort = start.cohort
         self.title, self.begun, self.printed = f"cohort {start.index + 1}/{self.n_cohorts}", time.perf_counter(), 0.0
-        self.say(f"{self.title}: {len(cohort.members)} members, compiled in {start.compile_seconds:.1f} s")
+        self.say(f"{self.title}: {count(len(cohort.members), 'member')}, compiled in {start.compile_seconds:.1f} s")
         if start.step:
             self.say(f"{self.title}: goes on from step {start.step}")
         self.first, total = start.step, cohort.example.n_steps

@@ -89,7 +89,7 @@ def _has_key(settings: Mapping[str, str]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The one run for which a `wandb agent` started this process; the agent's variables still do not reach the child."""
+    """The one run for which a `wandb agent` started this process. The child is told of it, it inherits nothing."""
 
     sweep_id: str
     run_id: str
