@@ -339,7 +339,7 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
 
 def _rich_table(frame: pd.DataFrame) -> Table:
     """A data frame whose index names its rows, as a table for the terminal."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in frame.index.names:
         table.add_column(name or "", justify="left", no_wrap=True)
     for column in frame.columns:

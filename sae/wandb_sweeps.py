@@ -148,7 +148,7 @@ def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Exp
 
 def folder(name: str, trial: Trial) -> Path:
     """Where a trial's results go."""
-    return Path("runs") / name / f"{trial.sweep_id}-{trial.run_id}"
+    return Path("runs") / f"{name}-{trial.sweep_id}" / trial.run_id
 
 
 def _of_file() -> Mapping[str, Any]:

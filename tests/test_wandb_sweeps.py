@@ -241,7 +241,7 @@ def test_a_sweeps_first_member_is_the_base(tiny, monkeypatch):
     assert base == sae.replace(tiny, {"name": "two", "penalty": ElasticNet(l1=0.2), "seed": 7})
     assert tokens == ["--penalty.l1=0.3", "--lanes=1"]
     assert trial == wandb_sweeps.Trial("swp", "r1", "penalty.l1=0.3")
-    assert wandb_sweeps.folder("two", trial) == Path("runs/two/swp-r1")
+    assert wandb_sweeps.folder("two", trial) == Path("runs/two-swp/r1")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_one_run_of_an_agent_arrives_in_its_sweep():
         assert server.unknown == []
         assert list(server.runs) == ["r1"]
         run = server.runs["r1"]
-    results = sae.load("runs/tiny_sweep/swp-r1")
+    results = sae.load("runs/tiny_sweep-swp/r1")
     row = results.members.iloc[0]
     assert (run.bucket["sweep"], run.bucket["project"]) == ("swp", "the-sweeps")
     assert run.bucket["displayName"] == "penalty.l1=1 seed=1"
@@ -320,6 +320,6 @@ def test_wandbs_own_agent_runs_the_grid():
         for i, seed in enumerate((0, 3)):
             run = server.runs[f"trial{i}"]
             assert (run.bucket["sweep"], run.bucket["project"], run.exit_code) == ("sweep0", "steered", 0)
-            row = sae.load(f"runs/tiny_sweep/sweep0-trial{i}").members.iloc[0]
+            row = sae.load(f"runs/tiny_sweep-sweep0/trial{i}").members.iloc[0]
             assert (row["seed"], row["penalty.l1"]) == (seed, 1.0)
             assert run.summary["eval/fvu"] == row["eval/fvu"]
