@@ -91,7 +91,8 @@ def unstack(tree, i: int):
 
 def over_members(function, members, lanes: int):
     """Apply a function of one member to trees with a leading member axis, `lanes` members at a time."""
-    return jax.lax.map(function, members, batch_size=lanes)
+    # one at a time needs no vmap: a batched matrix product of one is slower than a matrix product
+    return jax.lax.map(function, members, batch_size=lanes if lanes > 1 else None)
 
 
 @functools.partial(jax.jit, static_argnames="lanes")
