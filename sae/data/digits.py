@@ -9,11 +9,11 @@ from sae.types import UserError, definition, static
 
 @definition
 class Digits:
-    """1,797 handwritten digits, 8x8 pixels in [0, 1] (d_in = 64), in a seeded random split.
+    """1,797 handwritten digits, 8x8 pixels in [0, 1] (d_in = 64), in a seeded random split. Alpaydin & Kaynak 1998.
 
-    The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998) as scikit-learn
-    ships it: each pixel counts the ink in a 4x4 block, 0 to 16, and is divided by 16 here. Some border
-    pixels are blank in every image, so the data has fewer than 64 dimensions.
+    The test part of UCI's "Optical Recognition of Handwritten Digits" as scikit-learn ships it: each pixel counts
+    the ink in a 4x4 block, 0 to 16, and is divided by 16 here. Some border pixels are blank in every image, so the
+    data has fewer than 64 dimensions.
     """
 
     n_held_out: int = static(397, min=1, max=1796)
