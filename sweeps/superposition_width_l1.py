@@ -2,6 +2,9 @@
 
 5 widths x 9 L1 x 2 seeds = 90 members in 5 compiled programs (Sharkey et al. 2022, small).
 
+Result: with as many latents as features or more, the best mmcs is .995 or above, at L1 .06 to .3; with half as many
+it is .77, where chance is .29 (2 CPU cores: 3 min).
+
     sae run sweeps/superposition_width_l1.py
 """
 
