@@ -19,7 +19,7 @@ from sae.model import matmul
 
 SHAPES = (
     (16, 64, 256, 256, 64),
-    (16, 144, 512, 1024, 16),
+    (16, 144, 512, 1024, 32),
     (4, 512, 4096, 2048, 4),
 )  # members, d_in, d_sae, batch, steps
 ROUNDS = 7

@@ -12,7 +12,7 @@ class Relu:
 
     def __call__(self, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch]."""
-        return jax.nn.relu(pre_acts)
+        return relu(pre_acts)
 
 
 @definition
@@ -30,4 +30,16 @@ class TopK:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
         values, which = jax.lax.top_k(pre_acts.T, self.k)  # [batch, k]
         examples = jnp.arange(pre_acts.shape[1])[:, None]
-        return jnp.zeros_like(pre_acts).at[which, examples].set(jax.nn.relu(values))
+        return jnp.zeros_like(pre_acts).at[which, examples].set(relu(values))
+
+
+@jax.custom_jvp
+def relu(z: Array) -> Array:
+    """max(0, z), whose derivative reads the result and not z, so that z need not be kept (or computed again)."""
+    return jnp.maximum(z, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    latents = relu(*primals)
+    return latents, jnp.where(latents > 0, *tangents, 0)

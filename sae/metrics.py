@@ -1,7 +1,8 @@
 """Metrics of one member: sums that add inside the compiled loop, and the numbers made of them after it.
 
-Every number is a function of sums over a stated window of examples: all examples of a chunk (`train/...`)
-or the held-out examples (`eval/...`). With e = x - x_hat, f the latents, b an example of N:
+Every number is a function of sums over a stated window of N examples. `eval/...`: the held-out examples, all of
+them. `train/...`: the examples of a chunk; `mse`, `fvu` and `dead` count all of them, the other numbers the first
+eighth of every batch (see `probe`). With e = x - x_hat, f the latents, b an example of the window:
 
 | name | definition |
 |---|---|
@@ -26,6 +27,7 @@ from flax import struct
 from sae.model import Forward, unit_rows
 from sae.types import Array, Key
 
+PROBE_SHARE, PROBE_LEAST = 8, 128  # one example in so many of a training batch, but no fewer than these
 RELATIVE = 0.01  # what share of the example's largest latent counts for l0_relative
 EVALUATED = (
     *("mse", "fvu", "l0", "l0_relative", "n_eff", "l1", "cosine", "shrinkage", "dead", "dead_fraction", "examples"),
@@ -57,11 +59,12 @@ class Moments:
 class Sums:
     """Of one member over a window of examples. All [] but `fired [d_sae]`, how often each latent was active."""
 
+    n: Array
     squared_error: Array
     active: Array
+    absolute: Array
     active_relative: Array
     effective: Array
-    absolute: Array
     cosine: Array
     x_dot_x_hat: Array
     x_hat_squared: Array
@@ -70,7 +73,7 @@ class Sums:
     @classmethod
     def zero(cls, d_sae: int) -> "Sums":
         """Of no examples."""
-        return cls(*[jnp.zeros(())] * 8, fired=jnp.zeros(d_sae, jnp.int32))
+        return cls(*[jnp.zeros(())] * 9, fired=jnp.zeros(d_sae, jnp.int32))
 
 
 def moments(x: Array, pivot: Array, weight: Array) -> Moments:
@@ -81,36 +84,55 @@ def moments(x: Array, pivot: Array, weight: Array) -> Moments:
     )
 
 
+def squared_error(x: Array, x_hat: Array) -> Array:
+    """‖x_b - x_hat_b‖² of examples [d_in, batch] -> [batch]."""
+    # the barrier keeps XLA from merging this sum with the one over examples that follows, and so doing it twice
+    return jax.lax.optimization_barrier(jnp.sum((x - x_hat) ** 2, axis=0))
+
+
 def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
     """Of one forward pass over x [d_in, batch]; weight [batch] as in `moments`, None where all count."""
     f, x_hat = out.latents, out.x_hat
-    count = jnp.sum if weight is None else lambda values: jnp.sum(values * weight)  # over examples [batch]
+    one = jnp.ones(x.shape[1]) if weight is None else weight
+    count = lambda values: jnp.sum(values * one)  # over examples [batch]
 
     size = jnp.abs(f)
     largest, total, squares = jnp.max(size, axis=0), jnp.sum(size, axis=0), jnp.sum(f * f, axis=0)
-    active = f != 0
+    fired = jnp.sum(jnp.where(f != 0, one, 0.0), axis=1)
     dot, x_hat_squared = jnp.sum(x * x_hat, axis=0), jnp.sum(x_hat * x_hat, axis=0)
     norms = jnp.sqrt(jnp.sum(x * x, axis=0)) * jnp.sqrt(x_hat_squared)
     return Sums(
-        squared_error=count(jnp.sum((x - x_hat) ** 2, axis=0)),
-        active=count(jnp.sum(active, axis=0, dtype=jnp.float32)),
-        active_relative=count(jnp.sum(size > RELATIVE * largest, axis=0, dtype=jnp.float32)),
+        n=jnp.sum(one),
+        squared_error=count(squared_error(x, x_hat)),
+        active=jnp.sum(fired),
+        active_relative=count(jnp.sum(jnp.where(size > RELATIVE * largest, 1.0, 0.0), axis=0)),
         effective=count(_ratio(total * total, squares)),
         absolute=count(total),
         cosine=count(_ratio(dot, norms)),
         x_dot_x_hat=count(dot),
         x_hat_squared=count(x_hat_squared),
-        fired=jnp.sum(active if weight is None else active & (weight > 0), axis=1, dtype=jnp.int32),
+        fired=fired.astype(jnp.int32),
     )
+
+
+def probe(out: Forward, x: Array) -> Sums:
+    """`sums` of a training batch: squared_error of all its examples, the rest of its first eighth (128 at the least).
+
+    A sum over latents is a pass over all of them, and on a CPU a pass for each metric costs a third of a step.
+    """
+    n = max(PROBE_LEAST, x.shape[1] // PROBE_SHARE)
+    first = lambda columns: columns[:, :n]
+    some = sums(jax.tree.map(first, out), first(x))
+    return some.replace(squared_error=jnp.sum(squared_error(x, out.x_hat)))
 
 
 def finish(s: Sums, m: Moments) -> dict[str, Array]:
     """Sums over a window -> its numbers, but for `dead`, whose window is longer. `fvu` of equal examples is NaN."""
-    n = jnp.maximum(m.n, 1)
+    n = jnp.maximum(s.n, 1)
     rates, variation = s.fired / n, m.variation()
     q10, q50, q90 = jnp.quantile(rates, jnp.array([0.1, 0.5, 0.9]))
     return {
-        "mse": s.squared_error / n,
+        "mse": s.squared_error / jnp.maximum(m.n, 1),
         "fvu": jnp.where(variation > 0, s.squared_error / variation, jnp.nan),
         "l0": s.active / n,
         "l0_relative": s.active_relative / n,

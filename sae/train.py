@@ -55,22 +55,26 @@ def loss(sae: Sae, experiment: Experiment, step: Array, x: Array) -> tuple[Array
 
 def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
     """One update on x [d_in, batch], and the metric sums of its forward pass."""
-    (value, out), gradient = jax.value_and_grad(loss, has_aux=True)(state.sae, experiment, step, x)
+    # the loss itself is not needed, and without it nothing computes the penalty's value
+    gradient, out = jax.grad(loss, has_aux=True)(state.sae, experiment, step, x)
     gradient = experiment.constraint.gradient(state.sae, gradient)
     updates, opt_state = experiment.optimizer.transform(experiment.n_steps).update(gradient, state.opt_state, state.sae)
     sae = experiment.constraint.project(jax.tree.map(jnp.add, state.sae, updates))
 
-    sums = metrics.sums(out, x)
-    new = TrainState(
-        sae=sae,
-        opt_state=opt_state,
-        silent=jnp.where(sums.fired > 0, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1]),
-        diverged=state.diverged,
-    )
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, sae, opt_state))]
-    healthy = jnp.all(jnp.stack(finite)) & ~state.diverged
-    frozen = state.replace(diverged=~healthy)
-    return jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, frozen), sums
+    sums = metrics.probe(out, x)
+
+    active = jnp.max(jnp.abs(out.latents), axis=1) > 0  # on any example
+    silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1])
+    healthy = _all_finite(sae) & jnp.isfinite(sums.squared_error) & ~state.diverged
+    # a gradient that is not finite spoils the parameters too; the moments of a member that has diverged are never read
+    sae, silent = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), (sae, silent), (state.sae, state.silent))
+    return TrainState(sae, opt_state, silent, ~healthy), sums
+
+
+def _all_finite(tree) -> Array:
+    """Whether every number is finite, and small enough (1e18) for the sum of all squares to be finite, []."""
+    columns = [jnp.sum(leaf * leaf, axis=0) for leaf in jax.tree.leaves(tree)]
+    return jnp.isfinite(sum(jnp.sum(column) for column in jax.lax.optimization_barrier(columns)))
 
 
 def revive(experiment: Experiment, state: TrainState, step: Array, candidates: Array) -> TrainState:
