@@ -1,14 +1,15 @@
 """Checkpoints of a cohort in training, so that a run which is stopped anywhere goes on from there, bit for bit.
 
 A checkpoint is the whole `CohortState` (parameters, Adam's moments, silent counts, the metric sums of an unfinished
-chunk) and its step, from which the order of examples and every random key follow. Orbax writes it in the
-background; the last two are kept, and one that does not read back as it was written is passed over.
+chunk), its step, from which the order of examples and every random key follow, and the history up to there. Orbax
+writes it in the background; the last two are kept, and one that does not read back as it was written is passed over.
 """
 
+import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -16,12 +17,14 @@ import numpy as np
 
 from sae.cohort import CohortState
 
+Chunk = tuple[int, dict[str, np.ndarray]]  # step, {"train/l0": [member], ...}
+
 
 class Checkpoints:
-    """The checkpoints of one cohort, in `<folder>/checkpoints/cohort-000`."""
+    """The checkpoints in one folder, which belong to one cohort."""
 
-    def __init__(self, folder: Path, cohort: int, say: Callable[[str], None]):
-        self.folder = (folder / "checkpoints" / f"cohort-{cohort:03d}").absolute()
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        self.folder = folder.absolute()
         self._say, self._manager = say, None
 
     def _open(self):
@@ -34,36 +37,57 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return ocp, self._manager
 
-    def save(self, step: int, state: CohortState) -> None:
+    def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
         """Copy the state to the host, and write it while training goes on."""
         ocp, manager = self._open()
-        leaves = _named(jax.device_get(jax.tree.leaves(state)))
-        meta = {"checksums": {name: _checksum(leaf) for name, leaf in leaves.items()}}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta))
+        arrays = _named("state", jax.device_get(jax.tree.leaves(state)))
+        names = list(history[0][1]) if history else []
+        columns = [np.stack([numbers[name] for _, numbers in history]) for name in names]  # each [chunk, member]
+        arrays |= _named("history", columns)
+        meta = {
+            "arrays": {name: [list(a.shape), a.dtype.name, _checksum(a)] for name, a in arrays.items()},
+            "history": names,
+            "steps": [at for at, _ in history],
+        }
+        meta["checksum"] = _checksum_of_json(meta)
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
 
-    def restore(self, like: CohortState) -> tuple[int, CohortState] | None:
-        """(step, state) of the newest checkpoint that reads back as it was written; None where there is none."""
+    def restore(self, like: CohortState) -> tuple[int, CohortState, list[Chunk]] | None:
+        """(step, state, history) of the newest checkpoint that reads back as it was written, None if there is none."""
         if not self.folder.exists():
             return None
-        ocp, manager = self._open()
+        _, manager = self._open()
         leaves, structure = jax.tree.flatten(like)
-        shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _named(leaves).items()}
         for step in sorted(manager.all_steps(), reverse=True):
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore())
             try:
-                restored = manager.restore(step, args=args)
-                found = {name: np.asarray(leaf) for name, leaf in restored.state.items()}
-                wrong = [name for name, leaf in found.items() if _checksum(leaf) != restored.meta["checksums"][name]]
-                if wrong:
-                    raise ValueError(f"{len(wrong)} of {len(found)} arrays have another checksum")
+                arrays, meta = self._read(step)
+                state = [arrays[name] for name in _named("state", leaves)]
+                if [(a.shape, a.dtype) for a in state] != [(a.shape, a.dtype) for a in leaves]:
+                    raise ValueError("it is of other shapes")
+                columns = [arrays[name] for name in _named("history", meta["history"])]
             except Exception as error:  # Orbax, JSON, zstd and the file system each have their own
                 reason = " ".join(str(error).split())[:200]
                 self._say(f"checkpoint {self.folder / str(step)} is damaged and is passed over: {reason}")
                 manager.delete(step)
                 continue
-            return step, jax.tree.unflatten(structure, [jax.numpy.asarray(found[name]) for name in shapes])
+            numbers = [dict(zip(meta["history"], row, strict=True)) for row in zip(*columns, strict=True)]
+            history = list(zip(meta["steps"], numbers, strict=True))
+            return step, jax.tree.unflatten(structure, [jax.numpy.asarray(a) for a in state]), history
         return None
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
+        ocp, manager = self._open()
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if meta.pop("checksum") != _checksum_of_json(meta):
+            raise ValueError("its description has another checksum")
+        shapes = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()}
+        found = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))).arrays
+        arrays = {name: np.asarray(array) for name, array in found.items()}
+        wrong = [name for name, array in arrays.items() if _checksum(array) != meta["arrays"][name][2]]
+        if wrong:
+            raise ValueError(f"{len(wrong)} of {len(arrays)} arrays have another checksum")
+        return arrays, meta
 
     def remove(self) -> None:
         """Delete them all: the cohort is finished, and its members have their rows."""
@@ -78,8 +102,12 @@ class Checkpoints:
             self._manager = None
 
 
-def _named(leaves: list) -> dict:
-    return {f"{i:03d}": leaf for i, leaf in enumerate(leaves)}
+def _named(what: str, leaves: Sequence) -> dict:
+    return {f"{what}.{i:03d}": leaf for i, leaf in enumerate(leaves)}
+
+
+def _checksum_of_json(value: dict) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _checksum(array: np.ndarray) -> int:

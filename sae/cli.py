@@ -48,6 +48,10 @@ class Options:
     """Print the plan and stop."""
     fresh: bool = False
     """Move an older run in that folder aside and start again."""
+    only: tuple[int, ...] = ()
+    """Train these cohorts alone, by their numbers in the plan; other processes may train others in the same folder."""
+    shard: str | None = None
+    """Train part i of n, as 2/4, the cohorts shared out by their cost."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """Weights & Biases; auto is online if a key is configured, else offline."""
     wandb_project: str = "sparsity-lab"
@@ -133,13 +137,16 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         wandb=options.wandb,
         wandb_project=options.wandb_project,
         fresh=options.fresh,
+        only=options.only,
+        shard=options.shard,
         chunk_steps=options.chunk_steps,
         lanes=options.lanes,
         checkpoint_minutes=options.checkpoint_minutes,
         question=loading.question(path),
         trial=trial,
     )
-    print_answer(sweep, results, console)
+    if results.finished:
+        print_answer(sweep, results, console)
     return 0
 
 

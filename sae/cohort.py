@@ -69,6 +69,13 @@ def plan(members: Sequence[Experiment]) -> list[Cohort]:
     return [Cohort(tuple(ids), tuple(members[i] for i in ids)) for ids in groups.values()]
 
 
+def divide(cohort: Cohort, parts: int) -> list[Cohort]:
+    """A cohort as several of nearly equal size, each trained alone; no member's result depends on its neighbours."""
+    n, parts = len(cohort.members), min(parts, len(cohort.members))
+    cuts = [n * i // parts for i in range(parts + 1)]
+    return [Cohort(cohort.members[a:b], cohort.experiments[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
 def splits(cohorts: Sequence[Cohort]) -> list[str]:
     """The dotted names on which the structures of cohorts differ: why they are not one."""
     shapes = []

@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, whatever happens while they are written."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -29,3 +30,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, atomically."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

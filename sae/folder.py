@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and what it says of the run."""
+"""A run's folder: which run it holds, who works on it, and what it says of the run."""
 
 import contextlib
 import errno
@@ -7,17 +7,19 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from sae import results
 from sae.experiment import flatten
+from sae.files import write_json
 from sae.results import Results
+from sae.storage import DEFINITION
 from sae.sweep import Sweep
 from sae.types import UserError
 
@@ -31,7 +33,7 @@ def older_run(folder: Path, sweep: Sweep) -> Results | None:
         return None
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; use --out DIR with a new or empty folder")
-    if not (folder / results.DEFINITION).exists():
+    if not (folder / DEFINITION).exists():
         if any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
         return None
@@ -47,10 +49,12 @@ def move_aside(folder: Path) -> Path | None:
     """Rename a folder that holds a run; None where there is none. Raises UserError for a folder of something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
-    if not (folder / results.DEFINITION).exists():
+    if not (folder / DEFINITION).exists():
         raise UserError(f"{folder} holds no run, so --fresh leaves it where it is; use --out DIR")
     folder = folder.resolve()
-    with lock(folder):
+    with contextlib.ExitStack() as stack:
+        for part in (folder, *sorted((folder / "cohorts").glob("*"))):
+            stack.enter_context(lock(part))
         aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
         return folder.rename(aside)
 
@@ -66,14 +70,16 @@ def make(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process. Raises UserError, naming the other process, where one holds it.
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a run's or a cohort's folder for this process.
 
-    The system lets go of the lock when its process ends, however it ends, so a lock file left behind means nothing.
+    Where another process holds it, waits for that, or raises UserError with its number and its host. The system lets
+    go of the lock when its process ends, however it ends, so a lock file left behind means nothing.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -84,9 +90,9 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def describe(folder: Path, sweep: Sweep, question: str, token: str) -> None:
-    """Write definition.json for a new run."""
-    results.write_definition(folder, _describe(sweep, question, token))
+def describe(folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> None:
+    """Write definition.json for a new run, whose cohorts have these members."""
+    write_json(folder / DEFINITION, _describe(sweep, cohorts, question))
 
 
 def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
@@ -99,13 +105,14 @@ def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
     return None
 
 
-def _describe(sweep: Sweep, question: str, token: str) -> dict[str, Any]:
+def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> dict[str, Any]:
     """What definition.json holds."""
     device = jax.devices()[0]
     return {
         "name": sweep.name,
         "question": question,
-        "token": token,
+        "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
+        "cohorts": [list(members) for members in cohorts],
         "members": _plain(sweep),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

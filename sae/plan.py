@@ -1,4 +1,6 @@
-"""What a sweep will cost, before it is run."""
+"""How a sweep is cut into cohorts and parts, and what it will cost, before it is run."""
+
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -6,11 +8,79 @@ from rich.table import Table
 
 from sae import cohort as cohorts
 from sae.cohort import Cohort
+from sae.data import feed as feeds
 from sae.data.feed import block_steps, resident
 from sae.data.source import Rows, Sampler
-from sae.runner import load_data
+from sae.experiment import Experiment, flatten, kind
 from sae.sweep import Sweep, varying
-from sae.types import count
+from sae.types import UserError, count
+
+
+def make(sweep: Sweep, shards: int = 1) -> list[Cohort]:
+    """The cohorts of a sweep, in as many pieces as there are shards at the least, where it has the members."""
+    plan = cohorts.plan(sweep.members)
+    while len(plan) < shards and max(len(cohort.members) for cohort in plan) > 1:
+        largest = max((i for i, cohort in enumerate(plan) if len(cohort.members) > 1), key=lambda i: work(plan[i]))
+        plan[largest : largest + 1] = cohorts.divide(plan[largest], 2)
+    return plan
+
+
+def stored(sweep: Sweep, members: Sequence[Sequence[int]]) -> list[Cohort]:
+    """The cohorts that an earlier process made, by their members."""
+    return [Cohort(tuple(ids), tuple(sweep.members[i] for i in ids)) for ids in members]
+
+
+def work(cohort: Cohort) -> int:
+    """Training a cohort, in products of d_sae × batch, for comparison."""
+    e = cohort.example
+    return len(cohort.members) * e.d_sae * e.batch_size * e.n_steps
+
+
+def shard(plan: Sequence[Cohort], text: str) -> list[int]:
+    """The cohorts of shard "i/n", i from 1 to n: the heaviest first, each to the shard with the least to do so far."""
+    i, n = parse_shard(text)
+    loads, of = [0] * n, {}
+    for index in sorted(range(len(plan)), key=lambda index: -work(plan[index])):
+        of[index] = loads.index(min(loads))
+        loads[of[index]] += work(plan[index])
+    return [index for index in range(len(plan)) if of[index] == i - 1]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/4" -> (2, 4). Raises UserError."""
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise UserError(f"shard: got {text!r}, allowed: i/n with i from 1 to n, as 2/4")
+    return int(i), int(n)
+
+
+def load_data(plan: Sequence[Cohort]) -> dict:
+    """{source: its data} for every source of a plan. Raises UserError, also for what a user's own source does wrong."""
+    data = {}
+    for cohort in plan:
+        source = cohort.example.data
+        if source not in data:
+            try:
+                data[source] = source.load()
+            except (UserError, MemoryError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                raise UserError(f"{kind(source)}: load() raised {type(error).__name__}: {error}") from error
+            if not isinstance(data[source], Rows | Sampler):
+                got = type(data[source]).__name__
+                raise UserError(f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or a Sampler")
+        feeds.check(data[source], cohort.example.batch_size)
+    return data
+
+
+def member_names(members: Sequence[Experiment], default: str) -> list[str]:
+    """A name per member, of what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
+    names = varying(members)
+    flats = [flatten(member) for member in members]
+    of = lambda flat: " ".join(
+        f"{n}={flat[n]:g}" if isinstance(flat[n], float) else f"{n}={flat[n]}" for n in names if n in flat
+    )
+    return [of(flat) or default for flat in flats]
 
 
 def parameters(d_in: int, d_sae: int) -> int:
@@ -58,7 +128,7 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop
         numbers = (
-            index + 1,
+            index,
             n,
             at_once,
             source.d_in,

@@ -1,11 +1,11 @@
 """A definition in, a folder of results out: plan, train each cohort chunk by chunk, evaluate."""
 
 import contextlib
-import secrets
+import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -13,12 +13,12 @@ from rich.console import Console
 
 from sae import cohort as cohorts
 from sae import folder as folders
+from sae import plan as plans
+from sae import storage
 from sae.checkpoint import Checkpoints
 from sae.cohort import Cohort, CohortState
-from sae.data import feed as feeds
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.data.source import Rows, Sampler
-from sae.experiment import Experiment, flatten, kind
+from sae.experiment import Experiment
 from sae.loop import compile_block, evaluate, train_cohort
 from sae.results import Results
 from sae.sinks.records import Outcome, Record, Start
@@ -26,7 +26,8 @@ from sae.sinks.tables import Tables
 from sae.sinks.terminal import Terminal
 from sae.sinks.wandb import Wandb
 from sae.sinks.wandb_client import Trial, resolve_mode
-from sae.sweep import Sweep, as_sweep, varying
+from sae.storage import CohortFiles, DamagedError
+from sae.sweep import Sweep, as_sweep
 from sae.types import UserError
 
 B_DEC_SAMPLE = 8_192  # training examples that set b_dec at the start
@@ -40,6 +41,24 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What the cohorts of one run have in common."""
+
+    folder: Path
+    say: Callable[[str], None]
+    tables: Tables
+    sinks: Sequence  # the tables among them
+    signals: list[int]  # those that came
+    chunk_steps: int | None
+    checkpoint_seconds: float
+
+    def tell(self, method: str, event) -> None:
+        """Give an event to every sink."""
+        for sink in self.sinks:
+            getattr(sink, method)(event)
+
+
 def run(
     definition: Experiment | Sweep,
     *,
@@ -47,6 +66,8 @@ def run(
     wandb: str = "auto",
     wandb_project: str = "sparsity-lab",
     fresh: bool = False,
+    only: Sequence[int] = (),
+    shard: str | None = None,
     chunk_steps: int | None = None,
     lanes: int | None = None,
     checkpoint_minutes: float = 5.0,
@@ -59,7 +80,8 @@ def run(
 
     A finished run of the same definition is not run again, and an unfinished one goes on where it was stopped, bit
     for bit: at its last checkpoint, of which there is one every `checkpoint_minutes` and one at SIGINT or SIGTERM.
-    `wandb`: auto, online, offline or off. `fresh` moves an older run aside first. How the work is cut is free:
+    `wandb`: auto, online, offline or off. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
+    `shard` ("i/n") train a part; several processes may each train theirs in one folder. How the work is cut is free:
     `chunk_steps` (steps between log points) and `resident_bytes` (data above it streams from the host) do not
     change a bit of the weights, `lanes` (members computed at once) changes them by rounding. `trial`: the W&B run
     that this run of one member is, where a `wandb agent` asked for it.
@@ -69,116 +91,139 @@ def run(
     for name, value in (("chunk_steps", chunk_steps), ("lanes", lanes)):
         if value is not None and value < 1:
             raise UserError(f"{name}: got {value}, allowed: at least 1")
+    if only and shard:
+        raise UserError("only, shard: got both, allowed: one of them")
+    if fresh and (only or shard):
+        raise UserError("fresh: got it with a part of the sweep, allowed: the whole sweep, as it moves all parts aside")
     console = console or Console(stderr=True)
     say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
     mode = resolve_mode(wandb)
     folder = Path(out).expanduser() if out is not None else Path("runs") / sweep.name
+
     older = None if fresh else folders.older_run(folder, sweep)
-    if older is not None and older.finished:
+    shards = plans.parse_shard(shard)[1] if shard else 1
+    plan = plans.make(sweep, shards) if older is None else plans.stored(sweep, older.definition["cohorts"])
+    _part(plan, only, shard)  # so that a wrong number is told of first
+    if older is not None and older.finished and not _damaged(older.cohorts, lambda line: None):
         say(f"{folder}: this run is finished already; nothing to do (--fresh runs it again)")
         return older
-
-    plan = cohorts.plan(sweep.members)
-    data = load_data(plan)
+    data = plans.load_data(plan)
     if fresh and (aside := folders.move_aside(folder)):
         say(f"moved the older run aside: {aside}")
     folders.make(folder)
-
-    names = member_names(sweep)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(folders.lock(folder))
-        older = folders.older_run(folder, sweep)  # again, now that no other process can change it
-        token = secrets.token_hex(4) if older is None else older.definition["token"]
+    with folders.lock(folder, wait=True):  # other parts may start at this moment
+        older = folders.older_run(folder, sweep)
         if older is None:
-            folders.describe(folder, sweep, question, token)
+            folders.describe(folder, sweep, [cohort.members for cohort in plan], question)
+    results = Results(folder)
+    plan = plans.stored(sweep, results.definition["cohorts"])
+    part = _part(plan, only, shard)
+
+    names = plans.member_names(sweep.members, sweep.name)
+    with contextlib.ExitStack() as stack:
+        for index in part:
+            stack.enter_context(folders.lock(results.cohorts[index].path))
+        damaged = _damaged([results.cohorts[index] for index in part], say)
         terminal, tables = Terminal(console, len(plan)), Tables(folder)
         sinks = [terminal, tables]
-        if mode is not None:
-            labels = {"project": wandb_project, "group": sweep.name, "token": token, "trial": trial}
-            sinks.append(Wandb(folder, mode=mode, say=terminal.say, **labels))
+        if mode is not None and any(not results.cohorts[index].finished for index in part):
+            labels = {"project": wandb_project, "group": sweep.name, "token": results.definition["token"]}
+            sinks.append(Wandb(folder, mode=mode, say=terminal.say, trial=trial, **labels))
         for sink in reversed(sinks):
             stack.callback(sink.close)
         caught = stack.enter_context(_signals())
-        for index, cohort in enumerate(plan):
-            if tables.finished.issuperset(cohort.members):
-                terminal.say(f"cohort {index + 1}/{len(plan)}: finished already")
+        work = _Work(folder, terminal.say, tables, sinks, caught, chunk_steps, 60 * checkpoint_minutes)
+        for index in part:
+            cohort, files = plan[index], results.cohorts[index]
+            if files.finished and index not in damaged:
+                terminal.say(f"{terminal.title(index)}: finished already")
+                Checkpoints(files.path / "checkpoints", say).remove()  # of a process that ended just before it would
                 continue
-            e, of_cohort = cohort.example, [names[i] for i in cohort.members]
-            source = data[e.data]
-            at_once = lanes or cohort.lanes(source.d_in)
-            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder, index, terminal.say)))
+            e, source = cohort.example, data[cohort.example.data]
+            # lanes decide how sums are rounded: what a run began with, it goes on with
+            at_once = lanes or files.state.get("lanes") or cohort.lanes(source.d_in)
             with contextlib.closing(Feed(source, e.data_seed, e.batch_size, e.n_steps, resident_bytes)) as feed:
-                _run_cohort(
-                    index, cohort, feed, of_cohort, sinks, tables, checkpoints, caught, chunk_steps, at_once,
-                    60 * checkpoint_minutes,
-                )  # fmt: skip
-            checkpoints.remove()
-    return Results(folder)
+                _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], at_once)
+            with folders.lock(folder, wait=True):
+                storage.write_joined(folder, results.cohorts)
+    if not results.finished:
+        left = [str(i) for i, files in enumerate(results.cohorts) if not files.finished]
+        say(f"{folder}: this part is finished; left are the cohorts {', '.join(left)}")
+    return results
 
 
-def _run_cohort(
-    index: int,
-    cohort: Cohort,
-    feed: Feed,
-    names: Sequence[str],
-    sinks: Sequence,
-    tables: Tables,
-    checkpoints: Checkpoints,
-    caught: list[int],
-    chunk_steps: int | None,
-    lanes: int,
-    checkpoint_seconds: float,
-) -> None:
+def _part(plan: Sequence[Cohort], only: Sequence[int], shard: str | None) -> list[int]:
+    """The numbers of the cohorts to train."""
+    if shard:
+        return plans.shard(plan, shard)
+    if wrong := [index for index in only if not 0 <= index < len(plan)]:
+        raise UserError(f"only: got {wrong[0]}, allowed: the numbers of cohorts, 0 to {len(plan) - 1}")
+    return sorted(set(only)) or list(range(len(plan)))
+
+
+def _damaged(cohorts: Sequence[CohortFiles], say: Callable[[str], None]) -> set[int]:
+    """Those whose finished files are not what was written; there being no other copy, they are trained again."""
+    damaged = set()
+    for files in cohorts:
+        try:
+            files.check()
+        except DamagedError as error:
+            say(str(error))
+            damaged.add(files.index)
+    return damaged
+
+
+def _run_cohort(work: _Work, index: int, cohort: Cohort, feed: Feed, names: Sequence[str], lanes: int) -> None:
     """Train, evaluate and report one cohort, from its last checkpoint if it has one."""
     example, experiments = cohort.example, cohort.stacked()
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
-    state, start = cohorts.init(experiments, sample, lanes=lanes), 0
+    state, start, history = cohorts.init(experiments, sample, lanes=lanes), 0, []
+    checkpoints = Checkpoints(CohortFiles(work.folder, index).path / "checkpoints", work.say)
     if (restored := checkpoints.restore(state)) is not None:
-        start, state = restored
+        start, state, history = restored
     begun = time.perf_counter()
     program = compile_block(experiments, state, feed, lanes)
     seconds = time.perf_counter() - begun
-    history = tuple(tables.records(index, cohort, start))
-    for sink in sinks:
-        sink.start(Start(index, cohort, tuple(names), seconds, start, history))
+    to_record = lambda chunk: Record(index, cohort, chunk[0], chunk[0] * example.batch_size, chunk[1])
+    earlier = tuple(map(to_record, history))
+    work.tell("start", Start(index, cohort, tuple(names), lanes, seconds, start, earlier))
 
     waiting: list[tuple[int, dict]] = []
 
     def report() -> None:
         step, numbers = waiting.pop(0)
-        values = {f"train/{name}": value for name, value in jax.device_get(numbers).items()}
-        for sink in sinks:
-            sink.record(Record(index, cohort, step, step * example.batch_size, values))
+        history.append((step, {f"train/{name}": value for name, value in jax.device_get(numbers).items()}))
+        work.tell("record", to_record(history[-1]))
 
     def save(step: int, state: CohortState) -> None:
         while waiting:
             report()
-        tables.flush()  # a checkpoint's history is on the disk before it is
-        checkpoints.save(step, state)
+        checkpoints.save(step, state, history)
 
-    saved = time.monotonic()
-    training = train_cohort(
-        state, cohort, experiments, feed, lanes, start=start, chunk_steps=chunk_steps, program=program
-    )
-    for state, step, numbers in training:
-        if numbers is not None:
-            waiting.append((step, numbers))
-            if len(waiting) > 1:  # the device has this chunk to work on while the numbers of the one before are read
-                report()
-        if caught:
-            save(step, state)
-            raise Interrupted(caught[0])
-        if numbers is not None and time.monotonic() - saved >= checkpoint_seconds:
-            save(step, state)
-            saved = time.monotonic()
-    while waiting:
-        report()
+    with contextlib.closing(checkpoints):
+        saved = time.monotonic()
+        training = train_cohort(
+            state, cohort, experiments, feed, lanes, start=start, chunk_steps=work.chunk_steps, program=program
+        )
+        for state, step, numbers in training:
+            if numbers is not None:
+                waiting.append((step, numbers))
+                if len(waiting) > 1:  # the device has this chunk to work on while the numbers before it are read
+                    report()
+            if work.signals:
+                save(step, state)
+                work.tables.interrupt(step)
+                raise Interrupted(work.signals[0])
+            if numbers is not None and time.monotonic() - saved >= work.checkpoint_seconds:
+                save(step, state)
+                saved = time.monotonic()
+        while waiting:
+            report()
 
-    values, firing_rates, diverged = evaluate(cohort, feed, state, lanes)
-    status = tuple("diverged" if bad else "finished" for bad in diverged)
-    outcome = Outcome(index, cohort, status, values, firing_rates, jax.device_get(state.train.sae))
-    for sink in sinks:
-        sink.finish(outcome)
+        values, firing_rates, diverged = evaluate(cohort, feed, state, lanes)
+        status = tuple("diverged" if bad else "finished" for bad in diverged)
+        work.tell("finish", Outcome(index, cohort, status, values, firing_rates, jax.device_get(state.train.sae)))
+    checkpoints.remove()
 
 
 @contextlib.contextmanager
@@ -202,32 +247,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def load_data(plan: Sequence[Cohort]) -> dict:
-    """{source: its data} for every source of a plan. Raises UserError, also for what a user's own source does wrong."""
-    data = {}
-    for cohort in plan:
-        source = cohort.example.data
-        if source not in data:
-            try:
-                data[source] = source.load()
-            except (UserError, MemoryError, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                raise UserError(f"{kind(source)}: load() raised {type(error).__name__}: {error}") from error
-            if not isinstance(data[source], Rows | Sampler):
-                got = type(data[source]).__name__
-                raise UserError(f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or a Sampler")
-        feeds.check(data[source], cohort.example.batch_size)
-    return data
-
-
-def member_names(sweep: Sweep) -> list[str]:
-    """A name per member, of what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
-    names = varying(sweep.members)
-    flats = [flatten(member) for member in sweep.members]
-    of = lambda flat: " ".join(
-        f"{n}={flat[n]:g}" if isinstance(flat[n], float) else f"{n}={flat[n]}" for n in names if n in flat
-    )
-    return [of(flat) or sweep.name for flat in flats]

@@ -109,7 +109,8 @@ def test_a_finished_run_is_not_run_again_and_another_definition_is_refused(tiny_
 
 def test_an_unfinished_run_is_run_to_its_end(tiny_file, capsys):
     sae_run(capsys, tiny_file, "--wandb", "off")
-    Path("runs/tiny/members.parquet").unlink()
+    Path("runs/tiny/cohorts/000/cohort.json").unlink()
+    assert not sae.load("runs/tiny").finished
     assert sae_run(capsys, tiny_file, "--wandb", "off")[0] == 0
     assert sae.load("runs/tiny").finished
 
@@ -249,7 +250,9 @@ def test_a_disk_that_fills_while_writing_is_one_line_and_costs_no_older_result(t
     run = subprocess.run(limited, capture_output=True, text=True, env=env)
     assert run.returncode == 1, run.stderr
     errors = [line for line in run.stderr.splitlines() if line.startswith("sae: ")]
-    assert len(errors) == 1 and "cohort-000.safetensors" in errors[0] and "Traceback" not in run.stderr, run.stderr
+    assert len(errors) == 1 and "cohorts/000/weights.safetensors" in errors[0] and "Traceback" not in run.stderr, (
+        run.stderr
+    )
     assert not list(Path("full").rglob("*.tmp")) and not Path("full/members.parquet").exists()
     assert sae.load("full").definition["name"] == "tiny_sweep"
     assert subprocess.run(command, capture_output=True, env=env).returncode == 0, "with room again it runs to its end"

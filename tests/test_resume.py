@@ -93,7 +93,7 @@ def killed_at_random(folder, whole, kills: int, seed: int) -> int:
             break
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        resumed += any((folder / "run" / "checkpoints").rglob("_CHECKPOINT_METADATA"))
+        resumed += any((folder / "run").rglob("checkpoints/*/_CHECKPOINT_METADATA"))
     process = start(folder, "--wandb", "off")
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -123,12 +123,13 @@ def test_a_signal_saves_and_exits_and_the_same_command_goes_on(folder, whole, nu
     assert time.monotonic() - began < 30, "the bound is generous: only a hang would pass it"
     assert process.returncode == 128 + number and "Traceback" not in err, err
     assert "goes on from there" in err.splitlines()[-1]
-    assert any((folder / "run" / "checkpoints").iterdir())
+    assert any((folder / "run").glob("cohorts/*/checkpoints/*"))
+    assert sae.load(folder / "run").status == "interrupted"
     process = start(folder, "--wandb", "offline")
     _, err = process.communicate()
     assert process.returncode == 0 and "goes on from step" in err, err
     same(sae.load(folder / "run"), results)
-    assert not list((folder / "run" / "checkpoints").iterdir()), "what is finished needs none"
+    assert not list((folder / "run").glob("cohorts/*/checkpoints")), "what is finished needs none"
     runs = [path.name.split("-")[-1] for path in (folder / "run" / "wandb").glob("offline-run-*")]
     assert sorted(runs) == [f"{i:04d}" for i in range(8)], "one W&B run per member, none twice"
 
@@ -142,7 +143,7 @@ def test_two_processes_on_one_folder(folder, whole):
     assert second.returncode == 1 and f"in use by process {first.pid} on" in err, err
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    assert f"process {first.pid}" in (folder / "run" / ".lock").read_text(), "a stale lock file is there"
+    assert f"process {first.pid}" in (folder / "run/cohorts/000/.lock").read_text(), "a stale lock file is there"
     third = start(folder, "--wandb", "off")
     assert third.wait() == 0, third.stderr.read()
     same(sae.load(folder / "run"), whole[0])
@@ -157,32 +158,95 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
     sample = Feed(experiment.data.load(), 0, 64, 10).candidates(0, 64)[0]
     state = cohort.init(plan.stacked(), sample, lanes=1)
     said: list[str] = []
-    checkpoints = Checkpoints(tmp_path, 0, said.append)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", said.append)
+    history = []
     for step in (3, 6, 9):
-        checkpoints.save(step, state)
+        history.append((step, {"train/l0": np.float32([step, np.nan]), "train/dead": np.int32([0, step])}))
+        checkpoints.save(step, state, history)
     checkpoints.close()
     assert sorted(p.name for p in checkpoints.folder.iterdir() if p.name.isdigit()) == ["6", "9"], "the last two"
     largest = max((p for p in (checkpoints.folder / "9").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 255
     largest.write_bytes(data)
-    step, restored = Checkpoints(tmp_path, 0, said.append).restore(state)
+    step, restored, rows = Checkpoints(checkpoints.folder, said.append).restore(state)
     assert step == 6 and "9 is damaged and is passed over" in said[0]
     np.testing.assert_array_equal(restored.train.sae.W_enc[...], state.train.sae.W_enc[...])
+    assert [at for at, _ in rows] == [3, 6], "with the history up to there"
+    np.testing.assert_array_equal(rows[1][1]["train/l0"], np.float32([6, np.nan]))
+    assert rows[1][1]["train/dead"].dtype == np.int32
+
+
+def two_cohorts() -> Sweep:
+    base = Experiment(name="x", data=Digits(), d_sae=16, n_steps=20, batch_size=64, optimizer=Adam(), dead_after=500)
+    base = sae.replace(base, {"penalty": ElasticNet(l1=0.1), "revival": Resample(every=10, n_candidates=64)})
+    return Sweep(name="two", members=grid(base, {"d_sae": (16, 24)}))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    sweep = two_cohorts()
+    return sweep, sae.run(sweep, out=tmp_path_factory.mktemp("two") / "run", wandb="off")
 
 
 def test_a_finished_cohort_is_not_trained_again(tmp_path, quiet):
-    base = Experiment(name="x", data=Digits(), d_sae=16, n_steps=20, batch_size=64, optimizer=Adam(), dead_after=500)
-    base = sae.replace(base, {"penalty": ElasticNet(l1=0.1), "revival": Resample(every=10, n_candidates=64)})
-    sweep = Sweep(name="two", members=grid(base, {"d_sae": (16, 24)}))
+    sweep = two_cohorts()
+    base = sweep.members[0]
     results = sae.run(sweep, out=tmp_path / "run", wandb="off", console=quiet)
     members, history = results.members, results.history
-    members[members.member == 0].to_parquet(tmp_path / "run" / "members.parquet")
-    weights = tmp_path / "run" / "weights" / "cohort-000.safetensors"
-    before = weights.stat().st_mtime_ns
+    first, second = (tmp_path / f"run/cohorts/00{i}" for i in (0, 1))
+    shutil.rmtree(second)
+    before = (first / "weights.safetensors").stat().st_mtime_ns
+    assert not results.finished and list(results.members.member) == [0]
     again = sae.run(sweep, out=tmp_path / "run", wandb="off", console=quiet)
-    assert "cohort 1/2: finished already" in quiet.file.getvalue() and weights.stat().st_mtime_ns == before
+    assert "cohort 0 of 2: finished already" in quiet.file.getvalue()
+    assert (first / "weights.safetensors").stat().st_mtime_ns == before
     pd.testing.assert_frame_equal(again.members, members)
     pd.testing.assert_frame_equal(again.history, history)
     with pytest.raises(UserError, match="different definition"):
         sae.run(base, out=tmp_path / "run", wandb="off", console=quiet)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "members.parquet", "history.parquet"])
+def test_a_damaged_file_of_a_finished_cohort_is_named_and_made_anew(two, quiet, name):
+    sweep, results = two
+    path = results.folder / "cohorts/001" / name
+    before = path.read_bytes()
+    for harm in (before[: len(before) // 2], before[:40] + bytes([before[40] ^ 1]) + before[41:], None):
+        path.unlink() if harm is None else path.write_bytes(harm)
+        read = {
+            "weights": lambda: results.sae(1),
+            "members": lambda: results.members,
+            "history": lambda: results.history,
+        }
+        with pytest.raises(UserError, match=f"001/{name} is (damaged|missing)"):
+            read[name.split(".")[0]]()
+        sae.run(sweep, out=results.folder, wandb="off", console=quiet)
+        assert f"001/{name} is" in quiet.file.getvalue() and "cohort 0 of 2: finished already" in quiet.file.getvalue()
+        assert path.read_bytes() == before, "training is deterministic"
+    results.sae(1), results.members, results.history
+
+
+def test_parts_in_one_folder_are_the_whole_sweep(two, tmp_path, quiet):
+    sweep, results = two
+    out = tmp_path / "parts"
+    part = sae.run(sweep, out=out, wandb="off", console=quiet, only=[1])
+    assert not part.finished and list(part.members.member) == [1] and "left are the cohorts 0" in quiet.file.getvalue()
+    assert sae.run(sweep, out=out, wandb="off", console=quiet, shard="1/1").finished
+    same(sae.load(out), results)
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "members.parquet"), sae.load(out).members)
+    pd.testing.assert_frame_equal(pd.read_parquet(out / "history.parquet"), sae.load(out).history)
+    for wrong, message in [({"only": [2]}, "only: got 2, allowed"), ({"shard": "3/2"}, "shard: got '3/2', allowed")]:
+        with pytest.raises(UserError, match=message):
+            sae.run(sweep, out=out, wandb="off", console=quiet, **wrong)
+
+
+def test_shards_of_one_large_cohort_divide_its_members(tmp_path, quiet):
+    base = Experiment(name="x", data=Digits(), d_sae=16, n_steps=20, batch_size=64)
+    sweep = Sweep(name="one", members=grid(base, {"seed": range(5)}))
+    whole = sae.run(sweep, out=tmp_path / "whole", wandb="off", console=quiet, lanes=1)
+    for i in (2, 1, 3):
+        part = sae.run(sweep, out=tmp_path / "run", wandb="off", console=quiet, shard=f"{i}/3", lanes=1)
+    assert part.finished and sorted(map(len, part.definition["cohorts"])) == [1, 2, 2]
+    for member in range(5):
+        np.testing.assert_array_equal(part.sae(member).W_dec[...], whole.sae(member).W_dec[...])

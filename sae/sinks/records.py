@@ -26,6 +26,7 @@ class Start:
     index: int
     cohort: Cohort
     names: tuple[str, ...]  # of its members, for people: what varies
+    lanes: int
     compile_seconds: float
     step: int = 0  # from which it goes on; above 0 where an earlier process was stopped
     history: tuple[Record, ...] = ()  # what that process recorded up to there

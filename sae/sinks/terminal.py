@@ -29,15 +29,19 @@ class Terminal:
         )
         self.progress.start()
 
+    def title(self, index: int) -> str:
+        """A cohort's name: its number, as in the tables, and how many there are."""
+        return f"cohort {index} of {self.n_cohorts}"
+
     def start(self, start: Start) -> None:
         """Say what is about to train."""
-        cohort = start.cohort
-        self.title, self.begun, self.printed = f"cohort {start.index + 1}/{self.n_cohorts}", time.perf_counter(), 0.0
-        self.say(f"{self.title}: {count(len(cohort.members), 'member')}, compiled in {start.compile_seconds:.1f} s")
+        cohort, title = start.cohort, self.title(start.index)
+        self.begun, self.printed = time.perf_counter(), 0.0
+        self.say(f"{title}: {count(len(cohort.members), 'member')}, compiled in {start.compile_seconds:.1f} s")
         if start.step:
-            self.say(f"{self.title}: goes on from step {start.step}")
+            self.say(f"{title}: goes on from step {start.step}")
         self.first, total = start.step, cohort.example.n_steps
-        self.task = self.progress.add_task(self.title, total=total, completed=start.step, rates="", medians="")
+        self.task = self.progress.add_task(title, total=total, completed=start.step, rates="", medians="")
 
     def record(self, record: Record) -> None:
         """Show how far and how fast, and the median member."""
@@ -49,13 +53,13 @@ class Terminal:
         if not self.live and (step / n_steps >= self.printed + 0.25 or step == n_steps):
             self.printed = step / n_steps
             left = (n_steps - step) / rate
-            self.say(f"{self.title}: step {step}/{n_steps}, {rates}, {left:.0f} s left, median {medians}")
+            self.say(f"{self.title(record.index)}: step {step}/{n_steps}, {rates}, {left:.0f} s left, median {medians}")
 
     def finish(self, outcome: Outcome) -> None:
         """Say which members diverged."""
         bad = [m for m, status in zip(outcome.cohort.members, outcome.status, strict=True) if status == "diverged"]
         if bad:
-            self.say(f"{self.title}: {len(bad)} diverged: members {', '.join(map(str, bad))}")
+            self.say(f"{self.title(outcome.index)}: {len(bad)} diverged: members {', '.join(map(str, bad))}")
 
     def say(self, line: str) -> None:
         """One line, above the bars."""
