@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import json
 import re
 import signal
 import sys
@@ -20,10 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import files, loading, runner, wandb_sweeps
+from sae import bench, files, loading, runner, wandb_sweeps
+from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
-from sae.plan import describe_plan
+from sae.plan import describe_plan, load_data
 from sae.sweep import Sweep, as_sweep, varying
 from sae.types import UserError, count, nearest
 
@@ -31,11 +33,12 @@ MOST_ROWS = 40  # of a printed table
 
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
+       sae bench [FILE] [--FIELD VALUE ...]        how fast it trains, beside bare matrix products; --json
        sae list                                    definition files, data sources, choices
        sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
        sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for"""
 
-COMMANDS = ["run", "list", "sweep-config", "agent-run"]
+COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +68,21 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parsed:
-    """What the command line gives: an experiment's fields and the options, side by side."""
+class BenchOptions:
+    """How speed is measured."""
 
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    options: Annotated[Options, tyro.conf.arg(name="")]
+    json: bool = False
+    """Print JSON instead of a table."""
+    lanes: int | None = None
+    """Members computed at once."""
+
+
+def _parsed(options: type) -> type:
+    """What the command line gives: an experiment's fields and the options, side by side."""
+    flat = tyro.conf.arg(name="")
+    return dataclasses.make_dataclass(
+        "Parsed", [("experiment", Annotated[Experiment, flat]), ("options", Annotated[options, flat])], frozen=True
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         match argv:
             case ["run", *rest]:
                 return _run(rest)
+            case ["bench", *rest]:
+                return _bench(rest)
             case ["list", *_]:
                 return _list()
             case ["sweep-config", *rest]:
@@ -150,6 +165,30 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
     return 0
 
 
+def _bench(argv: list[str]) -> int:
+    path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    if path is None:
+        unknown = [token for token in argv if token.split("=")[0] not in ("--json", "--lanes", "--help")]
+        if any(token.startswith("--") for token in unknown):
+            raise UserError(f"bench has no option '{unknown[0]}'; {nearest(unknown[0], ['--json', '--lanes', 'FILE'])}")
+        options = _parse(BenchOptions(), argv, "sae bench", "The shapes of benchmarks/README.md.")
+        work = [bench.shape(*shape) for shape in bench.SHAPES]
+    else:
+        definition = loading.load_file(path)
+        definition, options = override(
+            definition, argv[1:], prog=f"sae bench {path}", description=_kinds(), options=BenchOptions()
+        )
+        plan = cohorts.plan(as_sweep(definition).members)
+        data = load_data(plan)
+        work = [(cohort, data[cohort.example.data]) for cohort in plan]
+    speeds = [bench.measure(cohort, data, options.lanes) for cohort, data in work]
+    if options.json:
+        print(json.dumps(bench.report(speeds), indent=1))
+    else:
+        bench.table(speeds, Console())
+    return 0
+
+
 def _sweep_config(argv: list[str]) -> int:
     if argv[:1] == [] or argv[0].startswith("-"):
         print(USAGE)
@@ -184,8 +223,8 @@ def _kinds() -> str:
 
 
 def override(
-    definition: Experiment | Sweep, tokens: list[str], *, prog: str, description: str = ""
-) -> tuple[Experiment | Sweep, Options]:
+    definition: Experiment | Sweep, tokens: list[str], *, prog: str, description: str = "", options: Any = None
+) -> tuple[Experiment | Sweep, Any]:
     """Apply `--dotted.name value` flags to every member -> (definition, options).
 
     A choice is replaced by its kind (`--activation top-k`), its fields by theirs (`--activation.k 8`). Members that
@@ -193,26 +232,25 @@ def override(
     """
     members = list(definition.members) if isinstance(definition, Sweep) else [definition]
     members, tokens = _replace_choices(members, tokens)
-    given = _given(members, tokens)
-
-    options, parsed = Options(), {}
+    options, parsed = options or Options(), {}
+    given = _given(members, tokens, options)
     for i, member in enumerate(members):
         kinds = tuple(
             (name, value) for name, value in flatten(member).items() if "." not in name and isinstance(value, str)
         )
         if kinds not in parsed:
-            parsed[kinds] = _parse(Parsed(member, Options()), tokens, prog, description)
-        values, options = parsed[kinds].experiment, parsed[kinds].options
+            parsed[kinds] = _parse(_parsed(type(options))(member, options), tokens, prog, description)
+        values, chosen = parsed[kinds].experiment, parsed[kinds].options
         members[i] = replace(member, {name: _get(values, name) for name in given})
     if not isinstance(definition, Sweep):
-        return members[0], options
+        return members[0], chosen
     unique = {repr(replace(member, {"name": ""})): member for member in members}
     if len(unique) < len(members):
         print(
             f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}"
         )
     name = members[0].name if "name" in given else definition.name
-    return dataclasses.replace(definition, name=name, members=tuple(unique.values())), options
+    return dataclasses.replace(definition, name=name, members=tuple(unique.values())), chosen
 
 
 def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list[Experiment], list[str]]:
@@ -241,10 +279,10 @@ def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list
     return members, rest
 
 
-def _given(members: list[Experiment], tokens: list[str]) -> list[str]:
+def _given(members: list[Experiment], tokens: list[str], of: Any) -> list[str]:
     """The dotted names of fields that the tokens set. Raises UserError for a flag that does not exist."""
     fields = set.intersection(*(set(flatten(member)) for member in members))
-    options = {field.name for field in dataclasses.fields(Options)}
+    options = {field.name for field in dataclasses.fields(of)}
     given = []
     for token in tokens:
         if not token.startswith("--") or token == "--help":

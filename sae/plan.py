@@ -12,6 +12,7 @@ from sae.data import feed as feeds
 from sae.data.feed import block_steps, resident
 from sae.data.source import Rows, Sampler
 from sae.experiment import Experiment, flatten, kind
+from sae.lanes import expected as expected_lanes
 from sae.sweep import Sweep, varying
 from sae.types import UserError, count
 
@@ -124,7 +125,7 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
         table.add_column(column, justify="right")
     for index, cohort in enumerate(plan):
         e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
-        at_once = lanes or cohort.lanes(source.d_in)
+        at_once = lanes or expected_lanes(cohort, source.d_in)
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop
         numbers = (

@@ -19,8 +19,10 @@ from sae.checkpoint import Checkpoints
 from sae.cohort import Cohort, CohortState
 from sae.data.feed import RESIDENT_BYTES, Feed
 from sae.experiment import Experiment
+from sae.lanes import choose
 from sae.loop import compile_block, evaluate, train_cohort
 from sae.results import Results
+from sae.runtime import keep_compiled_programs
 from sae.sinks.records import Outcome, Record, Start
 from sae.sinks.tables import Tables
 from sae.sinks.terminal import Terminal
@@ -98,6 +100,7 @@ def run(
     console = console or Console(stderr=True)
     say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
     mode = resolve_mode(wandb)
+    keep_compiled_programs()
     folder = Path(out).expanduser() if out is not None else Path("runs") / sweep.name
 
     older = None if fresh else folders.older_run(folder, sweep)
@@ -141,8 +144,8 @@ def run(
                 continue
             e, source = cohort.example, data[cohort.example.data]
             # lanes decide how sums are rounded: what a run began with, it goes on with
-            at_once = lanes or files.state.get("lanes") or cohort.lanes(source.d_in)
             with contextlib.closing(Feed(source, e.data_seed, e.batch_size, e.n_steps, resident_bytes)) as feed:
+                at_once = lanes or files.state.get("lanes") or choose(cohort, feed)
                 _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], at_once)
             with folders.lock(folder, wait=True):
                 storage.write_joined(folder, results.cohorts)

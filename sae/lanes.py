@@ -1,0 +1,94 @@
+"""How many members of a cohort are computed at once: from a model of the device, or measured once and remembered."""
+
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sae import cohort as cohorts
+from sae.cohort import Cohort
+from sae.data.feed import Feed
+from sae.experiment import kind
+from sae.files import write_json
+from sae.loop import compile_block
+from sae.runtime import cache_folder
+
+LONG = 5e12  # multiply-adds of a cohort's products from which a measurement is worth its seconds of compiling
+SECONDS, ROUNDS = 0.3, 3  # of one timing, and how often each candidate is timed, in turn
+
+
+def choose(cohort: Cohort, feed: Feed) -> int:
+    """The lanes of a cohort on this device: measured now where training is long enough to be worth it."""
+    d_in, e = feed.data.d_in, cohort.example
+    long = 5 * len(cohort.members) * d_in * e.d_sae * e.batch_size * e.n_steps >= LONG
+    if len(cohort.members) > 1 and long and _key(cohort, d_in) not in _remembered():
+        return measure(cohort, feed)
+    return expected(cohort, d_in)
+
+
+def expected(cohort: Cohort, d_in: int) -> int:
+    """The lanes measured on this device before, or the model's."""
+    return _remembered().get(_key(cohort, d_in)) or cohort.lanes(d_in)
+
+
+def measure(cohort: Cohort, feed: Feed) -> int:
+    """Time the model's choice and those around it on real steps, and remember the fastest."""
+    model, n = cohort.lanes(feed.data.d_in), len(cohort.members)
+    candidates = sorted({min(n, max(1, lanes)) for lanes in (model // 4, model // 2, model, 2 * model, 4 * model)})
+    timers = {lanes: timer(cohort, feed, lanes)[1] for lanes in candidates}
+    seconds = {lanes: [] for lanes in candidates}
+    for _ in range(ROUNDS):
+        for lanes, once in timers.items():
+            seconds[lanes].append(once())
+    best = min(candidates, key=lambda lanes: statistics.median(seconds[lanes]))
+    try:
+        write_json(_path(), _remembered() | {_key(cohort, feed.data.d_in): best})
+    except OSError:
+        pass  # measured again next time
+    return best
+
+
+def timer(cohort: Cohort, feed: Feed, lanes: int, seconds: float = SECONDS):
+    """(seconds that compiling took, a function that trains for about `seconds` and gives the seconds of one step)."""
+    experiments, d_in = cohort.stacked(), feed.data.d_in
+    state = cohorts.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], lanes=lanes)
+    begun = time.perf_counter()
+    program = compile_block(experiments, state, feed, lanes)
+    compiling = time.perf_counter() - begun
+    block, pivot, at = feed.block(0), jnp.zeros(d_in), 0
+
+    def train(steps: int) -> float:
+        nonlocal state, at
+        begun = time.perf_counter()
+        state = program(experiments, state, block, pivot, jnp.int32(at), jnp.int32(steps))
+        state, numbers = cohorts.end_chunk(experiments, state)
+        jax.block_until_ready((state, numbers))
+        at += steps
+        return (time.perf_counter() - begun) / steps
+
+    train(1)
+    steps = min(feed.steps, max(1, math.ceil(seconds / train(1))))
+    return compiling, lambda: train(steps)
+
+
+def _remembered() -> dict[str, int]:
+    try:
+        return json.loads(_path().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _key(cohort: Cohort, d_in: int) -> str:
+    e, device = cohort.example, jax.devices()[0]
+    where = f"{device.device_kind}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    shape = f"{len(cohort.members)} x {d_in} x {e.d_sae} x {e.batch_size}"
+    return f"{where}, jax {jax.__version__}: {shape}, {kind(e.activation)}"
+
+
+def _path() -> Path:
+    return cache_folder() / "lanes.json"
