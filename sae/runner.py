@@ -30,17 +30,9 @@ from sae.sinks.wandb import Wandb
 from sae.sinks.wandb_client import Trial, resolve_mode
 from sae.storage import CohortFiles, DamagedError
 from sae.sweep import Sweep, as_sweep
-from sae.types import UserError
+from sae.types import Interrupted, UserError
 
 B_DEC_SAMPLE = 8_192  # training examples that set b_dec at the start
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked the run to stop: its state is saved, and the same command goes on from there."""
-
-    def __init__(self, signal_number: int):
-        self.exit_code = 128 + signal_number
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
 
 
 @dataclasses.dataclass(frozen=True)

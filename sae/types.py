@@ -1,7 +1,8 @@
-"""Field markers, array aliases and the one error type: what every other file stands on."""
+"""Field markers, array aliases, bad input and interruptions: what every other file stands on."""
 
 import dataclasses
 import difflib
+import signal
 from collections.abc import Iterable
 from typing import Any, TypeAlias, dataclass_transform
 
@@ -14,6 +15,14 @@ Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(...)
 
 class UserError(Exception):
     """Bad input. The message is one line: what was got, what was allowed, the nearest fix."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop: its state is saved, and the same command goes on from there."""
+
+    def __init__(self, signal_number: int):
+        self.exit_code = 128 + signal_number
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
