@@ -64,7 +64,9 @@ class Results:
             place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
             weights = [jnp.asarray(file.get_slice(name)[place]) for name in PARAMETERS]
         flat = self.definition["members"][member]
-        return Sae(*weights, unflatten(Experiment, "activation", flat), flat["apply_b_dec_to_input"])
+        activation = unflatten(Experiment, "activation", flat)
+        precision = flat.get("precision", "float32")  # a folder older than this choice has no such name
+        return Sae(*weights, activation, flat["apply_b_dec_to_input"], precision)
 
     def _table(self, name: str) -> pd.DataFrame:
         path = self.folder / name
