@@ -36,6 +36,7 @@ class Speed:
     d_in: int
     d_sae: int
     batch_size: int
+    precision: str
     lanes: int
     compile_seconds: float
     step_seconds: float
@@ -79,6 +80,7 @@ def measure(cohort: Cohort, data: Rows | Sampler, lanes: int | None = None) -> S
         d_in=data.d_in,
         d_sae=e.d_sae,
         batch_size=e.batch_size,
+        precision=e.precision,
         lanes=lanes,
         compile_seconds=compiling,
         step_seconds=seconds * n,
@@ -96,12 +98,17 @@ def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = 0.5):
     x = jnp.ones((d_in, e.batch_size))
     transposed = lambda a: jnp.swapaxes(a, -1, -2)
 
+    times = lambda a, b: matmul(a, b, e.precision)
+    # a batched product of bfloat16 factors is one that vmap makes, as in training
+    times = times if lanes == 1 else jax.vmap(times)
+    x = x if lanes == 1 else jnp.broadcast_to(x, (lanes, *x.shape))
+
     def five(_, W):
-        f = matmul(W, x)
-        x_hat = matmul(transposed(W), f)
-        g = matmul(W, x_hat)
+        f = times(W, x)
+        x_hat = times(transposed(W), f)
+        g = times(W, x_hat)
         # the next products wait for these, and none can be left out
-        return W + 1e-30 * (matmul(g, x.T) + matmul(f, transposed(x_hat)))
+        return W + 1e-30 * (times(g, transposed(x)) + times(f, transposed(x_hat)))
 
     program = jax.jit(lambda W, n: jax.lax.fori_loop(0, n, five, W))
     W = W[0] if lanes == 1 else W

@@ -51,6 +51,8 @@ class Experiment:
     """Initial decoder bias; the last two are of a sample of the training examples."""
     apply_b_dec_to_input: bool = static(True)
     """Encode x - b_dec rather than x."""
+    precision: Literal["float32", "bfloat16"] = static("float32")
+    """Of the factors of the step's matrix products; they are summed, and all else is kept, in float32."""
     dead_after: int = leaf(100_000, min=1)
     """Training examples without activity after which a latent is called dead."""
     seed: int = leaf(0, min=0)

@@ -87,7 +87,7 @@ def _key(cohort: Cohort, d_in: int) -> str:
     e, device = cohort.example, jax.devices()[0]
     where = f"{device.device_kind}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
     shape = f"{len(cohort.members)} x {d_in} x {e.d_sae} x {e.batch_size}"
-    return f"{where}, jax {jax.__version__}: {shape}, {kind(e.activation)}"
+    return f"{where}, jax {jax.__version__}: {shape}, {kind(e.activation)}, {e.precision}"
 
 
 def _path() -> Path:

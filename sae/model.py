@@ -27,16 +27,20 @@ class Sae(nnx.Module):
     """A sparse autoencoder: `latents = activation(W_enc (x - b_dec) + b_enc)`, `x_hat = W_decᵀ latents + b_dec`.
 
     Parameters: `W_enc [d_sae, d_in]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` (one row, a *direction*, per
-    latent), `b_dec [d_in]`, all float32. It is an ordinary pytree; change parameters with `replace` only.
+    latent), `b_dec [d_in]`, all float32. `precision` is that of the experiment: what the matrix products round their
+    factors to. It is an ordinary pytree; change parameters with `replace` only.
     """
 
-    def __init__(self, W_enc, b_enc, W_dec, b_dec, activation, apply_b_dec_to_input: bool = True):
+    def __init__(
+        self, W_enc, b_enc, W_dec, b_dec, activation, apply_b_dec_to_input: bool = True, precision: str = "float32"
+    ):
         self.W_enc = nnx.Param(W_enc)
         self.b_enc = nnx.Param(b_enc)
         self.W_dec = nnx.Param(W_dec)
         self.b_dec = nnx.Param(b_dec)
         self.activation = activation
         self.apply_b_dec_to_input = apply_b_dec_to_input
+        self.precision = precision
 
     def encode(self, x: Array) -> Array:
         """Examples [..., d_in] -> latents [..., d_sae]."""
@@ -60,17 +64,38 @@ def pre_acts(sae: Sae, x: Array) -> Array:
     W_enc, offset = sae.W_enc[...], sae.b_enc[...]
     if sae.apply_b_dec_to_input:
         offset = offset - matmul(W_enc, sae.b_dec[...])
-    return matmul(W_enc, x) + offset[:, None]
+    return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
 def decode(sae: Sae, latents: Array) -> Array:
     """latents [d_sae, batch] -> x_hat [d_in, batch]."""
-    return matmul(sae.W_dec[...].T, latents) + sae.b_dec[...][:, None]
+    return matmul(sae.W_dec[...].T, latents, sae.precision) + sae.b_dec[...][:, None]
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """A matrix product in true float32, gradients too; GPUs and TPUs round the factors to fewer bits unless told."""
+def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
+    """A matrix product in true float32, or of factors rounded to bfloat16 and summed in float32; gradients too.
+
+    GPUs and TPUs round the factors of a float32 product to fewer bits unless told.
+    """
+    if precision == "bfloat16":
+        return bfloat16_matmul(a, b)
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_vjp
+def bfloat16_matmul(a: Array, b: Array) -> Array:
+    """a [n, k] @ b [k, m] of bfloat16 factors, summed in float32, and so are both of its gradients.
+
+    JAX's own gradient multiplies a float32 factor by a bfloat16 one and rounds the sums to bfloat16.
+    """
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jnp.matmul(a, b, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
+
+
+bfloat16_matmul.defvjp(
+    lambda a, b: (bfloat16_matmul(a, b), (a, b)),
+    lambda factors, g: (bfloat16_matmul(g, factors[1].T), bfloat16_matmul(factors[0].T, g)),
+)
 
 
 def forward(sae: Sae, x: Array) -> Forward:
@@ -80,13 +105,21 @@ def forward(sae: Sae, x: Array) -> Forward:
     return Forward(z, latents, decode(sae, latents))
 
 
-def init(key, d_in: int, d_sae: int, activation, b_dec: Array, apply_b_dec_to_input: bool = True) -> Sae:
+def init(
+    key,
+    d_in: int,
+    d_sae: int,
+    activation,
+    b_dec: Array,
+    apply_b_dec_to_input: bool = True,
+    precision: str = "float32",
+) -> Sae:
     """Decoder rows uniform on the unit sphere, the encoder tied to them at the start, `b_enc` zero.
 
     `W_enc = W_dec` at step 0 (each latent looks for what it writes), as in Gao et al. 2024, Appendix A.
     """
     W_dec = unit_rows(jax.random.normal(key, (d_sae, d_in)))
-    return Sae(W_dec, jnp.zeros(d_sae), W_dec, b_dec, activation, apply_b_dec_to_input)
+    return Sae(W_dec, jnp.zeros(d_sae), W_dec, b_dec, activation, apply_b_dec_to_input, precision)
 
 
 def replace(sae: Sae, **parameters: Array) -> Sae:

@@ -66,7 +66,9 @@ class Results:
         weights = self.cohorts[cohort].weights(member)
         flat = self.definition["members"][member]
         parameters = [jnp.asarray(weights[name]) for name in PARAMETERS]
-        return Sae(*parameters, unflatten(Experiment, "activation", flat), flat["apply_b_dec_to_input"])
+        activation = unflatten(Experiment, "activation", flat)
+        precision = flat.get("precision", "float32")  # a folder older than this choice has no such name
+        return Sae(*parameters, activation, flat["apply_b_dec_to_input"], precision)
 
     def _some(self, tables: list[pd.DataFrame], what: str) -> list[pd.DataFrame]:
         if not tables:

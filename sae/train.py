@@ -37,6 +37,7 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
         activation=experiment.activation,
         b_dec=b_dec[experiment.b_dec_init](sample),
         apply_b_dec_to_input=experiment.apply_b_dec_to_input,
+        precision=experiment.precision,
     )
     return TrainState(
         sae=sae,

@@ -124,10 +124,12 @@ def test_a_sweep_prints_its_answer_and_an_overridden_axis_keeps_one_value(tiny_f
 
 def test_choices_and_switches_are_flags(tiny_file, capsys):
     flags = ["--activation", "top-k", "--activation.k", "5", "--constraint=free", "--no-apply-b-dec-to-input"]
+    flags += ["--precision", "bfloat16"]
     code, _, _ = sae_run(capsys, tiny_file, "--wandb", "off", *flags, "--optimizer.clip", "1", "--penalty.weighted")
     assert code == 0
     row = sae.load("runs/tiny").members.iloc[0]
     assert (row["activation"], row["activation.k"], row["constraint"]) == ("top-k", 5, "free")
+    assert row["precision"] == "bfloat16"
     assert not row["apply_b_dec_to_input"] and row["optimizer.clip"] == 1.0 and row["penalty.weighted"]
     assert row["eval/l0"] <= 5
 
@@ -175,6 +177,7 @@ BAD_FLAGS = [
     (["--activation", "top"], "--activation: got 'top'; close names: top-k"),
     (["--activation", "top-k", "--activation.k", "49"], "activation.k: got 49, allowed: at most d_sae = 48"),
     (["--b-dec-init", "median"], "invalid choice 'median' for argument '--b-dec-init'"),
+    (["--precision", "bfloat"], "invalid choice 'bfloat' for argument '--precision'"),
     (["--lanes", "0"], "lanes: got 0, allowed: at least 1"),
     (["--penalty.l1"], "penalty.l1"),
     (["extra"], "extra"),
