@@ -21,13 +21,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, loading, runner, wandb_sweeps
+from sae import bench, files, launchers, loading, runner, wandb_sweeps
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
-from sae.plan import describe_plan, load_data
+from sae.plan import describe_plan, load_data, part, stored
 from sae.sweep import Sweep, as_sweep, varying
-from sae.types import UserError, count, nearest
+from sae.types import Interrupted, UserError, count, nearest
 
 MOST_ROWS = 40  # of a printed table
 
@@ -42,7 +42,7 @@ COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(launchers.Options):
     """How a run is carried out; none of it changes a result."""
 
     out: Path | None = None
@@ -55,6 +55,8 @@ class Options:
     """Train these cohorts alone, by their numbers in the plan; other processes may train others in the same folder."""
     shard: str | None = None
     """Train part i of n, as 2/4, the cohorts shared out by their cost."""
+    pieces: int = 1
+    """Cut the sweep into so many cohorts at the least, one process or job each with --launcher."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """Weights & Biases; auto is online if a key is configured, else offline."""
     wandb_project: str = "sparsity-lab"
@@ -112,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
         return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
-    except runner.Interrupted as stop:
+    except Interrupted as stop:
         _fail(f"{stop}; what was done is saved, and the same command goes on from there")
         return stop.exit_code
     except KeyboardInterrupt:
@@ -144,8 +146,12 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
 
     console = Console()
     if options.dry_run:
-        describe_plan(sweep, console, options.lanes)
+        describe_plan(sweep, console, options.lanes, options.pieces)
         return 0
+    if options.launcher != "none":
+        if options.shard:
+            raise UserError("shard: got it with --launcher, which runs all parts; allowed: one of them")
+        return _launch(path, tokens, sweep, options, console)
     results = runner.run(
         sweep,
         out=options.out,
@@ -163,6 +169,28 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
     if results.finished:
         print_answer(sweep, results, console)
     return 0
+
+
+def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, console: Console) -> int:
+    """Each cohort in a process or job of its own, then the answer."""
+    say = lambda line: Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    results = runner.prepare(
+        sweep, out=options.out, fresh=options.fresh, pieces=options.pieces, question=loading.question(path), say=say
+    )
+    plan = stored(sweep, results.definition["cohorts"])
+    command = [sys.executable, "-m", "sae.cli", "run", str(path), *tokens, "--launcher", "none", "--no-fresh"]
+    command += ["--out", str(results.folder)]
+    parts = [
+        launchers.Part(f"cohort {index}", [*command, "--only", str(index)])
+        for index in part(plan, options.only, options.shard)
+        if not results.cohorts[index].finished
+    ]
+    failures = launchers.launch(parts, results.folder, options, say)
+    for failure in failures:
+        print(f"sae: {failure}", file=sys.stderr)
+    if results.finished:
+        print_answer(sweep, results, console)
+    return 1 if failures else 0
 
 
 def _bench(argv: list[str]) -> int:
@@ -341,8 +369,8 @@ def _name(token: str) -> str:
 
 
 def _get(value: Any, name: str) -> Any:
-    for part in name.split("."):
-        value = getattr(value, part)
+    for field in name.split("."):
+        value = getattr(value, field)
     return value
 
 

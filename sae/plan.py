@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sae import cohort as cohorts
+from sae import runtime
 from sae.cohort import Cohort
 from sae.data import feed as feeds
 from sae.data.feed import block_steps, resident
@@ -15,6 +16,8 @@ from sae.experiment import Experiment, flatten, kind
 from sae.lanes import expected as expected_lanes
 from sae.sweep import Sweep, varying
 from sae.types import UserError, count
+
+ROOM = 0.9  # of the free memory that a plan counts on
 
 
 def make(sweep: Sweep, shards: int = 1) -> list[Cohort]:
@@ -35,6 +38,17 @@ def work(cohort: Cohort) -> int:
     """Training a cohort, in products of d_sae × batch, for comparison."""
     e = cohort.example
     return len(cohort.members) * e.d_sae * e.batch_size * e.n_steps
+
+
+def part(plan: Sequence[Cohort], only: Sequence[int], shard_of: str | None) -> list[int]:
+    """The numbers of the cohorts to train: some, a shard, or all. Raises UserError."""
+    if only and shard_of:
+        raise UserError("only, shard: got both, allowed: one of them")
+    if shard_of:
+        return shard(plan, shard_of)
+    if wrong := [index for index in only if not 0 <= index < len(plan)]:
+        raise UserError(f"only: got {wrong[0]}, allowed: the numbers of cohorts, 0 to {len(plan) - 1}")
+    return sorted(set(only)) or list(range(len(plan)))
 
 
 def shard(plan: Sequence[Cohort], text: str) -> list[int]:
@@ -94,25 +108,53 @@ def step_flops(d_in: int, d_sae: int, batch_size: int) -> int:
     return 5 * 2 * d_in * d_sae * batch_size
 
 
+def state_bytes(cohort: Cohort, d_in: int) -> int:
+    """Parameters and Adam's two moments of every member, float32."""
+    return 4 * 3 * parameters(d_in, cohort.example.d_sae) * len(cohort.members)
+
+
 def memory_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
     """Expected peak of training a cohort, all float32.
 
-    Parameters and two moments of every member, twice (what goes into a block and what comes out of it); a
-    gradient and an update of the members computed at once, and their latents, pre-activations, the gradients
-    of both, and a mask; a block of batches, drawn and transposed; the data.
+    The state of every member, four times (what goes into a block, what comes out of it, and, while a checkpoint is
+    written, a copy of it and a copy that Orbax makes); a gradient and an update of the members computed at once, and their latents,
+    pre-activations, the gradients of both, and a mask; a block of batches, drawn and transposed; the data.
     """
     e, d_in = cohort.example, data.d_in
-    state = 3 * parameters(d_in, e.d_sae) * len(cohort.members) * 2
     working = lanes * (2 * parameters(d_in, e.d_sae) + 5 * e.d_sae * e.batch_size)
     block = 2 * block_steps(d_in, e.batch_size, e.n_steps) * e.batch_size * d_in
     held = len(data.train) * d_in if resident(data) else 0
-    return 4 * (state + working + block + held)
+    return 4 * state_bytes(cohort, d_in) + 4 * (working + block + held)
 
 
-def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> None:
+def process_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
+    """Expected peak of a process that trains a cohort: what it holds now, the compiler, and the training."""
+    return runtime.used_bytes() + runtime.compiler_bytes() + memory_bytes(cohort, data, lanes)
+
+
+def fit(plan: Sequence[Cohort], data: dict, free: int | None = None) -> list[Cohort]:
+    """Divide the cohorts that would not fit into `free` bytes (what the device has), where they have the members."""
+    fitting = []
+    for cohort in plan:
+        source = data[cohort.example.data]
+        room = (runtime.free_bytes() if free is None else free) * ROOM - runtime.compiler_bytes()
+        parts = 1
+        while parts < len(cohort.members) and _largest(cohort, parts, source) > room:
+            parts += 1
+        fitting += cohorts.divide(cohort, parts)
+    return fitting
+
+
+def _largest(cohort: Cohort, parts: int, data: Rows | Sampler) -> int:
+    piece = cohorts.divide(cohort, parts)[-1]
+    return memory_bytes(piece, data, expected_lanes(piece, data.d_in))
+
+
+def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, pieces: int = 1) -> None:
     """Print members, cohorts and why they split, parameters, FLOPs, expected memory. Loads the data for its width."""
-    plan, axes = cohorts.plan(sweep.members), varying(sweep.members)
+    plan, axes = make(sweep, pieces), varying(sweep.members)
     data = load_data(plan)
+    whole, plan = len(plan), fit(plan, data)
     split = cohorts.splits(plan)
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)
     say(f"{sweep.name}: {count(len(sweep.members), 'member')} in {count(len(plan), 'compiled program')}")
@@ -138,10 +180,12 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
             e.n_steps,
             n * parameters(source.d_in, e.d_sae),
         )
-        memory = memory_bytes(cohort, source, at_once)
+        memory = process_bytes(cohort, source, at_once)
         table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
     console.print(table)
-    say(f"in all {_short(total)} GFLOP of matrix products; memory is the expected peak of one program")
+    say(f"in all {_short(total)} GFLOP of matrix products; memory is the expected peak of the process, while a checkpoint is written")
+    if len(plan) > whole:
+        say(f"divided from {count(whole, 'program')}, as {runtime.free_bytes() / 2**30:.1f} GiB of memory are free")
 
 
 def _short(value: float) -> str:

@@ -81,38 +81,24 @@ def run(
     that this run of one member is, where a `wandb agent` asked for it.
     Raises UserError for bad input, OSError where results cannot be written, Interrupted at a signal.
     """
-    sweep = as_sweep(definition)
     for name, value in (("chunk_steps", chunk_steps), ("lanes", lanes)):
         if value is not None and value < 1:
             raise UserError(f"{name}: got {value}, allowed: at least 1")
-    if only and shard:
-        raise UserError("only, shard: got both, allowed: one of them")
     if fresh and (only or shard):
         raise UserError("fresh: got it with a part of the sweep, allowed: the whole sweep, as it moves all parts aside")
     console = console or Console(stderr=True)
     say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
     mode = resolve_mode(wandb)
     keep_compiled_programs()
-    folder = Path(out).expanduser() if out is not None else Path("runs") / sweep.name
-
-    older = None if fresh else folders.older_run(folder, sweep)
-    shards = plans.parse_shard(shard)[1] if shard else 1
-    plan = plans.make(sweep, shards) if older is None else plans.stored(sweep, older.definition["cohorts"])
-    _part(plan, only, shard)  # so that a wrong number is told of first
-    if older is not None and older.finished and not _damaged(older.cohorts, lambda line: None):
+    sweep = as_sweep(definition)
+    pieces = plans.parse_shard(shard)[1] if shard else 1
+    results = prepare(sweep, out=out, fresh=fresh, pieces=pieces, question=question, say=say)
+    folder, plan = results.folder, plans.stored(sweep, results.definition["cohorts"])
+    part = plans.part(plan, only, shard)
+    if results.finished and not _damaged(results.cohorts, lambda line: None):
         say(f"{folder}: this run is finished already; nothing to do (--fresh runs it again)")
-        return older
-    data = plans.load_data(plan)
-    if fresh and (aside := folders.move_aside(folder)):
-        say(f"moved the older run aside: {aside}")
-    folders.make(folder)
-    with folders.lock(folder, wait=True):  # other parts may start at this moment
-        older = folders.older_run(folder, sweep)
-        if older is None:
-            folders.describe(folder, sweep, [cohort.members for cohort in plan], question)
-    results = Results(folder)
-    plan = plans.stored(sweep, results.definition["cohorts"])
-    part = _part(plan, only, shard)
+        return results
+    data = plans.load_data([plan[index] for index in part])
 
     names = plans.member_names(sweep.members, sweep.name)
     with contextlib.ExitStack() as stack:
@@ -147,13 +133,34 @@ def run(
     return results
 
 
-def _part(plan: Sequence[Cohort], only: Sequence[int], shard: str | None) -> list[int]:
-    """The numbers of the cohorts to train."""
-    if shard:
-        return plans.shard(plan, shard)
-    if wrong := [index for index in only if not 0 <= index < len(plan)]:
-        raise UserError(f"only: got {wrong[0]}, allowed: the numbers of cohorts, 0 to {len(plan) - 1}")
-    return sorted(set(only)) or list(range(len(plan)))
+def prepare(
+    definition: Experiment | Sweep,
+    *,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    pieces: int = 1,
+    question: str = "",
+    say: Callable[[str], None] = print,
+) -> Results:
+    """Make a run's folder and cut its sweep into cohorts, `pieces` at the least; or find that done. Trains nothing.
+
+    Raises UserError for bad input and where the folder holds something else.
+    """
+    sweep = as_sweep(definition)
+    folder = Path(out).expanduser() if out is not None else Path("runs") / sweep.name
+    older = None if fresh else folders.older_run(folder, sweep)
+    if older is not None:
+        return older
+    plan = plans.make(sweep, pieces)
+    data = plans.load_data(plan)  # what is wrong with data is told before anything is written
+    plan = plans.fit(plan, data)
+    if fresh and (aside := folders.move_aside(folder)):
+        say(f"moved the older run aside: {aside}")
+    folders.make(folder)
+    with folders.lock(folder, wait=True):  # other parts may start at this moment
+        if (older := folders.older_run(folder, sweep)) is None:
+            folders.describe(folder, sweep, [cohort.members for cohort in plan], question)
+    return older or Results(folder)
 
 
 def _damaged(cohorts: Sequence[CohortFiles], say: Callable[[str], None]) -> set[int]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from sae import storage
 from sae.experiment import flatten
+from sae.runtime import peak_bytes
 from sae.sinks.records import Outcome, Record, Start
 from sae.storage import CohortFiles
 
@@ -55,7 +56,7 @@ class Tables:
         n_steps = cohort.example.n_steps
         self._write("running", n_steps)
         members = storage.join_members([pd.concat([hyper, pd.DataFrame(row)], axis=1)])
-        self.files.finish(members, outcome.saes, step=n_steps, seconds=self._seconds())
+        self.files.finish(members, outcome.saes, step=n_steps, seconds=self._seconds(), peak_bytes=peak_bytes())
         self.files = None
 
     def close(self) -> None:
