@@ -15,6 +15,7 @@ import itertools
 import json
 import re
 import threading
+import time
 
 import yaml
 
@@ -29,7 +30,19 @@ class ReceivedRun:
 
     bucket: dict = dataclasses.field(default_factory=dict)
     lines: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)  # file name -> offset -> line
+    times: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)  # (file, offset) -> when it came
     exit_code: int | None = None
+
+    def receive(self, file: str, offset: int, content: list[str]) -> None:
+        """Keep lines by their offset: what was there is replaced."""
+        for position, line in enumerate(content, offset):
+            self.lines.setdefault(file, {})[position] = line
+            self.times[file, position] = time.monotonic()
+
+    def rows(self, file: str, lag: float = 0.0) -> list[str]:
+        """The lines of one file in order, without those that came less than `lag` seconds ago."""
+        until = time.monotonic() - lag
+        return [line for at, line in sorted(self.lines.get(file, {}).items()) if self.times[file, at] <= until]
 
     @property
     def config(self) -> dict:
@@ -40,7 +53,7 @@ class ReceivedRun:
     @property
     def history(self) -> list[dict]:
         """The logged rows in order."""
-        return [json.loads(line) for _, line in sorted(self.lines["wandb-history.jsonl"].items())]
+        return [json.loads(line) for line in self.rows("wandb-history.jsonl")]
 
     @property
     def summary(self) -> dict:
@@ -67,9 +80,13 @@ class RegisteredSweep:
 
 
 class WandbServer:
-    """Answers until `silent` is set; from then on it accepts connections and never answers them."""
+    """Answers until `silent` is set; from then on it accepts connections and never answers them.
 
-    def __init__(self, silent: bool = False):
+    Asked what it has of a run, it knows nothing of the last `lag` seconds, as W&B does not.
+    """
+
+    def __init__(self, silent: bool = False, lag: float = 0.0):
+        self.lag = lag
         self.runs: dict[str, ReceivedRun] = {}
         self.sweeps: dict[str, RegisteredSweep] = {}
         self.unknown: list[str] = []
@@ -98,6 +115,11 @@ class WandbServer:
         self._answers.set()
         self._http.shutdown()
         self._http.server_close()
+
+
+def _own_config(config: str) -> dict:
+    """W&B's own entry of a run's configuration."""
+    return json.loads(config).get("_wandb", {}).get("value", {})
 
 
 class _Http(http.server.ThreadingHTTPServer):
@@ -147,18 +169,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             run = self.server_state.runs.setdefault(variables["name"], ReceivedRun())
             new = not run.bucket
             run.bucket |= {name: value for name, value in variables.items() if value is not None}
-            entity = {"id": "entity", "name": "tester"}
             bucket = {
                 "id": f"storage-{variables['name']}",
                 "name": variables["name"],
                 "displayName": run.bucket.get("displayName"),
                 "description": None,
-                "config": "{}",
+                "config": run.bucket.get("config", "{}"),
                 "sweepName": run.bucket.get("sweep"),
-                "project": {"id": "project", "name": run.bucket.get("project", "uncategorized"), "entity": entity},
-                "historyLineCount": 0,
+                "project": self._project(run.bucket.get("project", "uncategorized")),
+                "historyLineCount": len(run.rows("wandb-history.jsonl", self.server_state.lag)),
             }
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": new}}}
+        if operation == "RunResumeStatus":
+            run = self.server_state.runs.get(variables["name"])
+            bucket = run and self._resume_status(variables["name"], run)
+            return {"data": {"model": self._project(variables["project"]) | {"bucket": bucket}}}
         if operation == "CreateRunFiles":
             host = f"http://127.0.0.1:{self.server.server_port}"
             files = [{"name": name, "uploadUrl": f"{host}/upload/{name}"} for name in variables["files"]]
@@ -169,13 +194,40 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server_state.unknown.append(operation)
         return {"data": {}, "errors": [{"message": f"this test server does not know {operation}"}]}
 
+    def _project(self, name: str) -> dict:
+        return {"id": "project", "name": name, "entity": {"id": "entity", "name": "tester"}}
+
+    def _resume_status(self, name: str, run: ReceivedRun) -> dict:
+        """What W&B tells a process that asks whether it goes on with a run: what the run has, and the ends of it."""
+        config = run.bucket.get("config", "{}")
+        history, events, summary, log = (
+            run.rows(file, self.server_state.lag)
+            for file in ("wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log")
+        )
+        return {
+            "id": f"storage-{name}",
+            "name": name,
+            "displayName": run.bucket.get("displayName"),
+            "summaryMetrics": (summary or ["{}"])[-1],
+            "logLineCount": len(log),
+            "historyLineCount": len(history),
+            "eventsLineCount": len(events),
+            "historyTail": json.dumps(history[-1:]),
+            "eventsTail": json.dumps(events[-1:]),
+            "config": config,
+            "tags": [],
+            "notes": None,
+            # only a run that a process has started has it, not one that a sweep has planned
+            "wandbConfig": json.dumps({key: value for key, value in _own_config(config).items() if key == "t"}),
+        }
+
     def _sweep(self, operation: str, variables: dict) -> dict:
         sweeps = self.server_state.sweeps
         if operation == "UpsertSweep":
             name, project = f"sweep{len(sweeps)}", variables["projectName"]
             sweeps[name] = RegisteredSweep(yaml.safe_load(variables["config"]), project)
-            where = {"id": "project", "name": project, "entity": {"id": "entity", "name": "tester"}}
-            return {"upsertSweep": {"sweep": {"name": name, "project": where}, "configValidationWarnings": []}}
+            found = {"name": name, "project": self._project(project)}
+            return {"upsertSweep": {"sweep": found, "configValidationWarnings": []}}
         if operation == "SweepWithRuns":
             config = yaml.safe_dump(sweeps[variables["sweep"]].config)
             found = {"id": variables["sweep"], "name": variables["sweep"], "config": config, "runs": {"edges": []}}
@@ -190,9 +242,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _file_stream(self, name: str, body: dict) -> None:
         run = self.server_state.runs.setdefault(name, ReceivedRun())
         for file, chunk in (body.get("files") or {}).items():
-            lines = run.lines.setdefault(file, {})
-            for position, line in enumerate(chunk["content"]):
-                lines[chunk["offset"] + position] = line
+            run.receive(file, chunk["offset"], chunk["content"])
         if body.get("complete"):
             run.exit_code = body.get("exitcode")
 

@@ -1,6 +1,5 @@
 """Weights & Biases: one run per member, grouped by sweep, under the names of the tables."""
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -29,10 +28,6 @@ class Wandb:
 
     def start(self, start: Start) -> None:
         """Begin a run per member, its configuration under dotted names."""
-        for member in start.cohort.members:
-            # what a process that was stopped left offline would repeat rows: everything is recorded again
-            for older in self.client.folder.glob(f"offline-run-*-{self.client.run_id(member)}"):
-                shutil.rmtree(older, ignore_errors=True)
         shared = {"cohort": start.index}
         configs = [
             flatten(experiment) | {"member": member} | shared
@@ -40,7 +35,8 @@ class Wandb:
         ]
         names = [self.trial.name] if self.trial else start.names
         self.client.start_cohort(start.cohort.members, configs, names)
-        # wandb may have lost the last rows of a process that was stopped: it gets them all again from the tables
+        # wandb may have lost the last rows of a process that was stopped: it gets them all again from the tables, and
+        # sees to it that none is in W&B twice
         for record in start.history:
             self.record(record)
 

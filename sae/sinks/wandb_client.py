@@ -154,13 +154,17 @@ class Client:
         if trial:
             sweep = {"sweep_id": trial.sweep_id, "run_id": trial.run_id}
             project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
-        self._send("open", mode=mode, project=project, group=group, token=token, **sweep)
+        self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **sweep)
         self._reader = threading.Thread(target=self._read, name="wandb-reader", daemon=True)
         self._reader.start()
         threading.Thread(target=self._write, name="wandb-writer", daemon=True).start()
 
     def run_id(self, member: int) -> str:
-        """The W&B run id of a member. Only where the server vanished between two cohorts it has "-offline" added."""
+        """The W&B run id of a member.
+
+        Only where the server vanished between two cohorts, or a run that began online goes on offline, "-offline" is
+        added to it.
+        """
         return self._trial.run_id if self._trial else f"{self.token}-{member:04d}"
 
     def start_cohort(self, members: Sequence[int], configs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:

@@ -10,17 +10,25 @@ means that the sweep is over, or that its process died; either way every run is 
     {"done": true}               everything is finished
 
 All else that this process, wandb and wandb-core print goes to stderr.
+
+A run that goes on after it was stopped keeps its id, and gets all its rows again. Online, W&B appends whatever it is
+sent, so it is asked which rows it has, and those are not sent. Offline, the new file has every row, and older ones go.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
+import pathlib
+import re
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +38,7 @@ sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
 
 INIT_SECONDS = float(os.environ.get("WANDB_INIT_TIMEOUT", 8))  # then runs are recorded offline, and nothing is lost
 FINISH_SECONDS = 60.0  # how long one run may go on uploading after its end; `wandb sync` can do the rest
+COUNT_SECONDS = 5.0  # until W&B, asked what it has of a run, knows of the last rows it got; 2 to 4 s as a rule
 
 
 class Runs:
@@ -41,6 +50,7 @@ class Runs:
         project: str,
         group: str,
         token: str,
+        folder: str,
         report,
         sweep_id: str | None = None,
         run_id: str | None = None,
@@ -49,6 +59,7 @@ class Runs:
 
         self.wandb, self.report = wandb, report
         self.mode, self.project, self.group, self.token, self.run_id = mode, project, group, token, run_id
+        self.folder = pathlib.Path(folder)
         settings = dict(
             console="off",
             disable_code=True,
@@ -67,6 +78,7 @@ class Runs:
         known = wandb.Settings.model_fields  # names that start with x_ come and go
         self.settings = wandb.Settings(**{name: value for name, value in settings.items() if name in known})
         self.running, self.finishing, self.offline_files, self.lost = {}, {}, {}, set()
+        self.steps = {}  # member -> that of its last row
         self.suffix = ""
         self.lock = threading.Lock()
         self.finishers = ThreadPoolExecutor(64)  # they only wait for wandb-core
@@ -84,7 +96,8 @@ class Runs:
             if run := self.running.get(member):
                 with self._surviving(member):
                     row = {name: column[index] for name, column in values.items()}
-                    run.log({"train/step": step, "train/examples": examples, **row})
+                    self.steps[member] = step
+                    _log(run, {"train/step": step, "train/examples": examples, **row}, step)
 
     def finish_cohort(self, members, status, values, histograms):
         """Write each member's held-out evaluation and finish its run, in the background."""
@@ -110,24 +123,41 @@ class Runs:
 
     def _start(self, member, config, name):
         with self._surviving(member):
+            older = self._older(member)
+            if self.mode == "online":
+                _let_it_count(older)
             try:
-                run = self._init(member, config, name)
+                run = self._init(member, config, name, older)
             except (self.wandb.errors.CommError, self.wandb.errors.UsageError) as error:
                 self._go_offline(error)
-                run = self._init(member, config, name)
+                run = self._init(member, config, name, older)
+            for folder in older:  # all it holds comes again, and `wandb sync` would upload it a second time
+                shutil.rmtree(folder, ignore_errors=True)
             run.define_metric("train/*", step_metric="train/step")
             run.define_metric("eval/*", step_metric="train/step")
             self.running[member] = run
             if run.offline:
                 self.offline_files[member] = run.settings.sync_file
 
-    def _init(self, member, config, name):
+    def _id(self, member):
+        return self.run_id or f"{self.token}-{member:04d}"
+
+    def _older(self, member):
+        """The folders that processes which were stopped have left of a run."""
+        name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(self._id(member))}(-offline)?(-\d+)?")
+        return [path for path in self.folder.glob("*run-*") if name.fullmatch(path.name)]
+
+    def _init(self, member, config, name, older):
+        online = self.mode == "online"
+        # W&B may have rows of a run that began online, and `wandb sync` would double them: this is a run of its own
+        apart = not online and any(path.name.startswith("run-") or "-offline" in path.name for path in older)
         return self.wandb.init(
             mode=self.mode,
             project=self.project,
             group=self.group,
             job_type="train",
-            id=self.run_id or f"{self.token}-{member:04d}{self.suffix}",
+            id=self._id(member) + ("-offline" if apart else self.suffix),
+            resume="allow" if online else None,
             name=name[:128],  # the server's limit
             config=config,
             reinit="create_new",
@@ -155,7 +185,9 @@ class Runs:
     def _finish(self, member, run, summary, bars, exit_code):
         with self._surviving(member):
             if bars:
-                run.log({name: self.wandb.Histogram(np_histogram=bar) for name, bar in bars.items()})
+                row = {name: self.wandb.Histogram(np_histogram=bar) for name, bar in bars.items()}
+                step = self.steps.get(member, 0)
+                _log(run, {"train/step": step, **row}, step + 1)
         with self._surviving(member):
             run.summary.update(summary)
         with self._surviving(member):
@@ -172,6 +204,18 @@ class Runs:
                 self.report(lost=[member, _one_line(error)])
                 with contextlib.suppress(OSError):
                     traceback.print_exc()
+
+
+def _log(run, row, step):
+    """Log a row, unless the server has it: a row after the last checkpoint is computed again, to the same bits."""
+    if step >= run.starting_step:  # 0 for a new run
+        run.log(row, step=step, commit=True)
+
+
+def _let_it_count(older):
+    """Wait, if an older process has sent rows a moment ago."""
+    times = [path.stat().st_mtime for folder in older for path in folder.rglob("*") if path.is_file()]
+    time.sleep(min(max(max(times, default=0) + COUNT_SECONDS - time.time(), 0), COUNT_SECONDS))
 
 
 def _one_line(error: Exception) -> str:
@@ -206,10 +250,28 @@ def _is_whole(path: str) -> bool:
 
 
 class _PopenHere(subprocess.Popen):
-    """Keeps wandb-core in this process's session, so that the parent can end both with one signal."""
+    """Keeps wandb-core in this process's session, so that the parent can end both with one signal.
+
+    It shares our lock: after a kill -9 it may live, and upload, a little longer than we.
+    """
+
+    lock = None
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **(kwargs | {"start_new_session": False}))
+        shared = [self.lock] if self.lock else []
+        super().__init__(*args, **(kwargs | {"start_new_session": False, "pass_fds": shared}))
+
+
+def _wait_for_an_older_process(folder, token):
+    """Take the lock of a sweep's W&B runs: after a kill -9 of the sweep, its W&B process still uploads what it has."""
+    deadline = time.monotonic() + 2 * FINISH_SECONDS  # more than it may take
+    with contextlib.suppress(OSError):  # a file system without locks
+        _PopenHere.lock = lock = os.open(os.path.join(folder, f"{token}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        while time.monotonic() < deadline:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)
 
 
 def main():
@@ -237,6 +299,7 @@ def main():
             except ValueError:
                 break  # the parent died while it wrote this line
             if method == "open":
+                _wait_for_an_older_process(arguments["folder"], arguments["token"])
                 runs = Runs(**arguments, report=report)
             else:
                 getattr(runs, method)(**arguments)
