@@ -60,11 +60,8 @@ def alone(sweep: Sweep) -> float:
     state = runner.cohorts.init(experiments, feed.candidates(0, 8192)[0], placement=placement)
     program = compile_block(experiments, state, feed, placement)
     begun = time.perf_counter()
-    for state, _, _ in train_cohort(  # noqa: B007
-        state, cohort, experiments, feed, placement, chunk_steps=CHUNK_STEPS, program=program
-    ):
-        pass
-    jax.block_until_ready(state)
+    *_, last = train_cohort(state, cohort, experiments, feed, placement, chunk_steps=CHUNK_STEPS, program=program)
+    jax.block_until_ready(last)
     return time.perf_counter() - begun
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -149,8 +150,9 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         describe_plan(sweep, console, options.lanes, options.pieces)
         return 0
     if options.launcher != "none":
-        if options.shard:
-            raise UserError("shard: got it with --launcher, which runs all parts; allowed: one of them")
+        if options.shard or trial:
+            other = "--shard" if options.shard else "a W&B agent's run"
+            raise UserError(f"launcher: got {options.launcher} with {other}, allowed: none")
         return _launch(path, tokens, sweep, options, console)
     results = runner.run(
         sweep,
@@ -174,6 +176,8 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
 def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, console: Console) -> int:
     """Each cohort in a process or job of its own, then the answer."""
     say = lambda line: Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    # this process only looks at the device, whose memory is for those that train
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results = runner.prepare(
         sweep, out=options.out, fresh=options.fresh, pieces=options.pieces, question=loading.question(path), say=say
     )
@@ -190,6 +194,9 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
         print(f"sae: {failure}", file=sys.stderr)
     if results.finished:
         print_answer(sweep, results, console)
+    elif not failures and not options.only:
+        print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
+        return 1
     return 1 if failures else 0
 
 

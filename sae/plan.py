@@ -117,8 +117,9 @@ def memory_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
     """Expected peak of training a cohort, all float32.
 
     The state of every member, four times (what goes into a block, what comes out of it, and, while a checkpoint is
-    written, a copy of it and a copy that Orbax makes); a gradient and an update of the members computed at once, and their latents,
-    pre-activations, the gradients of both, and a mask; a block of batches, drawn and transposed; the data.
+    written, a copy of it and a copy that Orbax makes); a gradient and an update of the members computed at once, and
+    their latents, pre-activations, the gradients of both, and a mask; a block of batches, drawn and transposed; the
+    data.
     """
     e, d_in = cohort.example, data.d_in
     working = lanes * (2 * parameters(d_in, e.d_sae) + 5 * e.d_sae * e.batch_size)
@@ -183,7 +184,8 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, piec
         memory = process_bytes(cohort, source, at_once)
         table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
     console.print(table)
-    say(f"in all {_short(total)} GFLOP of matrix products; memory is the expected peak of the process, while a checkpoint is written")
+    say(f"in all {_short(total)} GFLOP of matrix products")
+    say("memory: the expected peak of the process, while a checkpoint is written")
     if len(plan) > whole:
         say(f"divided from {count(whole, 'program')}, as {runtime.free_bytes() / 2**30:.1f} GiB of memory are free")
 

@@ -80,8 +80,8 @@ def test_only_the_wandb_process_imports_wandb():
 
 
 # Why each of these maps over something else than members: steps of a block, batches of candidates, random dictionaries
-# and z draws. Everything that maps over members is in cohort.py.
-MAPS = {"cohort.py", "feed.py", "revival.py", "metrics.py", "superposition.py"}
+# and z draws, bare matrix products. Everything that maps over members is in cohort.py.
+MAPS = {"cohort.py", "feed.py", "revival.py", "metrics.py", "superposition.py", "bench.py"}
 
 
 def test_the_member_axis_is_in_one_file():
