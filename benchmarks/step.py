@@ -53,14 +53,15 @@ def measure(members: int, d_in: int, d_sae: int, batch: int, steps: int) -> None
         name="step", data=Digits(), d_sae=d_sae, n_steps=10_000, batch_size=batch, penalty=ElasticNet(l1=0.1)
     )
     plan = cohort.plan(grid(experiment, {"seed": range(members)}))[0]
-    experiments, examples = plan.stacked(), jax.random.normal(jax.random.key(0), (20_000, d_in))
-    feed, lanes = Resident(examples, 0, batch, steps), plan.lanes(d_in)
-    state = cohort.init(experiments, examples[:1000].T, lanes=lanes)
+    placement = plan.placement(d_in)
+    experiments, examples = plan.stacked(placement), jax.random.normal(jax.random.key(0), (20_000, d_in))
+    feed = Resident(examples, 0, batch, steps)
+    state = cohort.init(experiments, examples[:1000].T, placement=placement)
     pivot, zero, n = jnp.zeros(d_in), jnp.int32(0), jnp.int32(steps)
 
     def train():
         nonlocal state
-        state = cohort.train_block(experiments, state, feed, pivot, zero, n, lanes=lanes)
+        state = cohort.train_block(experiments, state, feed, pivot, zero, n, placement=placement)
         return state
 
     repeats = max(1, members * steps // 4)
@@ -72,7 +73,7 @@ def measure(members: int, d_in: int, d_sae: int, batch: int, steps: int) -> None
         bound.append(seconds(products) / repeats)
     rate, limit = 1 / statistics.median(ours), 1 / statistics.median(bound)
     shape = f"{members}, {d_in}, {d_sae}, {batch}"
-    print(f"| {shape} | {lanes} | {rate:,.1f} | {limit:,.1f} | {rate / limit:.0%} |", flush=True)
+    print(f"| {shape} | {placement.lanes} | {rate:,.1f} | {limit:,.1f} | {rate / limit:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None) -> N
         table.add_column(column, justify="right")
     for index, cohort in enumerate(plan):
         e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
-        at_once = lanes or cohort.lanes(source.d_in)
+        at_once = cohort.placement(source.d_in, lanes).lanes
         gflop = step_flops(source.d_in, e.d_sae, e.batch_size) * e.n_steps * n / 1e9
         total += gflop
         numbers = (

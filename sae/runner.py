@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from sae import cohort as cohorts
 from sae import folder as folders
 from sae.checkpoint import Checkpoints
-from sae.cohort import Cohort, CohortState
+from sae.cohort import Cohort, CohortState, Placement
 from sae.data import feed as feeds
 from sae.data.feed import RESIDENT_BYTES, Feed
 from sae.data.source import Rows, Sampler
@@ -53,6 +53,7 @@ def run(
     resident_bytes: int = RESIDENT_BYTES,
     question: str = "",
     console: Console | None = None,
+    mesh: Mesh | None = None,
     trial: Trial | None = None,
 ) -> Results:
     """Train every member of a definition and write the results to `out` (default `runs/<name>`).
@@ -105,11 +106,12 @@ def run(
                 continue
             e, of_cohort = cohort.example, [names[i] for i in cohort.members]
             source = data[e.data]
-            at_once = lanes or cohort.lanes(source.d_in)
+            placement = cohort.placement(source.d_in, lanes, mesh)
             checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder, index, terminal.say)))
-            with contextlib.closing(Feed(source, e.data_seed, e.batch_size, e.n_steps, resident_bytes)) as feed:
+            feed = Feed(source, e.data_seed, e.batch_size, e.n_steps, resident_bytes, placement.shared)
+            with contextlib.closing(feed):
                 _run_cohort(
-                    index, cohort, feed, of_cohort, sinks, tables, checkpoints, caught, chunk_steps, at_once,
+                    index, cohort, feed, of_cohort, sinks, tables, checkpoints, caught, chunk_steps, placement,
                     60 * checkpoint_minutes,
                 )  # fmt: skip
             checkpoints.remove()
@@ -126,17 +128,17 @@ def _run_cohort(
     checkpoints: Checkpoints,
     caught: list[int],
     chunk_steps: int | None,
-    lanes: int,
+    placement: Placement,
     checkpoint_seconds: float,
 ) -> None:
     """Train, evaluate and report one cohort, from its last checkpoint if it has one."""
-    example, experiments = cohort.example, cohort.stacked()
+    example, experiments, n = cohort.example, cohort.stacked(placement), len(cohort.members)
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
-    state, start = cohorts.init(experiments, sample, lanes=lanes), 0
+    state, start = cohorts.init(experiments, sample, placement=placement), 0
     if (restored := checkpoints.restore(state)) is not None:
         start, state = restored
     begun = time.perf_counter()
-    program = compile_block(experiments, state, feed, lanes)
+    program = compile_block(experiments, state, feed, placement)
     seconds = time.perf_counter() - begun
     history = tuple(tables.records(index, cohort, start))
     for sink in sinks:
@@ -146,7 +148,7 @@ def _run_cohort(
 
     def report() -> None:
         step, numbers = waiting.pop(0)
-        values = {f"train/{name}": value for name, value in jax.device_get(numbers).items()}
+        values = {f"train/{name}": value for name, value in cohorts.fetch(numbers, n).items()}
         for sink in sinks:
             sink.record(Record(index, cohort, step, step * example.batch_size, values))
 
@@ -158,7 +160,7 @@ def _run_cohort(
 
     saved = time.monotonic()
     training = train_cohort(
-        state, cohort, experiments, feed, lanes, start=start, chunk_steps=chunk_steps, program=program
+        state, cohort, experiments, feed, placement, start=start, chunk_steps=chunk_steps, program=program
     )
     for state, step, numbers in training:
         if numbers is not None:
@@ -174,9 +176,9 @@ def _run_cohort(
     while waiting:
         report()
 
-    values, firing_rates, diverged = evaluate(cohort, feed, state, lanes)
+    values, firing_rates, diverged = evaluate(cohort, feed, state, placement)
     status = tuple("diverged" if bad else "finished" for bad in diverged)
-    outcome = Outcome(index, cohort, status, values, firing_rates, jax.device_get(state.train.sae))
+    outcome = Outcome(index, cohort, status, values, firing_rates, cohorts.fetch(state.train.sae, n))
     for sink in sinks:
         sink.finish(outcome)
 
