@@ -8,6 +8,7 @@ One axis at a time is doubled; the last column is the cost of a unit (member, la
 import statistics
 
 from sae import bench, lanes
+from sae.cohort import Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
 
 ROUNDS = 5
@@ -22,11 +23,11 @@ def main() -> None:
         for value in values:
             cohort, data = bench.shape(**(BASE | {axis: value}))
             feed = Feed(data, 0, cohort.example.batch_size, cohort.example.n_steps, RESIDENT_BYTES)
-            timers[value] = lanes.timer(cohort, feed, 1, seconds=0.5)[1]
+            timers[value] = lanes.timer(cohort, feed, Placement(1), seconds=0.5)[1]
         show(axis, timers)
     cohort, data = bench.shape(**BASE)
     feed = Feed(data, 0, cohort.example.batch_size, cohort.example.n_steps, RESIDENT_BYTES)
-    step = lanes.timer(cohort, feed, 1, seconds=0.25)[1]
+    step = lanes.timer(cohort, feed, Placement(1), seconds=0.25)[1]
     show("steps", {n: lambda n=n: sum(step() * n / (n // 4) for _ in range(n // 4)) for n in (4, 8, 16, 32)})
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from sae import cohort as cohorts
 from sae import lanes as lane_choice
-from sae.cohort import Cohort
+from sae.cohort import Cohort, Placement
 from sae.data import Superposition
 from sae.data.feed import RESIDENT_BYTES, Feed
 from sae.data.source import Rows, Sampler, rows
@@ -66,7 +66,7 @@ def measure(cohort: Cohort, data: Rows | Sampler, lanes: int | None = None) -> S
     feed = Feed(data, e.data_seed, e.batch_size, e.n_steps, RESIDENT_BYTES)
     lanes = lanes or lane_choice.expected(cohort, data.d_in)
     with _no_cache():
-        compiling, step = lane_choice.timer(cohort, feed, lanes, seconds=0.5)
+        compiling, step = lane_choice.timer(cohort, feed, Placement(lanes), seconds=0.5)
         products = [bare(cohort, data.d_in, width) for width in sorted({1, lanes})]
     ours, bound = [], []
     for _ in range(ROUNDS):

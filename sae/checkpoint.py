@@ -38,9 +38,9 @@ class Checkpoints:
         return ocp, self._manager
 
     def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
-        """Copy the state to the host, and write it while training goes on."""
+        """Write a state that is on the host, while training goes on."""
         ocp, manager = self._open()
-        arrays = _named("state", jax.device_get(jax.tree.leaves(state)))
+        arrays = _named("state", jax.tree.leaves(state))
         names = list(history[0][1]) if history else []
         columns = [np.stack([numbers[name] for _, numbers in history]) for name in names]  # each [chunk, member]
         arrays |= _named("history", columns)
@@ -73,7 +73,7 @@ class Checkpoints:
                 continue
             numbers = [dict(zip(meta["history"], row, strict=True)) for row in zip(*columns, strict=True)]
             history = list(zip(meta["steps"], numbers, strict=True))
-            return step, jax.tree.unflatten(structure, [jax.numpy.asarray(a) for a in state]), history
+            return step, jax.tree.unflatten(structure, state), history
         return None
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:

@@ -66,6 +66,9 @@ class Options(launchers.Options):
     """Steps between two log points."""
     lanes: int | None = None
     """Members computed at once."""
+    mesh: str | None = None
+    """Several devices: member=2,latent=4 divides members over 2 groups of 4, and each member's latents over 4; members
+    over all devices if not given."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints, of which a run that was stopped goes on."""
 
@@ -164,6 +167,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         shard=options.shard,
         chunk_steps=options.chunk_steps,
         lanes=options.lanes,
+        mesh=options.mesh,
         checkpoint_minutes=options.checkpoint_minutes,
         question=loading.question(path),
         trial=trial,

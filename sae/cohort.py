@@ -1,7 +1,9 @@
-"""The member axis, and the only file that has one: plan, stack, map over members in lanes, unstack.
+"""The member axis, and the only file that has one: plan, stack, place on devices, map over members in lanes, unstack.
 
 A cohort is the members whose experiments have the same pytree structure: they differ in leaves only, so one
-compiled program trains them all. Within it, members are computed `lanes` at a time.
+compiled program trains them all. On several devices each has members of its own, which never meet another's; a
+member too large for one device lies across several, in slices of its latents. On a device, members are computed
+`lanes` at a time.
 """
 
 import dataclasses
@@ -11,18 +13,117 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sae import metrics, train
 from sae.experiment import Experiment, flatten
 from sae.metrics import Moments, Sums
 from sae.train import TrainState
-from sae.types import Array
+from sae.types import Array, UserError
 
 # A matrix product of this many multiply-adds fills the cores of a CPU (measured): members whose products are smaller
 # are computed together until they reach it.
 FULL_LANE = 2**25
 MAX_LANES = 16
+LATENT = {"W_enc", "W_dec", "b_enc", "silent", "fired"}  # arrays [member, d_sae, ...], Adam's moments of them too
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How the members of a cohort lie: how many a device computes at once, and over which devices they are spread.
+
+    None is one device. A mesh has two axes, "member" and "latent" (see `make_mesh`).
+    """
+
+    lanes: int
+    mesh: Mesh | None = None
+
+    def padded(self, n: int) -> int:
+        """How many members n become, so that every device has as many."""
+        return n if self.mesh is None else -(-n // self.mesh.shape["member"]) * self.mesh.shape["member"]
+
+    def shardings(self, tree):
+        """Where the leaves [member, ...] of a tree lie on the mesh."""
+
+        def of(path, _):
+            latent = any(getattr(key, "name", getattr(key, "key", None)) in LATENT for key in path)
+            return NamedSharding(self.mesh, P("member", "latent") if latent else P("member"))
+
+        return jax.tree_util.tree_map_with_path(of, tree)
+
+    def members(self, tree):
+        """A tree of leaves [n, ...] on the devices, [padded(n), ...]: the last member is there more than once."""
+
+        def padded(leaf):
+            rows = np.minimum(np.arange(self.padded(len(leaf))), len(leaf) - 1)
+            return np.asarray(leaf)[rows]
+
+        return tree if self.mesh is None else put(jax.tree.map(padded, tree), self.shardings(tree))
+
+    def state(self, host: "CohortState") -> "CohortState":
+        """A state that `fetch_state` gave, on the devices."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, host)
+        train, sums = self.members((host.train, host.sums))
+        return CohortState(train, sums, self.shared(host.moments))
+
+    def laid(self, tree):
+        """Inside a program, a tree of leaves [member, ...] that is to lie on the mesh as `members` would put it."""
+        return tree if self.mesh is None else jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+    def shared(self, tree):
+        """A tree, whole, on every device."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return put(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, P()), tree))
+
+
+def make_mesh(devices: Sequence[jax.Device], latent: int = 1) -> Mesh:
+    """All devices as a grid, "member" by "latent": each member lies across `latent` of them."""
+    # Auto: under Explicit axes, jax's default, a gather must say where its result lies, and resampling has one
+    shape = (len(devices) // latent, latent)
+    return jax.make_mesh(shape, ("member", "latent"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def parse_mesh(text: str | None = None) -> Mesh | None:
+    """ "member=2,latent=4" -> the mesh; without a text, members over all devices; None for one device.
+
+    Raises UserError for another text, and where it does not come to the number of devices.
+    """
+    devices = jax.devices()
+    shape = {"member": len(devices), "latent": 1}
+    if text is not None:
+        pairs = [part.partition("=") for part in text.split(",")]
+        given = {name.strip(): int(size) for name, _, size in pairs if size.strip().isdecimal()}
+        if len(given) < len(pairs) or not given.keys() <= shape.keys() or 0 in given.values():
+            raise UserError(f"mesh: got {text!r}, allowed: member=M,latent=L, or one of them")
+        shape["latent"] = given.get("latent", 1)
+        shape["member"] = given.get("member", max(1, len(devices) // shape["latent"]))
+    n = shape["member"] * shape["latent"]
+    if n > len(devices) or (n < len(devices) and jax.process_count() > 1):
+        raise UserError(f"mesh: got {text!r}, that is {n} devices; allowed: as many as there are, {len(devices)}")
+    return make_mesh(devices[:n], shape["latent"]) if n > 1 else None
+
+
+def put(tree, shardings):
+    """Arrays that every process has whole -> arrays on the devices of all processes, of which each gives its part."""
+
+    def one(leaf, sharding):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def fetch(tree, n: int):
+    """A tree of leaves [member, ...] on the host, in every process, without the members that are padding: [n, ...]."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(lambda leaf: leaf[:n], jax.device_get(tree))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +138,22 @@ class Cohort:
         """One of them, for what they share (every static field)."""
         return self.experiments[0]
 
-    def stacked(self) -> Experiment:
-        """One experiment whose leaves have a leading member axis."""
-        return stack([_anonymous(experiment) for experiment in self.experiments])
+    def stacked(self, placement: Placement) -> Experiment:
+        """One experiment whose leaves have a leading member axis, on the devices of a placement."""
+        return placement.members(stack([_anonymous(experiment) for experiment in self.experiments]))
 
-    def lanes(self, d_in: int) -> int:
-        """Members computed at once: all on an accelerator; on a CPU as many as fill its cores, in equal groups."""
-        e, n = self.example, len(self.members)
+    def placement(self, d_in: int, lanes: int | None = None, mesh: Mesh | None = None) -> Placement:
+        """The members on a mesh, or on one device, and as many lanes as are asked for or suit it."""
+        n, latent = len(self.members), 1 if mesh is None else mesh.shape["latent"]
+        if self.example.d_sae % latent:
+            raise UserError(f"mesh: latent={latent} does not divide d_sae = {self.example.d_sae}")
+        of_a_device = n if mesh is None else -(-n // mesh.shape["member"])
+        return Placement(lanes or self.lanes(d_in, of_a_device), mesh)
+
+    def lanes(self, d_in: int, n: int) -> int:
+        """Members computed at once, of a device's n: all on an accelerator; on a CPU as many as fill its cores, in
+        equal groups."""
+        e = self.example
         if jax.default_backend() != "cpu":
             return n
         most = min(n, MAX_LANES, max(1, FULL_LANE // (e.d_sae * e.batch_size * d_in)))
@@ -59,6 +169,12 @@ class CohortState:
     train: TrainState  # [member, ...]
     sums: Sums  # [member, ...]
     moments: Moments
+
+
+def fetch_state(state: CohortState, n: int) -> CohortState:
+    """A state on the host, of n members, wherever and among however many it lay."""
+    train, sums = fetch((state.train, state.sums), n)
+    return CohortState(train, sums, jax.device_get(state.moments))
 
 
 def plan(members: Sequence[Experiment]) -> list[Cohort]:
@@ -96,23 +212,30 @@ def unstack(tree, i: int):
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
-def over_members(function, members, lanes: int):
-    """Apply a function of one member to trees with a leading member axis, `lanes` members at a time."""
+def over_members(function, members, placement: Placement):
+    """Apply a function of one member to trees with a leading member axis: on every device to its own, in lanes."""
     # one at a time needs no vmap: a batched matrix product of one is slower than a matrix product
-    return jax.lax.map(function, members, batch_size=lanes if lanes > 1 else None)
+    lanes = placement.lanes if placement.lanes > 1 else None
+    here = lambda members: jax.lax.map(function, members, batch_size=lanes)
+    if placement.mesh is None:
+        return here(members)
+    # the compiler sees one device's members, so it cannot move any; only the latents' axis is its to divide
+    spread = jax.shard_map(
+        here, mesh=placement.mesh, in_specs=P("member"), out_specs=P("member"), axis_names={"member"}
+    )
+    return placement.laid(spread(members))
 
 
-@functools.partial(jax.jit, static_argnames="lanes")
-def init(experiments: Experiment, sample: Array, *, lanes: int) -> CohortState:
+@functools.partial(jax.jit, static_argnames="placement")
+def init(experiments: Experiment, sample: Array, *, placement: Placement) -> CohortState:
     """States before the first step. sample [d_in, n]."""
-    states = over_members(lambda experiment: train.init(experiment, sample), experiments, lanes)
-    n, d_sae = states.silent.shape
-    return CohortState(states, _broadcast(Sums.zero(d_sae), n), Moments.zero(sample.shape[0]))
+    member = lambda experiment: (train.init(experiment, sample), Sums.zero(experiment.d_sae))
+    return CohortState(*over_members(member, experiments, placement), Moments.zero(sample.shape[0]))
 
 
-@functools.partial(jax.jit, static_argnames="lanes", donate_argnames="state")
+@functools.partial(jax.jit, static_argnames="placement", donate_argnames="state")
 def train_block(
-    experiments: Experiment, state: CohortState, block, pivot: Array, step: Array, n: Array, *, lanes: int
+    experiments: Experiment, state: CohortState, block, pivot: Array, step: Array, n: Array, *, placement: Placement
 ) -> CohortState:
     """Take n steps, at most a block's, from `step` on. The batches are drawn once, for all members.
 
@@ -135,19 +258,23 @@ def train_block(
     def observe(i, moments):
         return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot, weight))
 
-    trained, sums = over_members(member, (experiments, state.train, state.sums), lanes)
+    trained, sums = over_members(member, (experiments, state.train, state.sums), placement)
     return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments))
 
 
-@functools.partial(jax.jit, static_argnames="lanes", donate_argnames="state")
-def revive(experiments: Experiment, state: CohortState, step: Array, candidates: Array, *, lanes: int) -> CohortState:
+@functools.partial(jax.jit, static_argnames="placement", donate_argnames="state")
+def revive(
+    experiments: Experiment, state: CohortState, step: Array, candidates: Array, *, placement: Placement
+) -> CohortState:
     """Bring dead latents back in every member. candidates [n_batches, d_in, batch]."""
     member = lambda args: train.revive(*args, step, candidates)
-    return state.replace(train=over_members(member, (experiments, state.train), lanes))
+    return state.replace(train=over_members(member, (experiments, state.train), placement))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def end_chunk(experiments: Experiment, state: CohortState) -> tuple[CohortState, dict[str, Array]]:
+@functools.partial(jax.jit, static_argnames="placement", donate_argnames="state")
+def end_chunk(
+    experiments: Experiment, state: CohortState, *, placement: Placement
+) -> tuple[CohortState, dict[str, Array]]:
     """The chunk's numbers, {name: [member]}, and the state with its sums at zero."""
 
     def numbers(experiment, sums, trained):
@@ -155,12 +282,12 @@ def end_chunk(experiments: Experiment, state: CohortState) -> tuple[CohortState,
         return metrics.finish(sums, state.moments) | dead | {"diverged": trained.diverged}
 
     values = jax.vmap(numbers)(experiments, state.sums, state.train)
-    zero = jax.tree.map(jnp.zeros_like, (state.sums, state.moments))
-    return state.replace(sums=zero[0], moments=zero[1]), values
+    sums, moments = new_window(state, placement=placement)
+    return state.replace(sums=sums, moments=moments), values
 
 
-@functools.partial(jax.jit, static_argnames="lanes", donate_argnames="window")
-def evaluate_batch(saes, window, x: Array, weight: Array, pivot: Array, *, lanes: int):
+@functools.partial(jax.jit, static_argnames="placement", donate_argnames="window")
+def evaluate_batch(saes, window, x: Array, weight: Array, pivot: Array, *, placement: Placement):
     """Add one held-out batch x [d_in, batch] to the window (Sums [member, ...], Moments)."""
     sums, moments = window
 
@@ -169,7 +296,7 @@ def evaluate_batch(saes, window, x: Array, weight: Array, pivot: Array, *, lanes
         new = metrics.sums(train.model.forward(sae, x), x, weight)
         return jax.tree.map(jnp.add, sums, new)
 
-    sums = over_members(member, (saes, sums), lanes)
+    sums = over_members(member, (saes, sums), placement)
     return sums, jax.tree.map(jnp.add, moments, metrics.moments(x, pivot, weight))
 
 
@@ -181,10 +308,11 @@ def end_evaluation(window) -> tuple[dict[str, Array], Array]:
     return numbers, jax.vmap(lambda s: metrics.firing_rate_histogram(s.fired, moments.n))(sums)
 
 
-@jax.jit
-def feature_recovery(saes, features: Array, frequencies: Array) -> dict[str, Array]:
+@functools.partial(jax.jit, static_argnames="placement")
+def feature_recovery(saes, features: Array, frequencies: Array, *, placement: Placement) -> dict[str, Array]:
     """`mmcs` of every member, {name: [member]}."""
-    return jax.lax.map(lambda sae: metrics.mmcs(features, frequencies, sae.W_dec[...]), saes)
+    one_lane = dataclasses.replace(placement, lanes=1)
+    return over_members(lambda sae: metrics.mmcs(features, frequencies, sae.W_dec[...]), saes, one_lane)
 
 
 @jax.jit
@@ -195,13 +323,11 @@ def recovery_chance(saes, features: Array, frequencies: Array) -> dict[str, Arra
     return {name: jnp.full(n, value) for name, value in floor.items()}
 
 
-def new_window(n_members: int, d_sae: int, d_in: int) -> tuple[Sums, Moments]:
-    """An evaluation's sums before its first batch."""
-    return _broadcast(Sums.zero(d_sae), n_members), Moments.zero(d_in)
-
-
-def _broadcast(tree, n: int):
-    return jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape), leaf.dtype), tree)
+@functools.partial(jax.jit, static_argnames="placement")
+def new_window(state: CohortState, *, placement: Placement) -> tuple[Sums, Moments]:
+    """The sums of a state's members before the first example."""
+    sums, moments = jax.tree.map(jnp.zeros_like, (state.sums, state.moments))
+    return placement.laid(sums), moments
 
 
 def _anonymous(experiment: Experiment) -> Experiment:

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from sae import cohort as cohorts
-from sae.cohort import Cohort
+from sae.cohort import Cohort, Placement
 from sae.data.feed import Feed
 from sae.experiment import kind
 from sae.files import write_json
@@ -22,51 +23,55 @@ LONG = 5e12  # multiply-adds of a cohort's products from which a measurement is 
 SECONDS, ROUNDS = 0.3, 3  # of one timing, and how often each candidate is timed, in turn
 
 
-def choose(cohort: Cohort, feed: Feed) -> int:
-    """The lanes of a cohort on this device: measured now where training is long enough to be worth it."""
+def choose(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
+    """The lanes of a cohort on these devices: measured now where training is long enough to be worth it."""
     d_in, e = feed.data.d_in, cohort.example
     long = 5 * len(cohort.members) * d_in * e.d_sae * e.batch_size * e.n_steps >= LONG
-    if len(cohort.members) > 1 and long and _key(cohort, d_in) not in _remembered():
-        return measure(cohort, feed)
-    return expected(cohort, d_in)
+    # processes must agree, and would not measure the same
+    if long and len(cohort.members) > 1 and jax.process_count() == 1 and _key(cohort, d_in, mesh) not in _remembered():
+        return measure(cohort, feed, mesh)
+    return expected(cohort, d_in, mesh)
 
 
-def expected(cohort: Cohort, d_in: int) -> int:
-    """The lanes measured on this device before, or the model's."""
-    return _remembered().get(_key(cohort, d_in)) or cohort.lanes(d_in)
+def expected(cohort: Cohort, d_in: int, mesh: Mesh | None = None) -> int:
+    """The lanes measured on these devices before, or the model's."""
+    known = _remembered() if jax.process_count() == 1 else {}
+    return known.get(_key(cohort, d_in, mesh)) or cohort.placement(d_in, mesh=mesh).lanes
 
 
-def measure(cohort: Cohort, feed: Feed) -> int:
+def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
     """Time the model's choice and those around it on real steps, and remember the fastest."""
-    model, n = cohort.lanes(feed.data.d_in), len(cohort.members)
-    candidates = sorted({min(n, max(1, lanes)) for lanes in (model // 4, model // 2, model, 2 * model, 4 * model)})
-    timers = {lanes: timer(cohort, feed, lanes)[1] for lanes in candidates}
+    d_in = feed.data.d_in
+    model, n = cohort.placement(d_in, mesh=mesh), len(cohort.members)
+    most = n if mesh is None else model.padded(n) // mesh.shape["member"]
+    candidates = sorted({min(most, max(1, int(factor * model.lanes))) for factor in (1 / 4, 1 / 2, 1, 2, 4)})
+    timers = {lanes: timer(cohort, feed, Placement(lanes, mesh))[1] for lanes in candidates}
     seconds = {lanes: [] for lanes in candidates}
     for _ in range(ROUNDS):
         for lanes, once in timers.items():
             seconds[lanes].append(once())
     best = min(candidates, key=lambda lanes: statistics.median(seconds[lanes]))
     try:
-        write_json(_path(), _remembered() | {_key(cohort, feed.data.d_in): best})
+        write_json(_path(), _remembered() | {_key(cohort, d_in, mesh): best})
     except OSError:
         pass  # measured again next time
     return best
 
 
-def timer(cohort: Cohort, feed: Feed, lanes: int, seconds: float = SECONDS):
+def timer(cohort: Cohort, feed: Feed, placement: Placement, seconds: float = SECONDS):
     """(seconds that compiling took, a function that trains for about `seconds` and gives the seconds of one step)."""
-    experiments, d_in = cohort.stacked(), feed.data.d_in
-    state = cohorts.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], lanes=lanes)
+    experiments = cohort.stacked(placement)
+    state = cohorts.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], placement=placement)
     begun = time.perf_counter()
-    program = compile_block(experiments, state, feed, lanes)
+    program = compile_block(experiments, state, feed, placement)
     compiling = time.perf_counter() - begun
-    block, pivot, at = feed.block(0), jnp.zeros(d_in), 0
+    block, pivot, at = feed.block(0), placement.shared(feed.data.mean), 0
 
     def train(steps: int) -> float:
         nonlocal state, at
         begun = time.perf_counter()
-        state = program(experiments, state, block, pivot, jnp.int32(at), jnp.int32(steps))
-        state, numbers = cohorts.end_chunk(experiments, state)
+        state = program(experiments, state, block, pivot, *placement.shared((np.int32(at), np.int32(steps))))
+        state, numbers = cohorts.end_chunk(experiments, state, placement=placement)
         jax.block_until_ready((state, numbers))
         at += steps
         return (time.perf_counter() - begun) / steps
@@ -83,10 +88,12 @@ def _remembered() -> dict[str, int]:
         return {}
 
 
-def _key(cohort: Cohort, d_in: int) -> str:
+def _key(cohort: Cohort, d_in: int, mesh: Mesh | None) -> str:
     e, device = cohort.example, jax.devices()[0]
     where = f"{device.device_kind}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
     shape = f"{len(cohort.members)} x {d_in} x {e.d_sae} x {e.batch_size}"
+    if mesh is not None:
+        where += f" x {mesh.shape['member']} x {mesh.shape['latent']}"
     return f"{where}, jax {jax.__version__}: {shape}, {kind(e.activation)}, {e.precision}"
 
 

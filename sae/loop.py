@@ -3,12 +3,10 @@
 import math
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sae import cohort as cohorts
-from sae.cohort import Cohort, CohortState
+from sae.cohort import Cohort, CohortState, Placement
 from sae.data.feed import Feed
 from sae.data.source import Sampler
 from sae.experiment import Experiment
@@ -16,10 +14,11 @@ from sae.experiment import Experiment
 CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
 
 
-def compile_block(experiments, state: CohortState, feed: Feed, lanes: int):
+def compile_block(experiments, state: CohortState, feed: Feed, placement: Placement):
     """The compiled program of a block, the same for any number of steps."""
-    pivot, zero = jnp.asarray(feed.data.mean), jnp.int32(0)
-    return cohorts.train_block.lower(experiments, state, feed.block(0), pivot, zero, zero, lanes=lanes).compile()
+    pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
+    block = feed.block(0)
+    return cohorts.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
 
 
 def train_cohort(
@@ -27,7 +26,7 @@ def train_cohort(
     cohort: Cohort,
     experiments: Experiment,
     feed: Feed,
-    lanes: int,
+    placement: Placement,
     *,
     start: int = 0,
     chunk_steps: int | None = None,
@@ -35,24 +34,25 @@ def train_cohort(
 ) -> Iterator[tuple[CohortState, int, dict | None]]:
     """Train from step `start` to n_steps, block by block.
 
-    After each gives (state, step, numbers): numbers is {name: [member]}, still on the device, where a chunk ends
-    there, else None. The state is only whole until the next block is asked for.
+    After each gives (state, step, numbers): numbers is {name: [member]}, still on the devices (`cohort.fetch` reads
+    them), where a chunk ends there, else None. The state is only whole until the next block is asked for.
     """
-    program = program or compile_block(experiments, state, feed, lanes)
-    example, pivot = cohort.example, jnp.asarray(feed.data.mean)
+    program = program or compile_block(experiments, state, feed, placement)
+    example, pivot = cohort.example, placement.shared(feed.data.mean)
     for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start):
         then = step + n
         block = feed.block(step, then if then < example.n_steps else None)
-        state = program(experiments, state, block, pivot, jnp.int32(step), jnp.int32(n))
+        state = program(experiments, state, block, pivot, *placement.shared((np.int32(step), np.int32(n))))
         if then in example.revival.steps() and then < example.n_steps:
             candidates = feed.candidates(then, example.revival.n_candidates)
-            state = cohorts.revive(experiments, state, jnp.int32(then), candidates, lanes=lanes)
+            at = placement.shared(np.int32(then))
+            state = cohorts.revive(experiments, state, at, candidates, placement=placement)
         numbers = None
         if ends_chunk:
-            state, numbers = cohorts.end_chunk(experiments, state)
+            state, numbers = cohorts.end_chunk(experiments, state, placement=placement)
             if isinstance(feed.data, Sampler):
-                features, frequencies = jnp.asarray(feed.data.features), jnp.asarray(feed.data.frequencies)
-                numbers |= cohorts.feature_recovery(state.train.sae, features, frequencies)
+                features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
+                numbers |= cohorts.feature_recovery(state.train.sae, features, frequencies, placement=placement)
         yield state, then, numbers
 
 
@@ -73,24 +73,24 @@ def blocks(
 
 
 def evaluate(
-    cohort: Cohort, feed: Feed, state: CohortState, lanes: int
+    cohort: Cohort, feed: Feed, state: CohortState, placement: Placement
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Every member of a trained cohort on the held-out examples.
 
     Gives ({"eval/l0": [member], ...}, counts of firing rates [member, bins], diverged [member] bool).
     """
     saes, example = state.train.sae, cohort.example
-    window = cohorts.new_window(len(cohort.members), example.d_sae, feed.data.d_in)
-    pivot = jnp.asarray(feed.data.mean)
+    window, pivot = cohorts.new_window(state, placement=placement), placement.shared(feed.data.mean)
     for x, weight in feed.held_out(example.n_eval):
-        window = cohorts.evaluate_batch(saes, window, x, weight, pivot, lanes=lanes)
+        window = cohorts.evaluate_batch(saes, window, x, weight, pivot, placement=placement)
     numbers, firing_rates = cohorts.end_evaluation(window)
     if isinstance(feed.data, Sampler):
-        features, frequencies = jnp.asarray(feed.data.features), jnp.asarray(feed.data.frequencies)
-        numbers |= cohorts.feature_recovery(saes, features, frequencies)
+        features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
+        numbers |= cohorts.feature_recovery(saes, features, frequencies, placement=placement)
         numbers |= cohorts.recovery_chance(saes, features, frequencies)
-    numbers |= {"examples": np.full(len(cohort.members), int(window[1].n))}
-    numbers, firing_rates, diverged = jax.device_get((numbers, firing_rates, state.train.diverged))
+    n = len(cohort.members)
+    numbers, firing_rates, diverged = cohorts.fetch((numbers, firing_rates, state.train.diverged), n)
+    numbers |= {"examples": np.full(n, int(window[1].n))}
     # weights can be finite and still too large to compute with
     diverged = diverged | ~np.isfinite(numbers["mse"])
     return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged

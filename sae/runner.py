@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from sae import cohort as cohorts
@@ -16,7 +15,7 @@ from sae import folder as folders
 from sae import plan as plans
 from sae import storage
 from sae.checkpoint import Checkpoints
-from sae.cohort import Cohort, CohortState
+from sae.cohort import Cohort, CohortState, Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
 from sae.experiment import Experiment
 from sae.lanes import choose
@@ -68,6 +67,7 @@ def run(
     resident_bytes: int = RESIDENT_BYTES,
     question: str = "",
     console: Console | None = None,
+    mesh: str | None = None,
     trial: Trial | None = None,
 ) -> Results:
     """Train every member of a definition and write the results to `out` (default `runs/<name>`).
@@ -77,8 +77,9 @@ def run(
     `wandb`: auto, online, offline or off. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
     `shard` ("i/n") train a part; several processes may each train theirs in one folder. How the work is cut is free:
     `chunk_steps` (steps between log points) and `resident_bytes` (data above it streams from the host) do not
-    change a bit of the weights, `lanes` (members computed at once) changes them by rounding. `trial`: the W&B run
-    that this run of one member is, where a `wandb agent` asked for it.
+    change a bit of the weights, `lanes` (members computed at once) changes them by rounding, and so does `mesh`
+    ("member=2,latent=4": members over devices, each member over some; without it, members over all devices). `trial`:
+    the W&B run that this run of one member is, where a `wandb agent` asked for it.
     Raises UserError for bad input, OSError where results cannot be written, Interrupted at a signal.
     """
     for name, value in (("chunk_steps", chunk_steps), ("lanes", lanes)):
@@ -100,6 +101,11 @@ def run(
         return results
     data = plans.load_data([plan[index] for index in part])
 
+    spread = cohorts.parse_mesh(mesh)
+    for index in part:
+        plan[index].placement(
+            data[plan[index].example.data].d_in, lanes, spread
+        )  # that it can be, before any is trained
     names = plans.member_names(sweep.members, sweep.name)
     with contextlib.ExitStack() as stack:
         for index in part:
@@ -122,9 +128,11 @@ def run(
                 continue
             e, source = cohort.example, data[cohort.example.data]
             # lanes decide how sums are rounded: what a run began with, it goes on with
-            with contextlib.closing(Feed(source, e.data_seed, e.batch_size, e.n_steps, resident_bytes)) as feed:
-                at_once = lanes or files.state.get("lanes") or choose(cohort, feed)
-                _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], at_once)
+            put = Placement(1, spread).shared
+            with contextlib.closing(Feed(source, e.data_seed, e.batch_size, e.n_steps, resident_bytes, put)) as feed:
+                at_once = lanes or files.state.get("lanes") or choose(cohort, feed, spread)
+                placement = cohort.placement(source.d_in, at_once, spread)
+                _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], placement)
             with folders.lock(folder, wait=True):
                 storage.write_joined(folder, results.cohorts)
     if not results.finished:
@@ -175,37 +183,39 @@ def _damaged(cohorts: Sequence[CohortFiles], say: Callable[[str], None]) -> set[
     return damaged
 
 
-def _run_cohort(work: _Work, index: int, cohort: Cohort, feed: Feed, names: Sequence[str], lanes: int) -> None:
+def _run_cohort(
+    work: _Work, index: int, cohort: Cohort, feed: Feed, names: Sequence[str], placement: Placement
+) -> None:
     """Train, evaluate and report one cohort, from its last checkpoint if it has one."""
-    example, experiments = cohort.example, cohort.stacked()
+    example, experiments, n = cohort.example, cohort.stacked(placement), len(cohort.members)
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
-    state, start, history = cohorts.init(experiments, sample, lanes=lanes), 0, []
+    state, start, history = cohorts.init(experiments, sample, placement=placement), 0, []
     checkpoints = Checkpoints(CohortFiles(work.folder, index).path / "checkpoints", work.say)
-    if (restored := checkpoints.restore(state)) is not None:
-        start, state, history = restored
+    if (restored := checkpoints.restore(cohorts.fetch_state(state, n))) is not None:
+        start, state, history = restored[0], placement.state(restored[1]), restored[2]
     begun = time.perf_counter()
-    program = compile_block(experiments, state, feed, lanes)
+    program = compile_block(experiments, state, feed, placement)
     seconds = time.perf_counter() - begun
     to_record = lambda chunk: Record(index, cohort, chunk[0], chunk[0] * example.batch_size, chunk[1])
     earlier = tuple(map(to_record, history))
-    work.tell("start", Start(index, cohort, tuple(names), lanes, seconds, start, earlier))
+    work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier))
 
     waiting: list[tuple[int, dict]] = []
 
     def report() -> None:
         step, numbers = waiting.pop(0)
-        history.append((step, {f"train/{name}": value for name, value in jax.device_get(numbers).items()}))
+        history.append((step, {f"train/{name}": value for name, value in cohorts.fetch(numbers, n).items()}))
         work.tell("record", to_record(history[-1]))
 
     def save(step: int, state: CohortState) -> None:
         while waiting:
             report()
-        checkpoints.save(step, state, history)
+        checkpoints.save(step, cohorts.fetch_state(state, n), history)
 
     with contextlib.closing(checkpoints):
         saved = time.monotonic()
         training = train_cohort(
-            state, cohort, experiments, feed, lanes, start=start, chunk_steps=work.chunk_steps, program=program
+            state, cohort, experiments, feed, placement, start=start, chunk_steps=work.chunk_steps, program=program
         )
         for state, step, numbers in training:
             if numbers is not None:
@@ -222,9 +232,9 @@ def _run_cohort(work: _Work, index: int, cohort: Cohort, feed: Feed, names: Sequ
         while waiting:
             report()
 
-        values, firing_rates, diverged = evaluate(cohort, feed, state, lanes)
+        values, firing_rates, diverged = evaluate(cohort, feed, state, placement)
         status = tuple("diverged" if bad else "finished" for bad in diverged)
-        work.tell("finish", Outcome(index, cohort, status, values, firing_rates, jax.device_get(state.train.sae)))
+        work.tell("finish", Outcome(index, cohort, status, values, firing_rates, cohorts.fetch(state.train.sae, n)))
     checkpoints.remove()
 
 

@@ -14,6 +14,8 @@ from sae import Adam, Arrays, ElasticNet, Experiment, Never, Resample, Superposi
 from sae.data.feed import Feed
 from sae.loop import blocks, evaluate, train_cohort
 
+ONE, TWO, FOUR = (cohort.Placement(lanes) for lanes in (1, 2, 4))
+
 
 @pytest.fixture
 def run(tmp_path, quiet):
@@ -170,12 +172,12 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
     after = {}
     for revival in (Never(), Resample(every=400, times=2, n_candidates=4_096)):
         plan = cohort.plan([dataclasses.replace(base, revival=revival)])[0]
-        experiments, feed = plan.stacked(), Feed(base.data.load(), 0, base.batch_size, base.n_steps)
-        state = cohort.init(experiments, feed.candidates(0, 256)[0], lanes=1)
+        experiments, feed = plan.stacked(ONE), Feed(base.data.load(), 0, base.batch_size, base.n_steps)
+        state = cohort.init(experiments, feed.candidates(0, 256)[0], placement=ONE)
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
         state = state.replace(train=state.train.replace(sae=sae.model.replace(state.train.sae, b_enc=b_enc)))
-        *_, (trained, _, _) = train_cohort(state, plan, experiments, feed, lanes=1)
-        after[type(revival)] = evaluate(plan, feed, trained, 1)[0]
+        *_, (trained, _, _) = train_cohort(state, plan, experiments, feed, ONE)
+        after[type(revival)] = evaluate(plan, feed, trained, ONE)[0]
     never, again = after[Never], after[Resample]
     assert never["eval/dead"][0] >= 32
     assert again["eval/dead"][0] <= 4
@@ -251,26 +253,26 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
     """Blocks, ends of chunks, a revival and an evaluation, all under a guard that refuses any transfer."""
     experiment = sae.replace(tiny, {"data": source, "revival": Resample(every=30, n_candidates=128), "dead_after": 500})
     plan = cohort.plan(grid(experiment, {"seed": range(4)}))[0]
-    experiments, feed = plan.stacked(), Feed(source.load(), 0, tiny.batch_size, tiny.n_steps)
+    experiments, feed = plan.stacked(ONE), Feed(source.load(), 0, tiny.batch_size, tiny.n_steps)
     candidates, held_out = feed.candidates(0, 128), list(feed.held_out(512))
     sample = candidates[0]
     pivot, n = jnp.asarray(feed.data.mean), jnp.int32(3)
     steps, block = [jnp.int32(step) for step in range(0, 60, 3)], feed.block(0)
 
     def whole_run():
-        state = cohort.init(experiments, sample, lanes=4)
+        state = cohort.init(experiments, sample, placement=FOUR)
         for step in steps:
-            state = cohort.train_block(experiments, state, block, pivot, step, n, lanes=4)
-            state, values = cohort.end_chunk(experiments, state)
-        state = cohort.revive(experiments, state, steps[-1], candidates, lanes=4)
+            state = cohort.train_block(experiments, state, block, pivot, step, n, placement=FOUR)
+            state, values = cohort.end_chunk(experiments, state, placement=FOUR)
+        state = cohort.revive(experiments, state, steps[-1], candidates, placement=FOUR)
         window = empty
         for x, weight in held_out:
-            window = cohort.evaluate_batch(state.train.sae, window, x, weight, pivot, lanes=4)
+            window = cohort.evaluate_batch(state.train.sae, window, x, weight, pivot, placement=FOUR)
         return values, cohort.end_evaluation(window)
 
-    empty = cohort.new_window(4, tiny.d_sae, feed.data.d_in)
+    empty = cohort.new_window(cohort.init(experiments, sample, placement=FOUR), placement=FOUR)
     whole_run()  # compiling moves constants
-    empty = cohort.new_window(4, tiny.d_sae, feed.data.d_in)
+    empty = cohort.new_window(cohort.init(experiments, sample, placement=FOUR), placement=FOUR)
     with jax.transfer_guard("disallow"):
         values, (numbers, _) = jax.block_until_ready(whole_run())
     assert np.isfinite(values["fvu"]).all() and np.isfinite(numbers["fvu"]).all()
@@ -281,9 +283,9 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
 def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation):
     experiment = sae.replace(tiny, {"data": source, "activation": activation, "revival": Resample(n_candidates=128)})
     plan = cohort.plan(grid(experiment, {"seed": range(2)}))[0]
-    experiments, feed = plan.stacked(), Feed(source.load(), 0, 64, 60)
+    experiments, feed = plan.stacked(ONE), Feed(source.load(), 0, 64, 60)
     d_in = feed.data.d_in
-    state = jax.eval_shape(functools.partial(cohort.init, lanes=2), experiments, jnp.zeros((d_in, 64)))
+    state = jax.eval_shape(functools.partial(cohort.init, placement=TWO), experiments, jnp.zeros((d_in, 64)))
     step = jnp.int32(0)
 
     def program(experiments_leaves, state_leaves, block_leaves, candidates):
@@ -295,9 +297,9 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
                 (feed.block(0), block_leaves),
             )
         )
-        trained = cohort.train_block(experiments_, state_, block, jnp.zeros(d_in), step, step + 3, lanes=2)
-        revived = cohort.revive(experiments_, trained, step, candidates, lanes=2)
-        return jax.tree.leaves(cohort.end_chunk(experiments_, revived))
+        trained = cohort.train_block(experiments_, state_, block, jnp.zeros(d_in), step, step + 3, placement=TWO)
+        revived = cohort.revive(experiments_, trained, step, candidates, placement=TWO)
+        return jax.tree.leaves(cohort.end_chunk(experiments_, revived, placement=TWO))
 
     arguments = [jax.tree.leaves(tree) for tree in (experiments, state, feed.block(0))]
     exported = jax.export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(

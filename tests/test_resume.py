@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
     experiment = Experiment(name="x", data=Digits(), d_sae=16, n_steps=10, batch_size=64)
     plan = cohort.plan(grid(experiment, {"seed": (0, 1)}))[0]
     sample = Feed(experiment.data.load(), 0, 64, 10).candidates(0, 64)[0]
-    state = cohort.init(plan.stacked(), sample, lanes=1)
+    state = cohort.init(plan.stacked(cohort.Placement(1)), sample, placement=cohort.Placement(1))
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path / "checkpoints", said.append)
     history = []

@@ -75,10 +75,16 @@ class Feed:
     """Training and held-out examples of one cohort, on the host's side."""
 
     def __init__(
-        self, data: Rows | Sampler, seed: int, batch_size: int, n_steps: int, resident_bytes: int = RESIDENT_BYTES
+        self,
+        data: Rows | Sampler,
+        seed: int,
+        batch_size: int,
+        n_steps: int,
+        resident_bytes: int = RESIDENT_BYTES,
+        put: Callable = jax.device_put,  # an array of the host's or of one device -> where training wants it
     ):
         check(data, batch_size)
-        self.data, self.seed, self.batch_size = data, seed, batch_size
+        self.data, self.seed, self.batch_size, self._put = data, seed, batch_size, put
         self.steps = block_steps(data.d_in, batch_size, n_steps)
         self._prefetch = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._next = None
@@ -86,7 +92,7 @@ class Feed:
         if isinstance(data, Sampler):
             self._resident = Sampled(data.sample, seed, batch_size, self.steps)
         elif resident(data, resident_bytes):
-            self._resident = Resident(data.on_device, seed, batch_size, self.steps)
+            self._resident = Resident(put(data.on_device), seed, batch_size, self.steps)
 
     def block(self, step: int, then: int | None = None):
         """The block from a step on; `then` is the step of the block that will be asked for next."""
@@ -113,7 +119,7 @@ class Feed:
             n_batches = min(n_batches, n_rows // self.batch_size)
             rows = permute(key, jnp.arange(n_batches * self.batch_size, dtype=jnp.uint32), n_rows)
             examples = self._examples(self.data.train, np.asarray(rows))
-        return jnp.asarray(examples).reshape(n_batches, self.batch_size, -1).transpose(0, 2, 1)
+        return self._put(jnp.asarray(examples).reshape(n_batches, self.batch_size, -1).transpose(0, 2, 1))
 
     def held_out(self, n_examples: int | None = None) -> Iterator[tuple[Array, Array]]:
         """(x [d_in, EVAL_BATCH], weight [EVAL_BATCH]) over the first n_examples held-out ones, or all; 0 is padding."""
@@ -129,7 +135,7 @@ class Feed:
             else:
                 rows = np.minimum(np.arange(start, start + EVAL_BATCH), n - 1)
                 x = jnp.asarray(self._examples(self.data.held_out, rows))
-            yield x.T, jnp.asarray(np.arange(start, start + EVAL_BATCH) < n, jnp.float32)
+            yield self._put((x.T, np.asarray(np.arange(start, start + EVAL_BATCH) < n, np.float32)))
 
     def close(self) -> None:
         """Stop prefetching."""
@@ -139,7 +145,7 @@ class Feed:
         n = len(self.data.train)
         with jax.default_device(jax.devices("cpu")[0]):
             rows = np.asarray(_block_rows(step, seed=self.seed, batch_size=self.batch_size, n=n, steps=self.steps))
-        return jax.device_put(self._examples(self.data.train, rows.reshape(-1)).reshape(*rows.shape, -1))
+        return self._put(self._examples(self.data.train, rows.reshape(-1)).reshape(*rows.shape, -1))
 
     def _examples(self, array, rows: np.ndarray) -> np.ndarray:
         # in the order they lie on disk, each once: reading is the cost
