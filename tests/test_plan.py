@@ -75,3 +75,11 @@ def test_the_expected_peak_is_within_a_fifth_of_the_measured_one(tmp_path):
     measured = sae.load(tmp_path / "runs/large").cohorts[0].state["peak_bytes"]
     assert 2**30 < measured, "large enough to tell"
     assert expected == pytest.approx(measured, rel=0.2), f"{expected / measured:.2f}"
+
+
+def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it():
+    peak = lambda mib: f"import numpy; numpy.ones({mib} << 20, 'u1'); {inner if mib > 1 else tell}"
+    tell = "from sae.runtime import peak_bytes; print(peak_bytes())"
+    inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {tell!r}], check=True)"
+    run = lambda code: int(subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=-1, check=True).stdout)
+    assert run(peak(2000)) < 2**30

@@ -92,8 +92,8 @@ def last_step(server) -> int:
 
 
 def last_checkpoint(folder) -> int:
-    steps = [int(path.name) for path in (folder / "run" / "checkpoints").rglob("*") if path.name.isdigit()]
-    return max((step for step in steps if step > 1), default=0)  # a cohort's folder has its number
+    steps = [int(path.name) for path in (folder / "run" / "cohorts").glob("*/checkpoints/*") if path.name.isdigit()]
+    return max(steps, default=0)
 
 
 def pause(job, server, folder) -> None:
