@@ -27,7 +27,11 @@ def products(experiment, lanes: int) -> list[tuple[str, str, str, str]]:
     experiments = cohort.stack([experiment] * 4)
     states = jax.vmap(lambda e: train.init(e, X))(experiments)
     step = lambda args: train.step(*args, jnp.int32(0), X)
-    program = jax.jit(lambda args: cohort.over_members(step, args, cohort.Placement(lanes))).lower((experiments, states)).as_text()
+    program = (
+        jax.jit(lambda args: cohort.over_members(step, args, cohort.Placement(lanes)))
+        .lower((experiments, states))
+        .as_text()
+    )
     one = (
         r"dot_general .* precision = \[(\w+), .*\] : \(tensor<(\S+)x(\w+)>, tensor<(\S+)x(\w+)>\) -> tensor<\S+x(\w+)>"
     )
