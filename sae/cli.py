@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, launchers, loading, runner, wandb_sweeps
+from sae import bench, files, launchers, loading, processes, runner, wandb_sweeps
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
@@ -71,6 +71,13 @@ class Options(launchers.Options):
     over all devices if not given."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints, of which a run that was stopped goes on."""
+    coordinator: str | None = None
+    """Several processes as one run: HOST:PORT of process 0, in all of them; or auto, where Slurm, Open MPI or a TPU pod
+    tells each where it belongs."""
+    processes: int | None = None
+    """How many processes, with --coordinator HOST:PORT."""
+    process: int | None = None
+    """Which of them this is, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        match argv:
-            case ["run", *rest]:
-                return _run(rest)
-            case ["bench", *rest]:
-                return _bench(rest)
-            case ["list", *_]:
-                return _list()
-            case ["sweep-config", *rest]:
-                return _sweep_config(rest)
-            case ["agent-run", *rest]:
-                return _run(rest, of_agent=True)
-            case [] | ["-h" | "--help"]:
-                print(USAGE)
-                return 0 if argv else 1
-            case [command, *_]:
-                raise UserError(f"unknown command '{command}'; {nearest(command, COMMANDS)}")
+        return processes.end(_command(argv))
+    except processes.PeerLostError as error:
+        return processes.lost(error)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -119,16 +113,36 @@ def main(argv: list[str] | None = None) -> int:
         advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
         return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
     except Interrupted as stop:
-        _fail(f"{stop}; what was done is saved, and the same command goes on from there")
-        return stop.exit_code
+        return _fail(f"{stop}; what was done is saved, and the same command goes on from there", stop.exit_code, None)
     except KeyboardInterrupt:
-        _fail("interrupted")
-        return 130
+        return _fail("interrupted", 130, 0.0)
+    except BaseException as error:  # a second signal, or a fault of ours
+        processes.drop(error)
+        raise
 
 
-def _fail(message: str) -> int:
+def _command(argv: list[str]) -> int:
+    match argv:
+        case ["run", *rest]:
+            return _run(rest)
+        case ["bench", *rest]:
+            return _bench(rest)
+        case ["list", *_]:
+            return _list()
+        case ["sweep-config", *rest]:
+            return _sweep_config(rest)
+        case ["agent-run", *rest]:
+            return _run(rest, of_agent=True)
+        case [] | ["-h" | "--help"]:
+            print(USAGE)
+            return 0 if argv else 1
+        case [command, *_]:
+            raise UserError(f"unknown command '{command}'; {nearest(command, COMMANDS)}")
+
+
+def _fail(message: str, code: int = 1, seconds: float | None = processes.PARTING) -> int:
     print("sae: " + " ".join(message.split()), file=sys.stderr)
-    return 1
+    return processes.end(code, message, seconds)
 
 
 def _run(argv: list[str], of_agent: bool = False) -> int:
@@ -153,10 +167,16 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         describe_plan(sweep, console, options.lanes, options.pieces)
         return 0
     if options.launcher != "none":
-        if options.shard or trial:
-            other = "--shard" if options.shard else "a W&B agent's run"
+        if options.shard or trial or options.coordinator:
+            other = "--shard" if options.shard else "a W&B agent's run" if trial else "--coordinator"
             raise UserError(f"launcher: got {options.launcher} with {other}, allowed: none")
         return _launch(path, tokens, sweep, options, console)
+    if options.coordinator:
+        if trial:
+            raise UserError("coordinator: got it with a W&B agent's run, allowed: alone")
+        processes.start(options.coordinator, options.processes, options.process)
+    elif options.processes is not None or options.process is not None:
+        raise UserError("processes, process: got them without --coordinator, allowed: with --coordinator HOST:PORT")
     results = runner.run(
         sweep,
         out=options.out,
@@ -172,7 +192,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         question=loading.question(path),
         trial=trial,
     )
-    if results.finished:
+    if results and results.finished:
         print_answer(sweep, results, console)
     return 0
 

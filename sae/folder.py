@@ -38,7 +38,7 @@ def older_run(folder: Path, sweep: Sweep) -> Results | None:
             raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
         return None
     older = Results(folder)
-    if difference := _first_difference(older.definition["members"], _plain(sweep)):
+    if difference := _first_difference(older.definition["members"], plain(sweep)):
         raise UserError(
             f"{folder} holds a different definition: {difference}; use --out DIR, or --fresh to move it aside"
         )
@@ -113,7 +113,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> 
         "question": question,
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
-        "members": _plain(sweep),
+        "members": plain(sweep),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
@@ -123,7 +123,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> 
     }
 
 
-def _plain(sweep: Sweep) -> list[dict[str, Any]]:
+def plain(sweep: Sweep) -> list[dict[str, Any]]:
     """Every member, flattened, as JSON gives it back."""
     return json.loads(json.dumps([flatten(member) for member in sweep.members], default=str))
 
