@@ -111,7 +111,7 @@ def lead() -> bool:
 
 
 def of_lead(make: Callable[[], Any]) -> Any:
-    """Call a function in process 0 -> what it gives, None elsewhere. What it raises, all raise, elsewhere as UserError."""
+    """Call a function in process 0 -> what it gives, None elsewhere. Raises what it raises, elsewhere as UserError."""
     made = []
     decided(lambda: made.append(make()))
     return made[0] if made else None
@@ -160,6 +160,7 @@ def same(values: dict[str, Any]) -> None:
                 f"{name}: process {jax.process_index()} was given another than process 0: "
                 f"{_short(mine.get(name))}, there {_short(theirs[name])}; allowed: the same command in all"
             )
+    meet()
 
 
 def meet() -> None:
@@ -291,16 +292,17 @@ def _failed() -> str | None:
 
 
 def _lost() -> PeerLostError:
-    try:
-        reason = _failed()
-    except (ValueError, RuntimeError):  # the store is in process 0
-        reason = f"process 0 of {count()} is gone"
     which = f"process {1 - jax.process_index()}" if count() == 2 else "another process"
-    return PeerLostError(f"{reason or f'{which} of {count()} is gone'}; {ADVICE}")
+    try:
+        if reason := _failed():
+            return PeerLostError(reason)
+    except (ValueError, RuntimeError):  # the store is in process 0
+        which = "process 0"
+    return PeerLostError(f"{which} of {count()} is gone; {ADVICE}")
 
 
 def _get(key: str) -> str:
-    """A key's value, when it comes. Raises PeerLostError where another process has failed."""
+    """A key's value, when it comes. Raises UserError where another process fails instead."""
     while True:
         try:
             return _store().blocking_key_value_get(key, POLL)
@@ -308,7 +310,7 @@ def _get(key: str) -> str:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
         if reason := _failed():
-            raise PeerLostError(f"{reason}; {ADVICE}")
+            raise UserError(reason)
 
 
 def _store():
@@ -346,7 +348,7 @@ def explain(text):
     elif ids := re.search(rb"heartbeats\):\n((?:\d+\n|/job[^\n]*\n)+)", text):
         tell("process " + " and ".join(re.findall(r"\d+$", ids[1].decode(), re.M)) + f"{of} is gone; {advice}")
     else:
-        tell(f"another process{of} is gone; {advice}")
+        tell((f"process {1 - int(me)}" if n == "2" else "another process") + f"{of} is gone; {advice}")
 for line in sys.stdin.buffer:
     record = re.match(rb"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([\w.]+):\d+\]", line)
     if line.startswith(lost.encode()):
