@@ -126,10 +126,10 @@ def test_two_processes_are_one_run(folder, whole, quiet):
 @pytest.mark.long
 @pytest.mark.parametrize("mesh", [None, "member=2,latent=2", "latent=4"])
 def test_two_processes_of_two_devices(folder, quiet, mesh):
-    finishes(start(folder, "--out", f"{mesh}", "--n-steps", "200", *(("--mesh", mesh) if mesh else ()), devices=2))
+    finishes(start(folder, "--out", f"run {mesh}", "--n-steps", "200", *(("--mesh", mesh) if mesh else ()), devices=2))
     sweep = loading.load_file(folder / "two.py")
     sweep = Sweep(name="two", members=[sae.replace(member, {"n_steps": 200}) for member in sweep.members])
-    close(sae.load(folder / f"{mesh}"), sae.run(sweep, out=folder / f"alone {mesh}", wandb="off", console=quiet))
+    close(sae.load(folder / f"run {mesh}"), sae.run(sweep, out=folder / f"alone {mesh}", wandb="off", console=quiet))
 
 
 def test_however_one_is_stopped_the_other_ends_too_and_the_same_commands_go_on(folder, whole):
