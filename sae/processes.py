@@ -342,7 +342,7 @@ def tell(line):
         sys.stderr.flush()
 def explain(text):
     if b"RegisterTask" in text:
-        tell(f"not all processes{of} came to {at} within {meeting} seconds; start them all, and see that they reach it")
+        tell(f"processes{of} did not all come to {at} within {meeting} seconds; start all, and see that they reach it")
     elif b"to coordination service" in text or b"ocket closed" in text:
         tell(f"process 0{of} is gone; {advice}")
     elif ids := re.search(rb"heartbeats\):\n((?:\d+\n|/job[^\n]*\n)+)", text):

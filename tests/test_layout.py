@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[1]
 # A module may import modules of lower floors only; data, sinks are floors of their own inside.
 FLOORS = [
     ["types"],
-    ["model", "files", "runtime", "launchers", "processes", "data.source", "data.order", "data.idx"],
+    ["model", "files", "runtime", "processes", "launchers.parts", "data.source", "data.order", "data.idx"],
     ["activations", "penalties", "constraints", "revival", "optimizers", "metrics", "data.feed"],
+    ["launchers.local", "launchers.slurm"],
+    ["launchers"],
     ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
     ["data"],
     ["experiment", "answers"],
