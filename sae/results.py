@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 
 from sae import storage
@@ -57,18 +58,25 @@ class Results:
 
     def sae(self, member: int) -> Sae:
         """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""
-        finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
-        if member not in finished:
-            raise UserError(
-                f"{self.folder}: got member {member}, allowed: those that are finished: {_ranges(finished) or 'none'}"
-            )
-        cohort = next(i for i, members in enumerate(self.definition["cohorts"]) if member in members)
-        weights = self.cohorts[cohort].weights(member)
+        weights = self._cohort(member).weights(member)
         flat = self.definition["members"][member]
         parameters = [jnp.asarray(weights[name]) for name in PARAMETERS]
         activation = unflatten(Experiment, "activation", flat)
         precision = flat.get("precision", "float32")  # a folder older than this choice has no such name
         return Sae(*parameters, activation, flat["apply_b_dec_to_input"], precision)
+
+    def firing_rates(self, member: int) -> np.ndarray:
+        """How often each latent of a member was active on the held-out examples, [d_sae]. Raises UserError."""
+        return self._cohort(member).firing_rates(member)
+
+    def _cohort(self, member: int) -> CohortFiles:
+        """The finished cohort of a member."""
+        finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
+        if member not in finished:
+            raise UserError(
+                f"{self.folder}: got member {member}, allowed: those that are finished: {_ranges(finished) or 'none'}"
+            )
+        return next(c for c in self.cohorts if member in self.definition["cohorts"][c.index])
 
     def _some(self, tables: list[pd.DataFrame], what: str) -> list[pd.DataFrame]:
         if not tables:

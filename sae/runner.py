@@ -198,7 +198,8 @@ def _run_cohort(
     seconds = time.perf_counter() - begun
     to_record = lambda chunk: Record(index, cohort, chunk[0], chunk[0] * example.batch_size, chunk[1])
     earlier = tuple(map(to_record, history))
-    work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier))
+    image_shape = getattr(feed.data, "image_shape", None)
+    work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier, image_shape))
 
     waiting: list[tuple[int, dict]] = []
 

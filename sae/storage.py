@@ -82,23 +82,36 @@ class CohortFiles:
 
     def weights(self, member: int) -> dict[str, np.ndarray]:
         """A member's parameters. Raises DamagedError."""
-        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
-            place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
-            return {name: file.get_slice(name)[place] for name in PARAMETERS}
+        return self._of(member, PARAMETERS)
 
     def write_history(self, table: pd.DataFrame) -> None:
         """Write history.parquet."""
         _write_table(self.path / HISTORY, table)
 
-    def finish(self, members: pd.DataFrame, saes: Sae, **changes) -> None:
+    def firing_rates(self, member: int) -> np.ndarray:
+        """How often each latent was active on the held-out examples, [d_sae]. Raises DamagedError."""
+        return self._of(member, ["firing_rate"])["firing_rate"]
+
+    def finish(self, members: pd.DataFrame, saes: Sae, firing_rates: np.ndarray, **changes) -> None:
         """Write the members table and the weights, then, history lying there already, mark the cohort finished."""
         # safetensors writes scrambled values from a non-contiguous array, without a word
         tensors = {name: np.ascontiguousarray(np.asarray(getattr(saes, name)[...])) for name in PARAMETERS}
+        tensors |= {"firing_rate": np.ascontiguousarray(firing_rates, np.float32)}
         data = safetensors.numpy.save(tensors | {"member": members["member"].to_numpy(np.int64)})
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
         _write_table(self.path / MEMBERS, members)
         checksums = {name: sha256(self.path / name) for name in (HISTORY, MEMBERS, WEIGHTS)}
         self.mark(status="finished", checksums=checksums, **changes)
+
+    def _of(self, member: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        path = self._sound_path(WEIGHTS)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            if missing := [name for name in names if name not in file.keys()]:
+                raise UserError(
+                    f"{path} has no {missing[0]}: an older version wrote it; `sae run --fresh` makes it anew"
+                )
+            place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
+            return {name: file.get_slice(name)[place] for name in names}
 
     def _sound_path(self, name: str) -> Path:
         path, wanted = self.path / name, self.state.get("checksums", {}).get(name)

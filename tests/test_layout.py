@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import modules of lower floors only; data, sinks are floors of their own inside.
 FLOORS = [
     ["types"],
-    ["model", "files", "runtime", "launchers", "data.source", "data.order", "data.idx"],
+    ["model", "files", "images", "runtime", "launchers", "data.source", "data.order", "data.idx"],
     ["activations", "penalties", "constraints", "revival", "optimizers", "metrics", "data.feed"],
     ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
     ["data"],

@@ -30,6 +30,7 @@ class Start:
     compile_seconds: float
     step: int = 0  # from which it goes on; above 0 where an earlier process was stopped
     history: tuple[Record, ...] = ()  # what that process recorded up to there
+    image_shape: tuple[int, ...] | None = None  # of an example, where it is an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,5 +41,5 @@ class Outcome:
     cohort: Cohort
     status: tuple[str, ...]  # "finished" or "diverged", per member
     values: dict[str, np.ndarray]
-    firing_rates: np.ndarray  # counts [member, bins] over metrics.HISTOGRAM_EDGES
+    firing_rates: np.ndarray  # [member, d_sae]: the share of held-out examples on which each latent was active
     saes: Sae

@@ -34,6 +34,7 @@ class Tables:
             n_steps=start.cohort.example.n_steps,
             lanes=start.lanes,
             compile_seconds=round(start.compile_seconds, 2),
+            image_shape=start.image_shape,
             checksums={},
         )
 
@@ -56,7 +57,8 @@ class Tables:
         n_steps = cohort.example.n_steps
         self._write("running", n_steps)
         members = storage.join_members([pd.concat([hyper, pd.DataFrame(row)], axis=1)])
-        self.files.finish(members, outcome.saes, step=n_steps, seconds=self._seconds(), peak_bytes=peak_bytes())
+        known = {"step": n_steps, "seconds": self._seconds(), "peak_bytes": peak_bytes()}
+        self.files.finish(members, outcome.saes, outcome.firing_rates, **known)
         self.files = None
 
     def close(self) -> None:
