@@ -22,7 +22,7 @@ def dictionary_grid(
     W_dec [d_sae, d_in], image_shape (height, width) or (height, width, channels). Each tile has a range of its own,
     symmetric about 0: 0 is mid-grey (128), the row's largest absolute value is white (255) or black (1). With
     `firing_rates` [d_sae] the most active latent comes first, row by row; otherwise they keep their order. Latents
-    that never fire, or are `dead` [d_sae] bool, are faded. `most` keeps the first so many tiles, `scale` repeats pixels.
+    that never fire, or are `dead` [d_sae] bool, are faded. `most` keeps the first tiles, `scale` repeats pixels.
     """
     rows, (height, width) = np.nan_to_num(np.asarray(W_dec, np.float32), posinf=0, neginf=0), image_shape[:2]
     if dead is None:

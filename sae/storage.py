@@ -108,7 +108,7 @@ class CohortFiles:
         with safetensors.safe_open(path, framework="numpy") as file:
             if missing := [name for name in names if name not in file.keys()]:
                 raise UserError(
-                    f"{path} has no {missing[0]}: an older version wrote it; `sae run --fresh` makes it anew"
+                    f"{path} has no {missing[0]}, an older version wrote it; `sae run --fresh` makes it anew"
                 )
             place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
             return {name: file.get_slice(name)[place] for name in names}
