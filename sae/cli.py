@@ -62,6 +62,10 @@ class Options(launchers.Options):
     """Weights & Biases; auto is online if a key is configured, else offline."""
     wandb_project: str = "sparsity-lab"
     """The W&B project."""
+    wandb_images: int = 0
+    """How often W&B gets the dictionaries of image data during training, beside the end."""
+    wandb_artifacts: bool = False
+    """Give W&B the weights too, as an artifact of the sweep's run."""
     chunk_steps: int | None = None
     """Steps between two log points."""
     lanes: int | None = None
@@ -157,11 +161,15 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
             other = "--shard" if options.shard else "a W&B agent's run"
             raise UserError(f"launcher: got {options.launcher} with {other}, allowed: none")
         return _launch(path, tokens, sweep, options, console)
+    drawn: list[None] = []
     results = runner.run(
         sweep,
         out=options.out,
         wandb=options.wandb,
         wandb_project=options.wandb_project,
+        wandb_images=options.wandb_images,
+        wandb_artifacts=options.wandb_artifacts,
+        conclude=lambda results: drawn.append(write_figures(sweep, results)),
         fresh=options.fresh,
         only=options.only,
         shard=options.shard,
@@ -173,6 +181,8 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         trial=trial,
     )
     if results.finished:
+        if not drawn:  # it was finished before
+            write_figures(sweep, results)
         print_answer(sweep, results, console)
     return 0
 
@@ -197,6 +207,7 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
     for failure in failures:
         print(f"sae: {failure}", file=sys.stderr)
     if results.finished:
+        write_figures(sweep, results)
         print_answer(sweep, results, console)
     elif not failures and not options.only:
         print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
@@ -385,6 +396,14 @@ def _get(value: Any, name: str) -> Any:
     return value
 
 
+def write_figures(sweep: Sweep, results: sae.Results) -> None:
+    """Write answer.png, where the sweep has an answer and some member has one to it."""
+    members = results.members[results.members["status"] == "finished"]
+    if sweep.answer is not None and len(members):
+        figure = sweep.answer.figure(members)
+        files.write_atomically(results.folder / "answer.png", lambda file: figure.savefig(file, format="png"))
+
+
 def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
     """The sweep's answer, or the held-out numbers where it asks for none; and where everything lies."""
     members = results.members
@@ -393,8 +412,6 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
         table, title = pd.DataFrame(), "every member diverged: no answer"
     elif sweep.answer is not None:
         table, title = sweep.answer.table(members), sweep.answer.title
-        figure = results.folder / "answer.png"
-        files.write_atomically(figure, lambda file: sweep.answer.figure(members).savefig(file, format="png"))
     elif len(members) == 1:
         numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
         table, title = pd.DataFrame({"": numbers}, dtype=object), sweep.name

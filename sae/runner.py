@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from sae import cohort as cohorts
@@ -45,6 +46,7 @@ class _Work:
     signals: list[int]  # those that came
     chunk_steps: int | None
     checkpoint_seconds: float
+    n_images: int  # how often dictionaries are looked at during training
 
     def tell(self, method: str, event) -> None:
         """Give an event to every sink."""
@@ -58,6 +60,9 @@ def run(
     out: str | Path | None = None,
     wandb: str = "auto",
     wandb_project: str = "sparsity-lab",
+    wandb_images: int = 0,
+    wandb_artifacts: bool = False,
+    conclude: Callable[[Results], None] | None = None,
     fresh: bool = False,
     only: Sequence[int] = (),
     shard: str | None = None,
@@ -74,7 +79,9 @@ def run(
 
     A finished run of the same definition is not run again, and an unfinished one goes on where it was stopped, bit
     for bit: at its last checkpoint, of which there is one every `checkpoint_minutes` and one at SIGINT or SIGTERM.
-    `wandb`: auto, online, offline or off. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
+    `wandb`: auto, online, offline or off; `wandb_images`: how often it gets the dictionaries of image data during
+    training; `wandb_artifacts`: whether it gets the weights. `conclude` is called once all is trained, to put figures
+    into the folder before W&B gets them. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
     `shard` ("i/n") train a part; several processes may each train theirs in one folder. How the work is cut is free:
     `chunk_steps` (steps between log points) and `resident_bytes` (data above it streams from the host) do not
     change a bit of the weights, `lanes` (members computed at once) changes them by rounding, and so does `mesh`
@@ -82,9 +89,9 @@ def run(
     the W&B run that this run of one member is, where a `wandb agent` asked for it.
     Raises UserError for bad input, OSError where results cannot be written, Interrupted at a signal.
     """
-    for name, value in (("chunk_steps", chunk_steps), ("lanes", lanes)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}: got {value}, allowed: at least 1")
+    for name, value, least in (("chunk_steps", chunk_steps, 1), ("lanes", lanes, 1), ("wandb_images", wandb_images, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name}: got {value}, allowed: at least {least}")
     if fresh and (only or shard):
         raise UserError("fresh: got it with a part of the sweep, allowed: the whole sweep, as it moves all parts aside")
     console = console or Console(stderr=True)
@@ -112,14 +119,16 @@ def run(
             stack.enter_context(folders.lock(results.cohorts[index].path))
         damaged = _damaged([results.cohorts[index] for index in part], say)
         terminal, tables = Terminal(console, len(plan)), Tables(folder)
-        sinks = [terminal, tables]
+        sinks, wandb_sink = [terminal, tables], None
         if mode is not None and any(not results.cohorts[index].finished for index in part):
             labels = {"project": wandb_project, "group": sweep.name, "token": results.definition["token"]}
-            sinks.append(Wandb(folder, mode=mode, say=terminal.say, trial=trial, **labels))
+            wandb_sink = Wandb(folder, mode=mode, say=terminal.say, trial=trial, **labels)
+            sinks.append(wandb_sink)
         for sink in reversed(sinks):
             stack.callback(sink.close)
         caught = stack.enter_context(_signals())
-        work = _Work(folder, terminal.say, tables, sinks, caught, chunk_steps, 60 * checkpoint_minutes)
+        n_images = wandb_images if wandb_sink else 0
+        work = _Work(folder, terminal.say, tables, sinks, caught, chunk_steps, 60 * checkpoint_minutes, n_images)
         for index in part:
             cohort, files = plan[index], results.cohorts[index]
             if files.finished and index not in damaged:
@@ -135,6 +144,11 @@ def run(
                 _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], placement)
             with folders.lock(folder, wait=True):
                 storage.write_joined(folder, results.cohorts)
+        if results.finished:
+            if conclude is not None:
+                conclude(results)
+            if wandb_sink is not None:
+                wandb_sink.sweep(results, wandb_artifacts)
     if not results.finished:
         left = [str(i) for i, files in enumerate(results.cohorts) if not files.finished]
         say(f"{folder}: this part is finished; left are the cohorts {', '.join(left)}")
@@ -201,12 +215,23 @@ def _run_cohort(
     image_shape = getattr(feed.data, "image_shape", None)
     work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier, image_shape))
 
-    waiting: list[tuple[int, dict]] = []
+    waiting: list[tuple[int, dict, tuple | None]] = []
+    looks = [example.n_steps * i // (work.n_images + 1) for i in range(1, work.n_images + 1)] if image_shape else []
+    looks = [at for at in looks if at > start]
 
     def report() -> None:
-        step, numbers = waiting.pop(0)
+        step, numbers, dictionaries = waiting.pop(0)
         history.append((step, {f"train/{name}": value for name, value in cohorts.fetch(numbers, n).items()}))
-        work.tell("record", to_record(history[-1]))
+        work.tell("record", dataclasses.replace(to_record(history[-1]), dictionaries=dictionaries))
+
+    def look(step: int, state: CohortState) -> tuple | None:
+        """The decoders at the first chunk's end after each of the chosen steps, but the last: it is evaluated."""
+        due = [at for at in looks if at <= step]
+        if not due or step == example.n_steps:
+            return None
+        looks[:] = looks[len(due) :]
+        W_dec, silent = cohorts.fetch((state.train.sae.W_dec[...], state.train.silent), n)
+        return W_dec, silent >= np.array([[experiment.dead_after] for experiment in cohort.experiments])
 
     def save(step: int, state: CohortState) -> None:
         while waiting:
@@ -220,7 +245,7 @@ def _run_cohort(
         )
         for state, step, numbers in training:
             if numbers is not None:
-                waiting.append((step, numbers))
+                waiting.append((step, numbers, look(step, state)))
                 if len(waiting) > 1:  # the device has this chunk to work on while the numbers before it are read
                     report()
             if work.signals:

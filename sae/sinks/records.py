@@ -17,6 +17,8 @@ class Record:
     step: int
     examples: int
     values: dict[str, np.ndarray]
+    dictionaries: tuple[np.ndarray, np.ndarray] | None = None  # at chosen steps: W_dec [member, d_sae, d_in], and
+    # which latents are dead [member, d_sae]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from sae.types import UserError, nearest
+
+Pictures = Callable[[], np.ndarray]
+"""Makes uint8 [member, height, width] or [member, height, width, 3], in the thread that feeds the child."""
 
 # These describe one run, often that of a surrounding `wandb agent`, and every member here is a run of its own.
 _NOT_INHERITED = (
@@ -129,9 +133,13 @@ class Client:
             if name in ("base_url", "entity"):  # the child looks for the project's settings file elsewhere
                 env.setdefault(f"WANDB_{name.upper()}", value)
 
+        if trial:
+            project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
+        self.project, self.entity = project, env.get("WANDB_ENTITY")
         self._queue: queue.SimpleQueue[list | None] = queue.SimpleQueue()
-        self._started: set[int] = set()
-        self._lost: dict[int, str] = {}  # member -> reason, as the child reports it
+        self._started: set[int | str] = set()
+        self._lost: dict[int | str, str] = {}  # member, or "sweep" -> reason, as the child reports it
+        self._n_pictures = 0
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._gone = threading.Event()  # the child is, too early, no more
         self._done = self._closed = False
@@ -150,32 +158,46 @@ class Client:
         except OSError as error:
             self._give_up(str(error))
             return
-        sweep = {}
-        if trial:
-            sweep = {"sweep_id": trial.sweep_id, "run_id": trial.run_id}
-            project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
+        sweep = {"sweep_id": trial.sweep_id, "run_id": trial.run_id} if trial else {}
         self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **sweep)
         self._reader = threading.Thread(target=self._read, name="wandb-reader", daemon=True)
         self._reader.start()
         threading.Thread(target=self._write, name="wandb-writer", daemon=True).start()
 
-    def run_id(self, member: int) -> str:
+    def run_id(self, member: int | str) -> str:
         """The W&B run id of a member.
 
         Only where the server vanished between two cohorts, or a run that began online goes on offline, "-offline" is
         added to it.
         """
+        if member == "sweep":
+            return f"{self.token}-sweep"
         return self._trial.run_id if self._trial else f"{self.token}-{member:04d}"
 
-    def start_cohort(self, members: Sequence[int], configs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    def start_cohort(
+        self,
+        members: Sequence[int],
+        configs: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        tags: Sequence[Sequence[str]] = (),
+    ) -> None:
         """Start one run per member. A config is flat, its names dotted ("penalty.l1")."""
         self._started |= set(map(int, members))
-        self._send("start_cohort", members=_plain(members), configs=list(configs), names=list(names))
+        tags = [list(of) for of in tags] or [[]] * len(members)
+        self._send("start_cohort", members=_plain(members), configs=list(configs), names=list(names), tags=tags)
 
-    def record(self, members: Sequence[int], step: int, examples: int, values: Mapping[str, Any]) -> None:
+    def record(
+        self,
+        members: Sequence[int],
+        step: int,
+        examples: int,
+        values: Mapping[str, Any],
+        images: Mapping[str, Pictures] | None = None,
+    ) -> None:
         """Log one chunk of a cohort; `values` maps a W&B key ("train/l0") to an array [member]."""
         columns = {name: _plain(column) for name, column in values.items()}
-        self._send("record", members=_plain(members), step=int(step), examples=int(examples), values=columns)
+        numbers = {"step": int(step), "examples": int(examples), "values": columns}
+        self._send("record", members=_plain(members), **numbers, images=dict(images or {}))
 
     def finish_cohort(
         self,
@@ -183,6 +205,7 @@ class Client:
         status: Sequence[str],
         values: Mapping[str, Any],
         histograms: Mapping[str, tuple[Any, Any]],
+        images: Mapping[str, Pictures] | None = None,
     ) -> None:
         """Write the held-out evaluation and finish the runs.
 
@@ -195,6 +218,30 @@ class Client:
             status=list(status),
             values={name: _plain(column) for name, column in values.items()},
             histograms={name: (_plain(edges), _plain(counts)) for name, (edges, counts) in histograms.items()},
+            images=dict(images or {}),
+        )
+
+    def sweep(
+        self,
+        config: Mapping[str, Any],
+        tags: Sequence[str],
+        summary: Mapping[str, Any],
+        tables: Mapping[str, pd.DataFrame],
+        images: Mapping[str, pathlib.Path],
+        artifact: Mapping[str, pathlib.Path] | None = None,
+    ) -> None:
+        """Write the run of the sweep itself, with tables, PNG files, and files to upload as an artifact."""
+        plain = {name: json.loads(table.to_json(orient="split", index=False)) for name, table in tables.items()}
+        path = lambda of: {name: str(file.absolute()) for name, file in of.items()}
+        self._started |= {"sweep"}
+        self._send(
+            "sweep",
+            config=dict(config),
+            tags=list(tags),
+            summary=dict(summary),
+            tables=plain,
+            images=path(images),
+            artifact={"name": f"{self.group}-{self.token}", "files": path(artifact)} if artifact else None,
         )
 
     def close(self, timeout: float = 15.0) -> None:
@@ -218,7 +265,7 @@ class Client:
             finally:  # also for a Ctrl-C while we wait
                 self._end()
         if self._lost and not self._gone.is_set():
-            member, reason = min(self._lost.items())
+            member, reason = min(self._lost.items(), key=lambda item: str(item[0]))
             line = f"W&B lost {len(self._lost)} of {len(self._started)} runs ({self.run_id(member)}: {reason}; "
             line += f"more in {self.log}); {_TABLES}"
             if reason.startswith("TimeoutError"):  # the upload; the rest of it is on disk
@@ -236,6 +283,8 @@ class Client:
         pipe = self._child.stdin
         try:
             while message := self._queue.get():
+                if message[0] in ("record", "finish_cohort"):
+                    message[1]["images"] = self._store(message[1]["images"])
                 pipe.write(json.dumps(message, default=_encode).encode() + b"\n")
                 pipe.flush()
         except OSError:
@@ -244,6 +293,17 @@ class Client:
             self._give_up(f"cannot write {message[0]} as JSON: {error}")
         with contextlib.suppress(OSError):
             pipe.close()
+
+    def _store(self, images: Mapping[str, Pictures]) -> dict[str, str]:
+        """Make pictures and write each key's into a file, which the child removes."""
+        files = {}
+        with contextlib.suppress(OSError):  # no picture is worth more than the rest
+            for key, make in images.items():
+                self._n_pictures += 1
+                path = self.folder / f"pictures-{self._n_pictures}-{os.getpid()}.npy"
+                np.save(path, make())
+                files[key] = str(path)
+        return files
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError):  # half a line from a child that was killed
