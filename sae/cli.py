@@ -393,8 +393,6 @@ def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
         table, title = pd.DataFrame(), "every member diverged: no answer"
     elif sweep.answer is not None:
         table, title = sweep.answer.table(members), sweep.answer.title
-        figure = results.folder / "answer.png"
-        files.write_atomically(figure, lambda file: sweep.answer.figure(members).savefig(file, format="png"))
     elif len(members) == 1:
         numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
         table, title = pd.DataFrame({"": numbers}, dtype=object), sweep.name
