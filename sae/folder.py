@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from sae import figures
 from sae.experiment import flatten
 from sae.files import write_json
 from sae.results import Results
@@ -114,6 +115,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> 
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": _plain(sweep),
+        **shown(sweep),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
@@ -121,6 +123,12 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> 
         "git_commit": _git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def shown(sweep: Sweep) -> dict[str, Any]:
+    """What definition.json says of the sweep's answer and figures."""
+    answer = figures.plain(sweep.answer) if sweep.answer else None
+    return json.loads(json.dumps({"answer": answer, "figures": [figures.plain(figure) for figure in sweep.figures]}))
 
 
 def _plain(sweep: Sweep) -> list[dict[str, Any]]:

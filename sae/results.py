@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from sae import storage
+from sae import figures, storage
+from sae.answers import Answer
 from sae.experiment import Experiment, unflatten
+from sae.figures import Figure
 from sae.model import Sae
 from sae.storage import DEFINITION, PARAMETERS, CohortFiles
 from sae.types import UserError
@@ -55,6 +57,17 @@ class Results:
         """A row per member and chunk: `member`, `step`, `examples`, `train/...`."""
         tables = [table for cohort in self.cohorts if (table := cohort.history()) is not None]
         return storage.join_history(self._some(tables, "history"))
+
+    @property
+    def answer(self) -> Answer | None:
+        """How the sweep asks its question of the members table."""
+        return figures.read(answer) if (answer := self.definition.get("answer")) else None
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What the sweep shows: the figures it names, or those worth seeing where it names none."""
+        named = tuple(figures.read(figure) for figure in self.definition.get("figures", ()))
+        return named or figures.default_figures(self.definition["members"], self.answer)
 
     def sae(self, member: int) -> Sae:
         """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""

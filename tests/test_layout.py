@@ -20,6 +20,7 @@ FLOORS = [
     ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
     ["data"],
     ["experiment", "answers"],
+    ["figures"],
     ["sweep"],
     ["train"],
     ["cohort", "storage"],
@@ -105,6 +106,7 @@ def test_a_published_definition_is_what_it_was(path):
     lines += [" ".join(f"{name}={flatten(m)[name]!r}" for name in axes) for m in sweep.members if axes]
     if sweep.answer is not None:
         lines += [f"answer.{k} = {v!r}" for k, v in dataclasses.asdict(sweep.answer).items()]
+    lines += [repr(figure) for figure in sweep.figures]
     golden = ROOT / "tests" / "goldens" / f"{path.parent.name}-{path.stem}.txt"
     if not golden.exists():
         golden.parent.mkdir(exist_ok=True)
