@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, launchers, loading, runner, wandb_sweeps
+from sae import bench, files, launchers, loading, runner, wandb_sweeps, wandb_sync
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
@@ -37,9 +37,10 @@ USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a defi
        sae bench [FILE] [--FIELD VALUE ...]        how fast it trains, beside bare matrix products; --json
        sae list                                    definition files, data sources, choices
        sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
-       sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for"""
+       sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for
+       sae sync DIR [--entity E --project P]       bring to W&B what it lacks of a run"""
 
-COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run"]
+COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run", "sync"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
                 return _sweep_config(rest)
             case ["agent-run", *rest]:
                 return _run(rest, of_agent=True)
+            case ["sync", *rest]:
+                return _sync(rest)
             case [] | ["-h" | "--help"]:
                 print(USAGE)
                 return 0 if argv else 1
@@ -245,11 +248,7 @@ def _sweep_config(argv: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(argv) else 1
     path = Path(argv[0])
     definition, question = loading.load_file(path), loading.question(path)
-    flags = [f"--{field.name}" for field in dataclasses.fields(wandb_sweeps.Options)]
-    for token in argv[1:]:
-        if token.startswith("--") and token != "--help" and token.split("=", 1)[0] not in flags:
-            raise UserError(f"sweep-config has no option '{token}'; {nearest(token, flags)}")
-    options = _parse(wandb_sweeps.Options(), argv[1:], f"sae sweep-config {path}", "Print a W&B sweep's YAML.")
+    options = _options(wandb_sweeps.Options(), argv[1:], f"sweep-config {path}", "Print a W&B sweep's YAML.")
     text = wandb_sweeps.sweep_yaml(definition, path, options, question)
     if options.out is None:
         print(text, end="")
@@ -259,6 +258,24 @@ def _sweep_config(argv: list[str]) -> int:
         files.write_atomically(options.out, lambda file: file.write(text.encode()))
         print(f"wrote {options.out}; next: wandb sweep {options.out}")
     return 0
+
+
+def _sync(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "Bring to W&B what it lacks of a run, from its tables."
+    options = _options(wandb_sync.Options(), argv[1:], f"sync {argv[0]}", about)
+    return 0 if wandb_sync.sync(Path(argv[0]), options) else 1
+
+
+def _options(default: Any, argv: list[str], command: str, about: str) -> Any:
+    """The options of a command that takes nothing else."""
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(default)]
+    for token in argv:
+        if token.startswith("--") and token != "--help" and token.split("=", 1)[0].replace("_", "-") not in flags:
+            raise UserError(f"{command.split()[0]} has no option '{token}'; {nearest(token, flags)}")
+    return _parse(default, argv, f"sae {command}", about)
 
 
 def _kinds() -> str:
@@ -399,7 +416,7 @@ def _get(value: Any, name: str) -> Any:
 def write_figures(sweep: Sweep, results: sae.Results) -> None:
     """Write answer.png, where the sweep has an answer and some member has one to it."""
     members = results.members[results.members["status"] == "finished"]
-    if sweep.answer is not None and len(members):
+    if sweep.answer is not None and len(members) and hasattr(sweep.answer, "figure"):
         figure = sweep.answer.figure(members)
         files.write_atomically(results.folder / "answer.png", lambda file: figure.savefig(file, format="png"))
 

@@ -18,7 +18,7 @@ from sae import storage
 from sae.checkpoint import Checkpoints
 from sae.cohort import Cohort, CohortState, Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.experiment import Experiment
+from sae.experiment import Experiment, flatten
 from sae.lanes import choose
 from sae.loop import compile_block, evaluate, train_cohort
 from sae.results import Results
@@ -113,7 +113,7 @@ def run(
         plan[index].placement(
             data[plan[index].example.data].d_in, lanes, spread
         )  # that it can be, before any is trained
-    names = plans.member_names(sweep.members, sweep.name)
+    names = plans.member_names([flatten(member) for member in sweep.members], sweep.name)
     with contextlib.ExitStack() as stack:
         for index in part:
             stack.enter_context(folders.lock(results.cohorts[index].path))
@@ -122,7 +122,8 @@ def run(
         sinks, wandb_sink = [terminal, tables], None
         if mode is not None and any(not results.cohorts[index].finished for index in part):
             labels = {"project": wandb_project, "group": sweep.name, "token": results.definition["token"]}
-            wandb_sink = Wandb(folder, mode=mode, say=terminal.say, trial=trial, **labels)
+            labels |= {"trial": trial, "artifacts": wandb_artifacts}
+            wandb_sink = Wandb(folder, mode=mode, say=terminal.say, **labels)
             sinks.append(wandb_sink)
         for sink in reversed(sinks):
             stack.callback(sink.close)
@@ -148,7 +149,7 @@ def run(
             if conclude is not None:
                 conclude(results)
             if wandb_sink is not None:
-                wandb_sink.sweep(results, wandb_artifacts)
+                wandb_sink.sweep(results)
     if not results.finished:
         left = [str(i) for i, files in enumerate(results.cohorts) if not files.finished]
         say(f"{folder}: this part is finished; left are the cohorts {', '.join(left)}")

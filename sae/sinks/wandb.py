@@ -36,11 +36,12 @@ class Wandb:
         token: str,
         say,
         trial: Trial | None = None,
+        artifacts: bool = False,
     ):
         self.client = Client(folder, mode=mode, project=project, group=group, token=token, say=say, trial=trial)
-        self.trial = trial
+        self.trial, self.artifacts = trial, artifacts
         with contextlib.suppress(OSError):  # what W&B needs costs no result
-            place = {"entity": self.client.entity, "project": self.client.project}
+            place = {"entity": self.client.entity, "project": self.client.project, "artifacts": artifacts}
             write_json(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
 
     def start(self, start: Start) -> None:
@@ -66,10 +67,10 @@ class Wandb:
         W_dec, members = np.asarray(outcome.saes.W_dec[...]), outcome.cohort.members
         end(self.client, members, outcome.status, outcome.values, outcome.firing_rates, W_dec, self.image_shape)
 
-    def sweep(self, results: Results, artifacts: bool = False) -> None:
+    def sweep(self, results: Results) -> None:
         """Write the run of a finished sweep: its members, its figures, its claims, and its weights if asked."""
         if self.trial is None:  # an agent's run is of no sweep of ours
-            log_sweep(self.client, results, artifacts)
+            log_sweep(self.client, results, self.artifacts)
 
     def close(self) -> None:
         """Let W&B finish, for a bounded time."""

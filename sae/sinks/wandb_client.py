@@ -56,10 +56,10 @@ def resolve_mode(choice: str) -> Literal["online", "offline"] | None:
         mode = {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
         source = "WANDB_MODE=online"
         if mode not in ("online", "offline", "disabled"):
-            mode = "online" if _has_key(settings) else "offline"
-    if mode == "online" and not _has_key(settings):
+            mode = "online" if has_key() else "offline"
+    if mode == "online" and not has_key():
         raise UserError(
-            f"{source} needs an API key for {_host(settings)}, and none is configured; "
+            f"{source} needs an API key for {host()}, and none is configured; "
             "set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
         )
     return mode if mode in ("online", "offline") else None
@@ -74,12 +74,15 @@ def _settings() -> dict[str, str]:
     return dict(parser["default"]) if "default" in parser else {}
 
 
-def _host(settings: Mapping[str, str]) -> str:
-    url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+def host() -> str:
+    """The W&B server, as configured."""
+    url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or "https://api.wandb.ai"
     return urllib.parse.urlsplit(url).netloc
 
 
-def _has_key(settings: Mapping[str, str]) -> bool:
+def has_key() -> bool:
+    """Whether an API key is configured for the host."""
+    settings = _settings()
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
         return True
     if "NETRC" in os.environ:
@@ -87,7 +90,7 @@ def _has_key(settings: Mapping[str, str]) -> bool:
     else:
         files = [file for name in ("~/.netrc", "~/_netrc") if (file := pathlib.Path(name).expanduser()).exists()]
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        return any((netrc.netrc(file).authenticators(_host(settings)) or ("", "", ""))[2] for file in files[:1])
+        return any((netrc.netrc(file).authenticators(host()) or ("", "", ""))[2] for file in files[:1])
     return False
 
 
@@ -105,7 +108,8 @@ class Client:
     """The runs of a sweep. No method but `close` ever waits, and none raises for anything that W&B does.
 
     `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at a time, from the thread that calls the
-    sink. With a `trial`, the only member is that run of that sweep, in the agent's project.
+    sink. With a `trial`, the only member is that run of that sweep, in the agent's project. Without `fall_back`,
+    runs that cannot be online are not recorded offline instead.
     """
 
     def __init__(
@@ -118,6 +122,8 @@ class Client:
         token: str,
         say: Callable[[str], None],
         trial: Trial | None = None,
+        entity: str | None = None,
+        fall_back: bool = True,
     ):
         self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
@@ -125,6 +131,7 @@ class Client:
         self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # as wandb names it
         self.log = self.folder / "wandb-process.log"
         env["WANDB_DIR"] = str(root)
+        env |= {"WANDB_ENTITY": entity} if entity else {}
         env.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         env.setdefault("WANDB_CACHE_DIR", str(self.folder / "cache"))
         env.setdefault("WANDB_PROGRAM", pathlib.Path(sys.argv[0]).name)
@@ -158,8 +165,8 @@ class Client:
         except OSError as error:
             self._give_up(str(error))
             return
-        sweep = {"sweep_id": trial.sweep_id, "run_id": trial.run_id} if trial else {}
-        self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **sweep)
+        more = {"fall_back": fall_back} | ({"sweep_id": trial.sweep_id, "run_id": trial.run_id} if trial else {})
+        self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **more)
         self._reader = threading.Thread(target=self._read, name="wandb-reader", daemon=True)
         self._reader.start()
         threading.Thread(target=self._write, name="wandb-writer", daemon=True).start()
@@ -173,6 +180,11 @@ class Client:
         if member == "sweep":
             return f"{self.token}-sweep"
         return self._trial.run_id if self._trial else f"{self.token}-{member:04d}"
+
+    @property
+    def lost(self) -> dict[int | str, str]:
+        """{member, or "sweep": why its run is not, or not wholly, in W&B}, as far as wandb knows."""
+        return dict(self._lost)
 
     def start_cohort(
         self,

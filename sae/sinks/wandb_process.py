@@ -54,12 +54,14 @@ class Runs:
         token: str,
         folder: str,
         report,
+        fall_back: bool = True,
         sweep_id: str | None = None,
         run_id: str | None = None,
     ):
         import wandb
 
         self.wandb, self.report = wandb, report
+        self.fall_back, self.dead = fall_back, None
         self.mode, self.project, self.group, self.token, self.run_id = mode, project, group, token, run_id
         self.folder = pathlib.Path(folder)
         settings = dict(
@@ -147,12 +149,17 @@ class Runs:
 
     def _start(self, member, config, name, tags, job_type="train"):
         with self._surviving(member):
+            if self.dead:
+                raise self.dead
             older = self._older(member)
             if self.mode == "online":
                 _let_it_count(older)
             try:
                 run = self._init(member, config, name, tags, job_type, older)
             except (self.wandb.errors.CommError, self.wandb.errors.UsageError) as error:
+                if not self.fall_back:
+                    self.dead = error
+                    raise
                 self._go_offline(error)
                 run = self._init(member, config, name, tags, job_type, older)
             for folder in older:  # all it holds comes again, and `wandb sync` would upload it a second time
