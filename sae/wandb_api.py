@@ -27,6 +27,7 @@ class Server:
     def runs(self, filters: dict[str, Any]) -> list[Any]:
         """The project's runs, with all that is known of them but their histories; none where there is no project."""
         with self._told():
+            self.api.flush()  # it keeps what it was told before
             try:
                 return list(self.api.runs(self.path, filters=filters, lazy=False))
             except ValueError as error:
