@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, launchers, loading, runner, wandb_sweeps, wandb_sync
+from sae import bench, files, launchers, loading, runner, wandb_pull, wandb_sweeps, wandb_sync
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
@@ -38,9 +38,10 @@ USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a defi
        sae list                                    definition files, data sources, choices
        sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
        sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for
-       sae sync DIR [--entity E --project P]       bring to W&B what it lacks of a run"""
+       sae sync DIR [--entity E --project P]       bring to W&B what it lacks of a run
+       sae pull ENTITY/PROJECT [--group G]         tables of W&B's runs, as a run's folder"""
 
-COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run", "sync"]
+COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run", "sync", "pull"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
                 return _run(rest, of_agent=True)
             case ["sync", *rest]:
                 return _sync(rest)
+            case ["pull", *rest]:
+                return _pull(rest)
             case [] | ["-h" | "--help"]:
                 print(USAGE)
                 return 0 if argv else 1
@@ -267,6 +270,15 @@ def _sync(argv: list[str]) -> int:
     about = "Bring to W&B what it lacks of a run, from its tables."
     options = _options(wandb_sync.Options(), argv[1:], f"sync {argv[0]}", about)
     return 0 if wandb_sync.sync(Path(argv[0]), options) else 1
+
+
+def _pull(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "Make a run's folder of runs in W&B, without their weights."
+    wandb_pull.pull(argv[0], _options(wandb_pull.Options(), argv[1:], f"pull {argv[0]}", about))
+    return 0
 
 
 def _options(default: Any, argv: list[str], command: str, about: str) -> Any:

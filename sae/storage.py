@@ -92,18 +92,24 @@ class CohortFiles:
         """How often each latent was active on the held-out examples, [d_sae]. Raises DamagedError."""
         return self._of(member, ["firing_rate"])["firing_rate"]
 
-    def finish(self, members: pd.DataFrame, saes: Sae, firing_rates: np.ndarray, **changes) -> None:
-        """Write the members table and the weights, then, history lying there already, mark the cohort finished."""
+    def write_weights(self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray) -> None:
+        """Write weights.safetensors: the parameters of members, and firing_rates [member, d_sae]."""
         # safetensors writes scrambled values from a non-contiguous array, without a word
         tensors = {name: np.ascontiguousarray(np.asarray(getattr(saes, name)[...])) for name in PARAMETERS}
         tensors |= {"firing_rate": np.ascontiguousarray(firing_rates, np.float32)}
-        data = safetensors.numpy.save(tensors | {"member": members["member"].to_numpy(np.int64)})
+        data = safetensors.numpy.save(tensors | {"member": np.asarray(members, np.int64)})
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
+
+    def finish(self, members: pd.DataFrame, **changes) -> None:
+        """Write the members table; history, and weights if there are any, lying there, mark the cohort finished."""
         _write_table(self.path / MEMBERS, members)
-        checksums = {name: sha256(self.path / name) for name in (HISTORY, MEMBERS, WEIGHTS)}
+        there = [name for name in (HISTORY, MEMBERS, WEIGHTS) if (self.path / name).exists()]
+        checksums = {name: sha256(self.path / name) for name in there}
         self.mark(status="finished", checksums=checksums, **changes)
 
     def _of(self, member: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        if self.finished and WEIGHTS not in self.state["checksums"]:
+            raise UserError(f"{self.path} has no weights: it was pulled from W&B")
         path = self._sound_path(WEIGHTS)
         with safetensors.safe_open(path, framework="numpy") as file:
             if missing := [name for name in names if name not in file.keys()]:

@@ -24,16 +24,21 @@ class Server:
         """ENTITY/PROJECT."""
         return f"{self.entity}/{self.project}"
 
-    def runs(self, filters: dict[str, Any]) -> list[Any]:
-        """The project's runs, with all that is known of them but their histories; none where there is no project."""
+    def runs(self, filters: dict[str, Any], there: bool = False) -> list[Any]:
+        """The project's runs, with all that is known of them but their histories.
+
+        Where there is no project, none; or, if it is to be `there`, raises UserError.
+        """
         with self._told():
             self.api.flush()  # it keeps what it was told before
             try:
                 return list(self.api.runs(self.path, filters=filters, lazy=False))
             except ValueError as error:
-                if "find project" in str(error):
-                    return []
-                raise
+                if "find project" not in str(error):
+                    raise
+                if there:
+                    raise UserError(f"{self.path}: no such project at {self.host}, or not one of yours") from None
+                return []
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

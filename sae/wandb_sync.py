@@ -91,6 +91,8 @@ def place(results: Results, options: Options) -> tuple[str | None, str]:
 def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> bool:
     """Bring a run's folder to W&B -> whether all of it arrived. Raises UserError."""
     results = load(folder)
+    if "pulled" in results.definition:
+        raise UserError(f"{folder} was pulled from W&B, so there is nothing to upload")
     server = connect(*place(results, options))
     with contextlib.ExitStack() as stack:
         free, busy = _lock(results.cohorts, stack, say)

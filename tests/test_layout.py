@@ -32,7 +32,7 @@ FLOORS = [
     ["runner"],
     [""],
     ["loading", "wandb_sweeps", "wandb_api"],
-    ["wandb_sync"],
+    ["wandb_sync", "wandb_pull"],
     ["cli"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -20,6 +20,7 @@ from sae.sinks.wandb_client import Client, Pictures, Trial
 from sae.storage import DEFINITION, MEMBERS, WEIGHTS
 
 PLACE = "wandb.json"  # in a run's folder: where in W&B its runs are
+SWEEP_CONFIG = ("name", "question", "answer", "figures", "packages", "device", "git_commit")
 MOST_TILES = 400  # of a dictionary in W&B
 
 
@@ -108,7 +109,7 @@ def end(
 def log_sweep(client: Client, results: Results, artifacts: bool = False) -> None:
     """Write the run of a finished sweep."""
     definition, folder, members = results.definition, results.folder, results.members
-    config = {name: definition.get(name) for name in ("name", "question", "packages", "device", "git_commit")}
+    config = {name: definition.get(name) for name in SWEEP_CONFIG}
     every = [tags(member) for member in definition["members"]]
     summary = {
         "members": len(members),
