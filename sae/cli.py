@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, launchers, loading, runner, wandb_pull, wandb_sweeps, wandb_sync
+from sae import bench, files, launchers, loading, runner, wandb_dashboard, wandb_pull, wandb_sweeps, wandb_sync
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
@@ -39,9 +39,10 @@ USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a defi
        sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
        sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for
        sae sync DIR [--entity E --project P]       bring to W&B what it lacks of a run
-       sae pull ENTITY/PROJECT [--group G]         tables of W&B's runs, as a run's folder"""
+       sae pull ENTITY/PROJECT [--group G]         tables of W&B's runs, as a run's folder
+       sae dashboard DIR [--entity E --project P]  a W&B workspace and a W&B report of a run's figures; --dry-run"""
 
-COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run", "sync", "pull"]
+COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run", "sync", "pull", "dashboard"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
                 return _sync(rest)
             case ["pull", *rest]:
                 return _pull(rest)
+            case ["dashboard", *rest]:
+                return _dashboard(rest)
             case [] | ["-h" | "--help"]:
                 print(USAGE)
                 return 0 if argv else 1
@@ -278,6 +281,16 @@ def _pull(argv: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(argv) else 1
     about = "Make a run's folder of runs in W&B, without their weights."
     wandb_pull.pull(argv[0], _options(wandb_pull.Options(), argv[1:], f"pull {argv[0]}", about))
+    return 0
+
+
+def _dashboard(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "Save a W&B workspace and a W&B report with a run's figures."
+    options = _options(wandb_dashboard.Options(), argv[1:], f"dashboard {argv[0]}", about)
+    wandb_dashboard.dashboard(Path(argv[0]), options)
     return 0
 
 

@@ -33,6 +33,7 @@ FLOORS = [
     [""],
     ["loading", "wandb_sweeps", "wandb_api"],
     ["wandb_sync", "wandb_pull"],
+    ["wandb_dashboard"],
     ["cli"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

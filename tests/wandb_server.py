@@ -93,7 +93,7 @@ class WandbServer:
         self.sweeps: dict[str, RegisteredSweep] = {}
         self.artifacts: list[dict] = []  # the input of every CreateArtifact
         self.artifact_files: dict[str, bytes] = {}
-        self.views: list[dict] = []  # workspaces and reports: the variables of every upsertView
+        self.views: list[dict] = []  # workspaces and reports: the variables that each was saved with
         self.unknown: list[str] = []
         self._answers = threading.Event()
         self._closing = threading.Event()
@@ -210,7 +210,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return {"data": answer}
         if (answer := self._artifact(operation, variables)) is not None:
             return {"data": answer}
-        if operation in ("upsertView", "ProjectInternalId"):
+        if operation in ("upsertView", "UpsertView2", "ProjectInternalId"):
             return {"data": self._view(operation, variables)}
         self.server_state.unknown.append(operation)
         return {"data": {}, "errors": [{"message": f"this test server does not know {operation}"}]}
@@ -346,6 +346,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server_state.views.append(variables)
         view = {name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")}
         view |= {"id": f"view{len(self.server_state.views)}", "updatedAt": "2026-01-01T00:00:00"}
+        view |= {"createdAt": "2026-01-01T00:00:00", "user": None}
         return {"upsertView": {"view": view | {"project": self._project("lab")}, "inserted": True}}
 
     def _sweep(self, operation: str, variables: dict) -> dict:

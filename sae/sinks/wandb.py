@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from sae.answers import of_arm
 from sae.experiment import flatten
+from sae.figures import Heatmap
 from sae.files import sha256, write_json
 from sae.images import dictionary_grid
 from sae.metrics import HISTOGRAM_EDGES, firing_rate_histogram
@@ -129,11 +131,28 @@ def log_sweep(client: Client, results: Results, artifacts: bool = False) -> None
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
-    """What a sweep's run shows as tables."""
-    found = {"results": results.members}
+    """What a sweep's run shows as tables: its members, its heatmaps, its claims."""
+    members = results.members
+    found = {"results": members}
+    for figure in results.figures:
+        if isinstance(figure, Heatmap):
+            found |= {heatmap_key(figure, arm): pivot(members, figure, arm) for arm in figure.along}
     with contextlib.suppress(OSError, ValueError, TypeError):
         found["claims"] = pd.DataFrame.from_records(json.loads((results.folder / "claims.json").read_text()))
     return found
+
+
+def heatmap_key(heatmap: Heatmap, arm: str) -> str:
+    """Under which a heatmap's table is in W&B."""
+    return f"heatmap/{heatmap.metric.rpartition('/')[2]}/{arm}"
+
+
+def pivot(members: pd.DataFrame, heatmap: Heatmap, arm: str) -> pd.DataFrame:
+    """A heatmap as a table: a row per value of its `y`, a column per value of the arm's coefficient, means."""
+    chosen = of_arm(members[members["status"] == "finished"], arm, heatmap.along)
+    table = chosen.pivot_table(index=heatmap.y, columns=arm, values=heatmap.metric, aggfunc="mean")
+    table.columns = [f"{arm} {value:g}" for value in table.columns]
+    return table.reset_index()
 
 
 def figures(folder: Path) -> list[Path]:
