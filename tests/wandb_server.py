@@ -210,7 +210,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return {"data": answer}
         if (answer := self._artifact(operation, variables)) is not None:
             return {"data": answer}
-        if operation in ("upsertView", "UpsertView2", "ProjectInternalId"):
+        if operation in ("upsertView", "UpsertView2", "ProjectInternalId", "GetProjects"):
             return {"data": self._view(operation, variables)}
         self.server_state.unknown.append(operation)
         return {"data": {}, "errors": [{"message": f"this test server does not know {operation}"}]}
@@ -341,6 +341,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _view(self, operation: str, variables: dict) -> dict:
         """Save a workspace or a report."""
+        if operation == "GetProjects":
+            names = sorted({run.bucket.get("project", "uncategorized") for run in self.server_state.runs.values()})
+            node = {"__typename": "Project", "entityName": "tester", "createdAt": "2026-01-01T00:00:00"}
+            edges = [{"node": node | {"id": name, "name": name, "isBenchmark": False, "user": None}} for name in names]
+            info = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": info, "edges": edges}}
         if operation == "ProjectInternalId":
             return {"project": {"id": "project", "internalId": "1"}}
         self.server_state.views.append(variables)
