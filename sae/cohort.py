@@ -302,10 +302,10 @@ def evaluate_batch(saes, window, x: Array, weight: Array, pivot: Array, *, place
 
 @jax.jit
 def end_evaluation(window) -> tuple[dict[str, Array], Array]:
-    """The window's numbers, {name: [member]}, and firing-rate histograms [member, bins]."""
+    """The window's numbers, {name: [member]}, and every latent's firing rate [member, d_sae]."""
     sums, moments = window
     numbers = jax.vmap(lambda s: metrics.finish(s, moments) | metrics.dead(s.fired == 0))(sums)
-    return numbers, jax.vmap(lambda s: metrics.firing_rate_histogram(s.fired, moments.n))(sums)
+    return numbers, sums.fired / jnp.maximum(moments.n, 1)
 
 
 @functools.partial(jax.jit, static_argnames="placement")

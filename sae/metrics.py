@@ -151,11 +151,10 @@ def dead(silent: Array) -> dict[str, Array]:
     return {"dead": jnp.sum(silent, dtype=jnp.int32), "dead_fraction": jnp.mean(silent, dtype=jnp.float32)}
 
 
-def firing_rate_histogram(fired: Array, n: Array) -> Array:
-    """fired [d_sae] of n examples -> counts [bins] over log10 firing rate; what never fired is in the first bin."""
-    edges = jnp.asarray(HISTOGRAM_EDGES, jnp.float32)
-    rates = jnp.log10(jnp.maximum(fired / jnp.maximum(n, 1), 1e-30))
-    return jnp.histogram(jnp.clip(rates, edges[0], edges[-1]), bins=edges)[0].astype(jnp.int32)
+def firing_rate_histogram(rates: np.ndarray) -> np.ndarray:
+    """rates [d_sae] -> counts [bins] over log10 firing rate; what never fired is in the first bin."""
+    low, high = HISTOGRAM_EDGES[[0, -1]]
+    return np.histogram(np.clip(np.log10(np.maximum(rates, 1e-30)), low, high), bins=HISTOGRAM_EDGES)[0]
 
 
 def mmcs(features: Array, frequencies: Array, W_dec: Array) -> dict[str, Array]:

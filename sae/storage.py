@@ -34,6 +34,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
 )
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor eval/...
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+RATES = "firing_rate"  # beside the parameters
 
 
 class DamagedError(UserError):
@@ -90,11 +91,22 @@ class CohortFiles:
         """Write history.parquet."""
         _write_table(self.path / HISTORY, table)
 
-    def finish(self, members: pd.DataFrame, saes: Sae, **changes) -> None:
+    def firing_rates(self) -> dict[int, np.ndarray]:
+        """Each finished member's firing rates [d_sae] on held-out examples; none in a folder of before they were kept.
+
+        Raises DamagedError.
+        """
+        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
+            if RATES not in file.keys():
+                return {}
+            return dict(zip(file.get_tensor("member").tolist(), file.get_tensor(RATES), strict=True))
+
+    def finish(self, members: pd.DataFrame, saes: Sae, firing_rates: np.ndarray, **changes) -> None:
         """Write the members table and the weights, then, history lying there already, mark the cohort finished."""
         # safetensors writes scrambled values from a non-contiguous array, without a word
         tensors = {name: np.ascontiguousarray(np.asarray(getattr(saes, name)[...])) for name in PARAMETERS}
-        data = safetensors.numpy.save(tensors | {"member": members["member"].to_numpy(np.int64)})
+        tensors |= {RATES: np.ascontiguousarray(firing_rates), "member": members["member"].to_numpy(np.int64)}
+        data = safetensors.numpy.save(tensors)
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
         _write_table(self.path / MEMBERS, members)
         checksums = {name: sha256(self.path / name) for name in (HISTORY, MEMBERS, WEIGHTS)}

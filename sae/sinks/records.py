@@ -40,5 +40,5 @@ class Outcome:
     cohort: Cohort
     status: tuple[str, ...]  # "finished" or "diverged", per member
     values: dict[str, np.ndarray]
-    firing_rates: np.ndarray  # counts [member, bins] over metrics.HISTOGRAM_EDGES
+    firing_rates: np.ndarray  # [member, d_sae]: the share of held-out examples on which a latent is active
     saes: Sae

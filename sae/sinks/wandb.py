@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from sae.experiment import flatten
-from sae.metrics import HISTOGRAM_EDGES
+from sae.metrics import HISTOGRAM_EDGES, firing_rate_histogram
 from sae.sinks.records import Outcome, Record, Start
 from sae.sinks.wandb_client import Client, Trial
 
@@ -46,7 +48,8 @@ class Wandb:
 
     def finish(self, outcome: Outcome) -> None:
         """Write held-out numbers as summary scalars and the firing rates as a histogram of their log10."""
-        histograms = {"eval/log10_firing_rate": (HISTOGRAM_EDGES, outcome.firing_rates)}
+        counts = np.stack([firing_rate_histogram(rates) for rates in outcome.firing_rates])
+        histograms = {"eval/log10_firing_rate": (HISTOGRAM_EDGES, counts)}
         self.client.finish_cohort(outcome.cohort.members, outcome.status, outcome.values, histograms)
 
     def close(self) -> None:
