@@ -302,7 +302,7 @@ def evaluate_batch(saes, window, x: Array, weight: Array, pivot: Array, *, place
 
 @jax.jit
 def end_evaluation(window) -> tuple[dict[str, Array], Array]:
-    """The window's numbers, {name: [member]}, and firing rates [member, d_sae]."""
+    """The window's numbers, {name: [member]}, and every latent's firing rate [member, d_sae]."""
     sums, moments = window
     numbers = jax.vmap(lambda s: metrics.finish(s, moments) | metrics.dead(s.fired == 0))(sums)
     return numbers, sums.fired / jnp.maximum(moments.n, 1)

@@ -151,10 +151,10 @@ def dead(silent: Array) -> dict[str, Array]:
     return {"dead": jnp.sum(silent, dtype=jnp.int32), "dead_fraction": jnp.mean(silent, dtype=jnp.float32)}
 
 
-def firing_rate_histogram(firing_rates: np.ndarray) -> np.ndarray:
-    """[d_sae] -> counts [bins] over log10 firing rate; what never fired is in the first bin. On the host."""
-    rates = np.log10(np.maximum(np.asarray(firing_rates, np.float64), 1e-30))
-    return np.histogram(np.clip(rates, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]), bins=HISTOGRAM_EDGES)[0]
+def firing_rate_histogram(rates: np.ndarray) -> np.ndarray:
+    """rates [d_sae] -> counts [bins] over log10 firing rate; what never fired is in the first bin."""
+    low, high = HISTOGRAM_EDGES[[0, -1]]
+    return np.histogram(np.clip(np.log10(np.maximum(rates, 1e-30)), low, high), bins=HISTOGRAM_EDGES)[0]
 
 
 def mmcs(features: Array, frequencies: Array, W_dec: Array) -> dict[str, Array]:

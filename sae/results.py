@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 
 from sae import figures, storage
@@ -77,10 +76,6 @@ class Results:
         activation = unflatten(Experiment, "activation", flat)
         precision = flat.get("precision", "float32")  # a folder older than this choice has no such name
         return Sae(*parameters, activation, flat["apply_b_dec_to_input"], precision)
-
-    def firing_rates(self, member: int) -> np.ndarray:
-        """How often each latent of a member was active on the held-out examples, [d_sae]. Raises UserError."""
-        return self._cohort(member).firing_rates(member)
 
     def _cohort(self, member: int) -> CohortFiles:
         """The finished cohort of a member."""

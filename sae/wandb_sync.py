@@ -268,7 +268,8 @@ class _Upload:
             client.record(members, step, rows["examples"].iloc[0], {name: rows[name].to_numpy() for name in values})
         if table is not None:
             of = table.loc[members]
-            rates = np.stack([cohort.firing_rates(m) for m in members])
+            rates = cohort.firing_rates()
+            rates = np.stack([rates[m] for m in members])
             W_dec = np.stack([cohort.weights(m)["W_dec"] for m in members])
             numbers = {name: of[name].to_numpy() for name in of if name.startswith("eval/")}
             sink.end(client, members, list(of["status"]), numbers, rates, W_dec, cohort.state.get("image_shape"))

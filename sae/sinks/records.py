@@ -43,5 +43,5 @@ class Outcome:
     cohort: Cohort
     status: tuple[str, ...]  # "finished" or "diverged", per member
     values: dict[str, np.ndarray]
-    firing_rates: np.ndarray  # [member, d_sae]: the share of held-out examples on which each latent was active
+    firing_rates: np.ndarray  # [member, d_sae]: the share of held-out examples on which a latent is active
     saes: Sae
