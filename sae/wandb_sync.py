@@ -160,7 +160,7 @@ class _Upload:
             self.members[cohort.index] = table
             for member, rows in history.groupby("member"):
                 self.expected[int(member)] = self._of_member(int(member), rows, table)
-        if results.finished and self.trial is None:
+        if sink.has_sweep_run(results, self.trial):
             digest = {"digest": sink.digest(results)}
             self.expected["sweep"] = Expected(f"{self.token}-sweep", summary=digest)
 

@@ -72,7 +72,7 @@ class Wandb:
 
     def sweep(self, results: Results) -> None:
         """Write the run of a finished sweep: its members, its figures, its claims, and its weights if asked."""
-        if self.trial is None:  # an agent's run is of no sweep of ours
+        if has_sweep_run(results, self.trial):
             log_sweep(self.client, results, self.artifacts)
 
     def close(self) -> None:
@@ -128,6 +128,11 @@ def log_sweep(client: Client, results: Results, artifacts: bool = False) -> None
         {f"figures/{path.stem}": path for path in figures(folder)},
         {name: folder / name for name in files} if artifacts else None,
     )
+
+
+def has_sweep_run(results: Results, trial: Trial | None) -> bool:
+    """Whether a run's folder is a finished sweep of ours: one experiment, or a run of an agent's, is none."""
+    return trial is None and results.finished and len(results.definition["members"]) > 1
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:

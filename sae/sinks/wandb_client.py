@@ -143,6 +143,7 @@ class Client:
         if trial:
             project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
         self.project, self.entity = project, env.get("WANDB_ENTITY")
+        self._sync = f"sae sync {shlex.quote(str(out))}"
         self._queue: queue.SimpleQueue[list | None] = queue.SimpleQueue()
         self._started: set[int | str] = set()
         self._lost: dict[int | str, str] = {}  # member, or "sweep" -> reason, as the child reports it
@@ -271,18 +272,14 @@ class Client:
                     self._gone.set()
                     self._news.put(
                         f"W&B is still not done after {timeout:g} s and is stopped; {_TABLES}. "
-                        f"What it has is in {self.folder}; to upload it: "
-                        f"{self._sync_command('--include-online ', '*run')}"
+                        f"to upload what it lacks: {self._sync}"
                     )
             finally:  # also for a Ctrl-C while we wait
                 self._end()
         if self._lost and not self._gone.is_set():
             member, reason = min(self._lost.items(), key=lambda item: str(item[0]))
             line = f"W&B lost {len(self._lost)} of {len(self._started)} runs ({self.run_id(member)}: {reason}; "
-            line += f"more in {self.log}); {_TABLES}"
-            if reason.startswith("TimeoutError"):  # the upload; the rest of it is on disk
-                line += f"; to upload the rest: {self._sync_command('--include-online ', 'run')}"
-            self._news.put(line)
+            self._news.put(f"{line}more in {self.log}); {_TABLES}; to upload from them: {self._sync}")
         self._tell()
 
     def _send(self, method: str, **arguments) -> None:
@@ -325,7 +322,7 @@ class Client:
                 elif "offline" in event:
                     self._news.put(
                         f"W&B does not answer or refuses ({event['offline']}); from here on its runs are recorded "
-                        f"offline, to upload them: {self._sync_command('', 'offline-run')}"
+                        f"offline, to upload them: {self._sync}"
                     )
                 elif "error" in event:
                     self._give_up(f"{event['error']}, see {self.log}")
@@ -341,15 +338,14 @@ class Client:
     def _give_up(self, reason: str) -> None:
         if not self._gone.is_set():
             self._gone.set()
-            self._news.put(f"W&B is lost: {reason}. The sweep goes on without it; {_TABLES}")
+            self._news.put(
+                f"W&B is lost: {reason}. The sweep goes on without it; {_TABLES}; to upload from them: {self._sync}"
+            )
 
     def _tell(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._say(self._news.get_nowait())
-
-    def _sync_command(self, option: str, kind: str) -> str:
-        return f"wandb sync {option}{shlex.quote(str(self.folder))}/{kind}-*-{self.token}-*"
 
     def _end(self) -> None:
         """Leave nothing running: neither the child nor wandb-core, which is in the child's session."""

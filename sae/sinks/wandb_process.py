@@ -39,7 +39,7 @@ _HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
 
 INIT_SECONDS = float(os.environ.get("WANDB_INIT_TIMEOUT", 8))  # then runs are recorded offline, and nothing is lost
-FINISH_SECONDS = 60.0  # how long one run may go on uploading after its end; `wandb sync` can do the rest
+FINISH_SECONDS = 60.0  # how long one run may go on uploading after its end; `sae sync` can do the rest
 COUNT_SECONDS = 5.0  # until W&B, asked what it has of a run, knows of the last rows it got; 2 to 4 s as a rule
 
 
