@@ -6,18 +6,20 @@ their config as hyper-parameters, numbers in their history as curves, `eval/...`
 """
 
 import dataclasses
+import functools
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
 
 from sae import folder as folders
 from sae import storage
+from sae.experiment import Experiment, kind
 from sae.files import write_json
 from sae.results import Results, load
 from sae.sinks.tables import plain
@@ -117,7 +119,18 @@ def _hyper(run: Any) -> dict[str, Any]:
     flat = {"name": run.group or run.name}
     for name, value in run.config.items():
         flat |= _flat(name, value)
-    return {name: value for name, value in flat.items() if name not in OWN}
+    return {name: flat[name] for name in sorted(flat, key=functools.partial(_place, flat)) if name not in OWN}
+
+
+def _place(flat: Mapping[str, Any], name: str) -> tuple:
+    """Where a name stands in an experiment's definition, as W&B keeps no order; what is not ours comes last."""
+    head, _, inner = name.partition(".")
+    hints = get_type_hints(Experiment)
+    if head not in hints:
+        return (len(hints), name)
+    choices = {kind(choice): choice for choice in getattr(hints[head], "__args__", (hints[head],))}
+    fields = list(getattr(choices.get(flat.get(head)), "__dataclass_fields__", ()))
+    return (list(hints).index(head), fields.index(inner) if inner in fields else len(fields) if inner else -1, name)
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
