@@ -13,7 +13,7 @@ from sae.experiment import Experiment, unflatten
 from sae.figures import Figure
 from sae.model import Sae
 from sae.storage import DEFINITION, PARAMETERS, CohortFiles
-from sae.types import UserError
+from sae.types import UserError, ranges
 
 
 class Results:
@@ -73,7 +73,7 @@ class Results:
         finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
         if member not in finished:
             raise UserError(
-                f"{self.folder}: got member {member}, allowed: those that are finished: {_ranges(finished) or 'none'}"
+                f"{self.folder}: got member {member}, allowed: those that are finished: {ranges(finished) or 'none'}"
             )
         cohort = next(i for i, members in enumerate(self.definition["cohorts"]) if member in members)
         weights = self.cohorts[cohort].weights(member)
@@ -87,14 +87,6 @@ class Results:
         if not tables:
             raise UserError(f"{self.folder}: no {what} yet; `sae run` goes on with it")
         return tables
-
-
-def _ranges(numbers) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5"."""
-    numbers = sorted(numbers)
-    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
-    ends = [n for i, n in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != n + 1]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def load(folder: str | Path) -> Results:

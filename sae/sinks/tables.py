@@ -56,7 +56,8 @@ class Tables:
         n_steps = cohort.example.n_steps
         self._write("running", n_steps)
         members = storage.join_members([pd.concat([hyper, pd.DataFrame(row)], axis=1)])
-        self.files.finish(members, outcome.saes, outcome.firing_rates, step=n_steps, seconds=self._seconds(), peak_bytes=peak_bytes())
+        spent = {"seconds": self._seconds(), "peak_bytes": peak_bytes()}
+        self.files.finish(members, outcome.saes, outcome.firing_rates, step=n_steps, **spent)
         self.files = None
 
     def close(self) -> None:
