@@ -26,7 +26,7 @@ class AtMatched:
     matched: str = "eval/fvu"
     """The metric held equal."""
     at: tuple[float, ...] = (0.1, 0.2, 0.4)
-    """Its values; none for three between the ends that most frontiers reach."""
+    """Its values; none for up to three round numbers that the frontiers reach."""
     metrics: tuple[str, ...] = ("eval/l0", "eval/l0_relative", "eval/n_eff")
     """What is compared there."""
     group: str | tuple[str, ...] = "d_sae"
@@ -48,18 +48,41 @@ class AtMatched:
 
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> a row per (metric, group), a column per (matched value, arm)."""
-        cells = {
-            (short(metric), *group): {
-                (f"{short(self.matched)} {value:g}", arm): self._mean(self.frontier(of_group, arm), value, metric)
-                for value in self.at
-                for arm in self.arms
-            }
-            for metric in self.metrics
-            for group, of_group in members.groupby(self.groups, dropna=False)
-        }
+        cells: dict[tuple, dict] = {}
+        for row in self.compare(members).to_dict("records"):
+            key = (row["metric"], *(row[name] for name in self.groups))
+            cells.setdefault(key, {})[f"{short(self.matched)} {row['value']:g}", row["arm"]] = row["mean"]
         table = pd.DataFrame.from_dict(cells, orient="index")
         table.index = pd.MultiIndex.from_tuples(cells, names=["", *self.groups])
         return table
+
+    def compare(self, members: pd.DataFrame) -> pd.DataFrame:
+        """Members table -> a row per metric, group, matched value and arm.
+
+        `mean` over the seeds that reach the value, `low` and `high` its bootstrap interval, `seeds` their number of
+        `of_seeds`; `lowest` and `highest` are the ends of the arm's frontier in the matched metric.
+        """
+        rows, values = [], self.values(members)
+        for metric in self.metrics:
+            for group, of_group in members.groupby(self.groups, dropna=False):
+                for value in values:
+                    for arm in self.arms:
+                        named = dict(zip(self.groups, group, strict=True))
+                        compared = self._compare(self.frontier(of_group, arm), value, metric)
+                        rows.append({**named, "metric": short(metric), "value": value, "arm": arm, **compared})
+        return pd.DataFrame(rows)
+
+    def values(self, members: pd.DataFrame) -> tuple[float, ...]:
+        """`at`, or where it is empty at most three of 1, 2, 5, 10, 20, ... that every group has an arm to reach."""
+        if self.at:
+            return self.at
+        reached = [
+            [tuple(self.frontier(of_group, arm)[self.matched].quantile([0, 1])) for arm in self.arms]
+            for _, of_group in members.groupby(self.groups, dropna=False)
+        ]
+        round_numbers = [float(f"{digit}e{power}") for power in range(-6, 7) for digit in (1, 2, 5)]
+        shared = [v for v in round_numbers if all(any(a <= v <= b for a, b in arms) for arms in reached)]
+        return tuple(shared[len(shared) * k // 6] for k in (1, 3, 5)) if len(shared) > 3 else tuple(shared)
 
     def frontier(self, members: pd.DataFrame, arm: str) -> pd.DataFrame:
         """The members of one arm, where the other arms' coefficients are 0, in the order of its own."""
@@ -72,10 +95,13 @@ class AtMatched:
             )
         return chosen
 
-    def _mean(self, frontier: pd.DataFrame, value: float, metric: str) -> float:
-        values = [interpolate(value, of_seed, self.matched, metric) for _, of_seed in frontier.groupby("seed")]
-        reached = [v for v in values if not np.isnan(v)]
-        return float(np.mean(reached)) if reached else float("nan")
+    def _compare(self, frontier: pd.DataFrame, value: float, metric: str) -> dict[str, float]:
+        of_seeds = [interpolate(value, of_seed, self.matched, metric) for _, of_seed in frontier.groupby("seed")]
+        reached = np.array([v for v in of_seeds if not np.isnan(v)])
+        low, high = bootstrap(reached)
+        ends = {"lowest": frontier[self.matched].min(), "highest": frontier[self.matched].max()}
+        mean = float(np.mean(reached)) if reached.size else float("nan")
+        return {"mean": mean, "low": low, "high": high, "seeds": reached.size, "of_seeds": len(of_seeds), **ends}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +161,15 @@ def interpolate(value: float, frontier: pd.DataFrame, x: str, y: str) -> float:
             return float(np.exp((1 - t) * np.log(y0) + t * np.log(y1)))
         return float((1 - t) * y0 + t * y1)
     return float("nan")
+
+
+def bootstrap(values: np.ndarray, draws: int = 2_000) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of values [n], by resampling them; (NaN, NaN) of fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(np.asarray(values, float)[picks].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def require(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -22,11 +23,25 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, launchers, loading, runner, wandb_dashboard, wandb_pull, wandb_sweeps, wandb_sync
+from sae import (
+    bench,
+    files,
+    launchers,
+    loading,
+    report,
+    runner,
+    storage,
+    wandb_dashboard,
+    wandb_pull,
+    wandb_sweeps,
+    wandb_sync,
+    watch,
+)
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
 from sae.plan import describe_plan, load_data, part, stored
+from sae.runtime import keep_compiled_programs
 from sae.sweep import Sweep, as_sweep, varying
 from sae.types import Interrupted, UserError, count, nearest
 
@@ -34,6 +49,8 @@ MOST_ROWS = 40  # of a printed table
 
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
+       sae report DIR... [-o FILE]                 what came of runs, as one page
+       sae watch DIR [--once]                      how a run goes on, from any terminal; it only reads
        sae bench [FILE] [--FIELD VALUE ...]        how fast it trains, beside bare matrix products; --json
        sae list                                    definition files, data sources, choices
        sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
@@ -42,7 +59,7 @@ USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a defi
        sae pull ENTITY/PROJECT [--group G]         tables of W&B's runs, as a run's folder
        sae dashboard DIR [--entity E --project P]  a W&B workspace and a W&B report of a run's figures; --dry-run"""
 
-COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run", "sync", "pull", "dashboard"]
+COMMANDS = ["run", "report", "watch", "bench", "list", "sweep-config", "agent-run", "sync", "pull", "dashboard"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +95,8 @@ class Options(launchers.Options):
     over all devices if not given."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints, of which a run that was stopped goes on."""
+    report: bool = True
+    """Write report.html, and its figures for a paper, when every member is finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +107,24 @@ class BenchOptions:
     """Print JSON instead of a table."""
     lanes: int | None = None
     """Members computed at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Where the page goes."""
+
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file; report.html in the first folder if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchOptions:
+    """How it is shown."""
+
+    once: bool = False
+    """Show it once and stop."""
+    seconds: float = 2.0
+    """Between two looks."""
 
 
 def _parsed(options: type) -> type:
@@ -106,6 +143,10 @@ def main(argv: list[str] | None = None) -> int:
         match argv:
             case ["run", *rest]:
                 return _run(rest)
+            case ["report", *rest]:
+                return _report(rest)
+            case ["watch", *rest]:
+                return _watch(rest)
             case ["bench", *rest]:
                 return _bench(rest)
             case ["list", *_]:
@@ -170,7 +211,14 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
             other = "--shard" if options.shard else "a W&B agent's run"
             raise UserError(f"launcher: got {options.launcher} with {other}, allowed: none")
         return _launch(path, tokens, sweep, options, console)
-    drawn: list[None] = []
+    drawn: list[bool] = []
+
+    def conclude(results: sae.Results) -> None:
+        """The report before W&B gets its figures."""
+        if options.report:
+            write_report(sweep, results)
+        drawn.append(True)
+
     results = runner.run(
         sweep,
         out=options.out,
@@ -178,7 +226,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         wandb_project=options.wandb_project,
         wandb_images=options.wandb_images,
         wandb_artifacts=options.wandb_artifacts,
-        conclude=lambda results: drawn.append(write_figures(sweep, results)),
+        conclude=conclude,
         fresh=options.fresh,
         only=options.only,
         shard=options.shard,
@@ -187,11 +235,12 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         mesh=options.mesh,
         checkpoint_minutes=options.checkpoint_minutes,
         question=loading.question(path),
+        command=["sae", "run", *argv],
         trial=trial,
     )
     if results.finished:
-        if not drawn:  # it was finished before
-            write_figures(sweep, results)
+        if options.report and not drawn:  # it was finished before
+            write_report(sweep, results)
         print_answer(sweep, results, console)
     return 0
 
@@ -202,10 +251,26 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
     # this process only looks at the device, whose memory is for those that train
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results = runner.prepare(
-        sweep, out=options.out, fresh=options.fresh, pieces=options.pieces, question=loading.question(path), say=say
+        sweep,
+        out=options.out,
+        fresh=options.fresh,
+        pieces=options.pieces,
+        question=loading.question(path),
+        command=["sae", "run", str(path), *tokens],
+        say=say,
     )
     plan = stored(sweep, results.definition["cohorts"])
-    command = [sys.executable, "-m", "sae.cli", "run", str(path), *tokens, "--launcher", "none", "--no-fresh"]
+    command = [
+        sys.executable,
+        "-m",
+        "sae.cli",
+        "run",
+        str(path),
+        *tokens,
+        "--launcher",
+        "none",
+        "--no-fresh",
+    ]
     command += ["--out", str(results.folder)]
     parts = [
         launchers.Part(f"cohort {index}", [*command, "--only", str(index)])
@@ -216,12 +281,55 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
     for failure in failures:
         print(f"sae: {failure}", file=sys.stderr)
     if results.finished:
-        write_figures(sweep, results)
+        if options.report:
+            write_report(sweep, results)
         print_answer(sweep, results, console)
     elif not failures and not options.only:
         print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
         return 1
     return 1 if failures else 0
+
+
+def write_report(sweep: Sweep, results: sae.Results) -> None:
+    """The report of a finished run, if there is none of it yet. No failure of it is one of the run."""
+    page = results.folder / report.NAME
+    newest = max((results.folder / name).stat().st_mtime for name in (storage.MEMBERS, storage.DEFINITION))
+    if page.exists() and page.stat().st_mtime >= newest:
+        return
+    say = lambda line: print(f"sae: {line}", file=sys.stderr)
+    try:
+        from sae.report import build  # plotly and matplotlib, that only those wait for who get a report
+
+        build.build([results], sweep=sweep, say=say)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"no report: {reason}; the results are whole, and `sae report {results.folder}` tries again")
+
+
+def _report(argv: list[str]) -> int:
+    folders = [Path(token) for token in itertools.takewhile(lambda token: not token.startswith("-"), argv)]
+    if not folders:
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    description = "One HTML file, and PNG and SVG of every figure in a folder beside it."
+    options = _parse(ReportOptions(), argv[len(folders) :], "sae report DIR...", description)
+    if options.out is not None and options.out.suffix != ".html":
+        raise UserError(f"--out: got {options.out}, allowed: a .html file")
+    from sae.report import build
+
+    keep_compiled_programs()
+    page = build.build([sae.load(folder) for folder in folders], options.out)
+    print(f"wrote {page}, and its figures to {page.with_suffix('')}")
+    return 0
+
+
+def _watch(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    options = _parse(WatchOptions(), argv[1:], "sae watch DIR", "How a run goes on. It only reads.")
+    watch.watch(sae.load(argv[0]), Console(), once=options.once, seconds=options.seconds)
+    return 0
 
 
 def _bench(argv: list[str]) -> int:
@@ -436,14 +544,6 @@ def _get(value: Any, name: str) -> Any:
     for field in name.split("."):
         value = getattr(value, field)
     return value
-
-
-def write_figures(sweep: Sweep, results: sae.Results) -> None:
-    """Write answer.png, where the sweep has an answer and some member has one to it."""
-    members = results.members[results.members["status"] == "finished"]
-    if sweep.answer is not None and len(members) and hasattr(sweep.answer, "figure"):
-        figure = sweep.answer.figure(members)
-        files.write_atomically(results.folder / "answer.png", lambda file: figure.savefig(file, format="png"))
 
 
 def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:

@@ -48,18 +48,20 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heatmap:
-    """One metric, a mean over all else, as a colour over two hyper-parameters: a panel per arm, on one scale."""
+    """One metric, a mean over seeds, as a colour over two hyper-parameters: a panel per arm and group, on one scale."""
 
     metric: str
     """What the colour is."""
     along: tuple[str, ...]
-    """The coefficients across, dotted names; one is an arm, and a panel."""
+    """The coefficients across, dotted names; one is an arm."""
     y: str = "d_sae"
     """The hyper-parameter upwards."""
+    group: tuple[str, ...] = ()
+    """A panel for each combination of values of these names."""
 
     def check(self, names: Iterable[str]) -> None:
         """Check before training that what it reads is there. Raises UserError."""
-        require(names, [*self.along, self.y], [self.metric], "Heatmap")
+        require(names, [*self.along, self.y, *self.group], [self.metric], "Heatmap")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,20 +102,20 @@ class FiringRates:
 class Dictionaries:
     """What the latents of a few members have become: decoder rows, firing rates, top examples, reconstructions."""
 
-    per_group: int = 1
-    """Members shown of each group: those whose `metric` is closest to `near`."""
+    along: tuple[str, ...] = ()
+    """Coefficients; one is an arm. One member is shown of each arm and group."""
     group: tuple[str, ...] = ("d_sae",)
     """Groups are the combinations of values of these names."""
     metric: str = "eval/fvu"
-    """By which members are chosen."""
+    """The member is the one in which this metric ..."""
     near: float = 0.2
-    """Its value that is asked for."""
-    latents: int = 100
+    """... is closest to this."""
+    latents: int = 96
     """Most latents shown of a member."""
 
     def check(self, names: Iterable[str]) -> None:
         """Check before training that what it reads is there. Raises UserError."""
-        require(names, self.group, [self.metric], "Dictionaries")
+        require(names, [*self.along, *self.group], [self.metric], "Dictionaries")
 
 
 Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictionaries | AtMatched
@@ -135,13 +137,16 @@ def default_figures(members: Sequence[Mapping[str, Any]], answer: Answer | None 
         figures += [
             Frontier(along=arms, group=group),
             AtMatched(arms=named, matched="eval/l0", at=(), metrics=("eval/fvu", "eval/dead_fraction"), group=group),
-            *(Heatmap(metric=f"eval/{m}", along=arms) for m in ("fvu", "l0", "dead_fraction", *["mmcs"] * truth)),
+            *(
+                Heatmap(metric=f"eval/{m}", along=arms, group=group[1:])
+                for m in ("fvu", "l0", "dead_fraction", *["mmcs"] * truth)
+            ),
         ]
     if len(members) > 1:
         hyper = tuple(name for name in varying(members) if everywhere(name) or name in arms)
         figures += [Parallel(hyper=hyper)]
     chosen = {"metric": "eval/mmcs", "near": 1.0} if truth else {}
-    return (*figures, Curves(), FiringRates(), Dictionaries(group=group, **chosen))
+    return (*figures, Curves(), FiringRates(), Dictionaries(along=arms, group=group, **chosen))
 
 
 def coefficients(members: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:

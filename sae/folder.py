@@ -91,9 +91,19 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def describe(folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> None:
+def describe(
+    folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]
+) -> None:
     """Write definition.json for a new run, whose cohorts have these members."""
-    write_json(folder / DEFINITION, _describe(sweep, cohorts, question))
+    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command))
+
+
+def describe_again(results: Results, sweep: Sweep) -> None:
+    """Put the sweep's answer and figures in definition.json where they have changed: they decide no result."""
+    if any(results.definition.get(name) != value for name, value in shown(sweep).items()):
+        results.definition |= shown(sweep)
+        with lock(results.folder, wait=True):
+            write_json(results.folder / DEFINITION, results.definition)
 
 
 def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
@@ -106,12 +116,13 @@ def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
     return None
 
 
-def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> dict[str, Any]:
+def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]) -> dict[str, Any]:
     """What definition.json holds."""
     device = jax.devices()[0]
     return {
         "name": sweep.name,
         "question": question,
+        "command": list(command),
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": _plain(sweep),

@@ -71,6 +71,7 @@ def run(
     checkpoint_minutes: float = 5.0,
     resident_bytes: int = RESIDENT_BYTES,
     question: str = "",
+    command: Sequence[str] = (),
     console: Console | None = None,
     mesh: str | None = None,
     trial: Trial | None = None,
@@ -100,7 +101,7 @@ def run(
     keep_compiled_programs()
     sweep = as_sweep(definition)
     pieces = plans.parse_shard(shard)[1] if shard else 1
-    results = prepare(sweep, out=out, fresh=fresh, pieces=pieces, question=question, say=say)
+    results = prepare(sweep, out=out, fresh=fresh, pieces=pieces, question=question, command=command, say=say)
     folder, plan = results.folder, plans.stored(sweep, results.definition["cohorts"])
     part = plans.part(plan, only, shard)
     if results.finished and not _damaged(results.cohorts, lambda line: None):
@@ -163,6 +164,7 @@ def prepare(
     fresh: bool = False,
     pieces: int = 1,
     question: str = "",
+    command: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Results:
     """Make a run's folder and cut its sweep into cohorts, `pieces` at the least; or find that done. Trains nothing.
@@ -173,6 +175,7 @@ def prepare(
     folder = Path(out).expanduser() if out is not None else Path("runs") / sweep.name
     older = None if fresh else folders.older_run(folder, sweep)
     if older is not None:
+        folders.describe_again(older, sweep)
         return older
     plan = plans.make(sweep, pieces)
     data = plans.load_data(plan)  # what is wrong with data is told before anything is written
@@ -182,7 +185,7 @@ def prepare(
     folders.make(folder)
     with folders.lock(folder, wait=True):  # other parts may start at this moment
         if (older := folders.older_run(folder, sweep)) is None:
-            folders.describe(folder, sweep, [cohort.members for cohort in plan], question)
+            folders.describe(folder, sweep, [cohort.members for cohort in plan], question, command)
     return older or Results(folder)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sae.sinks import wandb_client
-from sae.types import UserError
+from sae.types import UserError, nearest
 
 CONNECT_SECONDS = 6  # for the server's first answer
 ANSWER_SECONDS = 30  # for every later one
@@ -56,8 +56,11 @@ class Server:
             return list(run.scan_history(page_size=max(1_000, run.lastHistoryStep + 1)))
 
 
-def connect(entity: str | None, project: str) -> Server:
-    """Ask the server whether it knows us. Raises UserError, in seconds, where it does not, or is not there."""
+def connect(entity: str | None, project: str, write: bool = False) -> Server:
+    """Ask the server whether it knows us, and, to `write`, whether an entity is one of ours.
+
+    Raises UserError, in seconds, where it does not, or is not there.
+    """
     host = wandb_client.host()
     if not wandb_client.has_key():
         raise UserError(f"not logged in at {host}: no API key is configured; set WANDB_API_KEY, or run `wandb login`")
@@ -68,12 +71,15 @@ def connect(entity: str | None, project: str) -> Server:
     try:
         wandb.Api(timeout=CONNECT_SECONDS)
         api = wandb.Api(timeout=ANSWER_SECONDS)
-        entity = entity or api.default_entity
+        ours = [api.viewer.entity, api.viewer.username, *api.viewer.teams]
     except Exception as error:
         text = one_line(error)
         if "in time" in text or "timed out" in text:
             text = f"no answer within {CONNECT_SECONDS} s; is it up, and is there a network?"
         raise UserError(f"W&B at {host}: {text}") from None
+    entity, ours = entity or ours[0], list(dict.fromkeys(filter(None, ours)))
+    if write and entity not in ours:
+        raise UserError(f"entity: got {entity!r}; {nearest(str(entity), ours)}, as W&B at {host} knows you")
     if not entity:
         raise UserError(f"W&B at {host} names no default entity for this key; give --entity")
     return Server(entity, project, host, api)

@@ -65,7 +65,7 @@ def dashboard(folder: Path, options: Options, say: Callable[[str], None] = print
             write_json(results.folder / name, spec(made))
             say(f"wrote {results.folder / name}")
         return
-    server = connect(entity, project)
+    server = connect(entity, project, write=True)
     if not server.runs({"group": results.definition["name"]}):
         raise UserError(
             f"{server.path} has no runs of {results.definition['name']!r} to show; upload them: sae sync {folder}"

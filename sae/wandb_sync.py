@@ -93,7 +93,7 @@ def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> 
     results = load(folder)
     if "pulled" in results.definition:
         raise UserError(f"{folder} was pulled from W&B, so there is nothing to upload")
-    server = connect(*place(results, options))
+    server = connect(*place(results, options), write=True)
     with contextlib.ExitStack() as stack:
         free, busy = _lock(results.cohorts, stack, say)
         upload = _Upload(results, server, free)

@@ -1,6 +1,7 @@
 """sae sync, sae pull and sae dashboard against a W&B server on the loopback interface, with wandb's own clients."""
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -9,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from wandb_server import API_KEY, ReceivedRun, WandbServer
 
 import sae
 import sae.cli
 from sae import Heatmap, Sweep, folder, grid, wandb_api, wandb_dashboard, wandb_pull, wandb_sync
+from sae.images import dictionary_grid
 from sae.sinks import wandb as sink
 from sae.types import UserError
 
@@ -144,7 +147,9 @@ def test_offline_runs_arrive_as_they_are_and_a_second_call_sends_nothing(server,
     assert_whole(server, run)
     pictures = [name for name in of(server, run, 0).files if name.endswith(".png")]
     assert len([name for name in pictures if "train/dictionary" in name]) == 2
-    assert len([name for name in pictures if "eval/dictionary" in name]) == 1
+    (last,) = [of(server, run, 0).files[name] for name in pictures if "eval/dictionary" in name]
+    drawn = dictionary_grid(run.sae(0).W_dec[...], (8, 8), run.cohorts[0].firing_rates()[0])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(last))), drawn)
     sweep = of(server, run, "sweep")
     assert (sweep.bucket["jobType"], sweep.config["question"]) == ("sweep", "Why?")
     assert (sweep.summary["members"], sweep.summary["diverged"]) == (7, 1)
@@ -170,14 +175,17 @@ def test_what_the_server_lacks_comes_from_the_tables(server, uploaded, sync, lin
         del cut.lines["wandb-history.jsonl"][position]
     cut.lines["wandb-summary.json"] = {0: '{"train/step": 30}'}
     before = snapshot(server)
-    (run.folder / "answer.png").write_bytes(next(b for n, b in of(server, run, 0).files.items() if n.endswith("png")))
+    (run.folder / "report").mkdir()
+    (run.folder / "report" / "frontier.png").write_bytes(
+        next(b for n, b in of(server, run, 0).files.items() if n.endswith("png"))
+    )
     assert sync()
     assert lines == [
         "uploading 3 runs from the tables to tester/lab",
         "tester/lab: 8 of 8 runs arrived, 5 were there already",
     ]
     assert_whole(server, run)
-    assert "figures/answer" in of(server, run, "sweep").summary
+    assert "figures/frontier" in of(server, run, "sweep").summary
     assert "media/images/eval/dictionary" in " ".join(of(server, run, 6).files)
     untouched = [name for name in before if not name.endswith(("-0001", "-sweep"))]
     assert {name: snapshot(server)[name] for name in untouched} == {name: before[name] for name in untouched}
@@ -339,6 +347,11 @@ def test_without_a_key_or_a_server_a_command_ends_with_one_line(run, fails, monk
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(wandb_api, "CONNECT_SECONDS", 1)
     assert "W&B at 127.0.0.1:9: no answer within 1 s" in fails(*command)
+
+
+def test_an_entity_that_is_not_ours(run, fails):
+    for command in ("sync", "dashboard"):
+        assert "entity: got 'taem'; close names: team, as W&B at " in fails(command, "run", "--entity", "taem")
 
 
 def test_a_folder_that_holds_no_run(server, fails, tmp_path):

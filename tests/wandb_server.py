@@ -170,11 +170,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         query, variables = request["query"], request.get("variables") or {}
         asked = re.search(r"(?:query|mutation)\s+(\w+)", query)
         operation = asked[1] if asked else query
-        if operation == "Viewer":
-            viewer = {"id": "user", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}
+        if operation in ("Viewer", "GetViewer"):
+            teams = {"edges": [{"node": {"name": "team"}}]}
+            viewer = {"id": "user", "entity": "tester", "username": "tester", "flags": "{}", "teams": teams}
             return {"data": {"viewer": viewer}}
-        if operation == "GetDefaultEntity":
-            return {"data": {"viewer": {"id": "user", "entity": "tester"}}}
         if operation == "ServerFeaturesQuery":
             return {"data": {"serverInfo": {"features": []}}}
         if operation == "OrganizationCoreWeaveOrganizationID":

@@ -162,7 +162,7 @@ def pivot(members: pd.DataFrame, heatmap: Heatmap, arm: str) -> pd.DataFrame:
 
 def figures(folder: Path) -> list[Path]:
     """The pictures in a run's folder."""
-    return [*sorted(folder.glob("*.png")), *sorted(folder.glob("figures/*.png"))]
+    return [*sorted(folder.glob("*.png")), *sorted((folder / "report").glob("*.png"))]
 
 
 def digest(results: Results) -> str:
