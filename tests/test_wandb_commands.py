@@ -176,9 +176,7 @@ def test_what_the_server_lacks_comes_from_the_tables(server, uploaded, sync, lin
     cut.lines["wandb-summary.json"] = {0: '{"train/step": 30}'}
     before = snapshot(server)
     (run.folder / "report").mkdir()
-    (run.folder / "report" / "frontier.png").write_bytes(
-        next(b for n, b in of(server, run, 0).files.items() if n.endswith("png"))
-    )
+    Image.new("L", (8, 8)).save(run.folder / "report" / "frontier.png")
     assert sync()
     assert lines == [
         "uploading 3 runs from the tables to tester/lab",

@@ -173,6 +173,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if operation in ("Viewer", "GetViewer"):
             teams = {"edges": [{"node": {"name": "team"}}]}
             viewer = {"id": "user", "entity": "tester", "username": "tester", "flags": "{}", "teams": teams}
+            viewer |= {"name": "tester", "email": None, "admin": False, "deletedAt": None, "apiKeys": None}
             return {"data": {"viewer": viewer}}
         if operation == "ServerFeaturesQuery":
             return {"data": {"serverInfo": {"features": []}}}
