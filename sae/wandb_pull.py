@@ -22,6 +22,7 @@ from sae import storage
 from sae.experiment import Experiment, kind
 from sae.files import write_json
 from sae.results import Results, load
+from sae.sinks import wandb as sink
 from sae.sinks.tables import plain
 from sae.storage import DEFINITION, CohortFiles
 from sae.types import UserError, count, nearest
@@ -29,7 +30,13 @@ from sae.wandb_api import Server, connect
 
 AT_ONCE = 8  # histories that are fetched side by side
 OWN = ("member", "cohort")  # of a config: what is no hyper-parameter
-FROM_SWEEP = ("question", "answer", "figures", "packages", "device", "git_commit")  # that the sweep's own run knows
+UNKNOWN = {
+    "question": "",
+    "packages": {},
+    "python": "unknown",
+    "device": {"kind": "unknown", "platform": "unknown", "count": 0},
+    "git_commit": None,
+}  # of a definition, unless the sweep's own run knows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +66,25 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
     several = len({run.group for run in runs}) > 1
     members = [_hyper(run) | ({"group": run.group} if several else {}) for run in runs]
     tables = [_history(rows, i, member) for i, (rows, member) in enumerate(zip(histories, members, strict=True))]
-    cohorts = _cohorts(runs)
+    cohorts, now = _cohorts(runs), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     new = out.with_name(out.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     folders.make(new)
-    known = {key: value for key, value in (sweep.config if sweep else {}).items() if key in FROM_SWEEP}
+    known = {
+        key: value
+        for key, value in (sweep.config if sweep else {}).items()
+        if key in sink.SWEEP_CONFIG and key != "name"
+    }
     write_json(
         new / DEFINITION,
-        {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
+        UNKNOWN
+        | {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
         | known
         | {
+            "command": ["sae", "pull", path, *(["--group", options.group] if options.group else [])],
+            "host": f"W&B at {server.host}",
             "started": min(str(run.createdAt) for run in runs),
-            "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs]},
-            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
         },
     )
     for index, of in enumerate(cohorts):
