@@ -6,6 +6,7 @@ from sae.constraints import Free, UnitNorm
 from sae.data import Arrays, Digits, ImagePatches, Superposition, Tfds
 from sae.data.source import Rows, Sampler, rows
 from sae.experiment import Experiment, replace
+from sae.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.model import Sae
 from sae.optimizers import Adam
 from sae.penalties import ElasticNet
@@ -20,12 +21,19 @@ __all__ = [
     "Arrays",
     "AtMatched",
     "Best",
+    "Curves",
+    "Dictionaries",
     "Digits",
     "ElasticNet",
     "Experiment",
+    "FiringRates",
     "Free",
+    "Frontier",
+    "Heatmap",
     "ImagePatches",
     "Never",
+    "Parallel",
+    "Profile",
     "Relu",
     "Resample",
     "Results",

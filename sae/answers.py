@@ -1,14 +1,10 @@
 """Answers: how to read a sweep's question off its members table, as a small table of its own."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sae.metrics import EVALUATED
 from sae.types import UserError, nearest
@@ -30,11 +26,16 @@ class AtMatched:
     matched: str = "eval/fvu"
     """The metric held equal."""
     at: tuple[float, ...] = (0.1, 0.2, 0.4)
-    """Its values."""
+    """Its values; none for up to three round numbers that the frontiers reach."""
     metrics: tuple[str, ...] = ("eval/l0", "eval/l0_relative", "eval/n_eff")
     """What is compared there."""
-    group: str = "d_sae"
-    """One row per value of this name."""
+    group: str | tuple[str, ...] = "d_sae"
+    """One row per value of this name, or per combination of values of these."""
+
+    @property
+    def groups(self) -> list[str]:
+        """The names in `group`."""
+        return [self.group] if isinstance(self.group, str) else list(self.group)
 
     @property
     def title(self) -> str:
@@ -43,59 +44,64 @@ class AtMatched:
 
     def check(self, names: Iterable[str]) -> None:
         """Check before training that these hyper-parameters are there to be read. Raises UserError."""
-        require(names, [self.group, *self.arms.values()], (self.matched, *self.metrics))
+        require(names, [*self.groups, *self.arms.values()], (self.matched, *self.metrics), "answer")
 
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> a row per (metric, group), a column per (matched value, arm)."""
-        cells = {
-            (short(metric), group): {
-                (f"{short(self.matched)} {value:g}", arm): self._mean(self.frontier(of_group, arm), value, metric)
-                for value in self.at
-                for arm in self.arms
-            }
-            for metric in self.metrics
-            for group, of_group in members.groupby(self.group)
-        }
+        cells: dict[tuple, dict] = {}
+        for row in self.compare(members).to_dict("records"):
+            key = (row["metric"], *(row[name] for name in self.groups))
+            cells.setdefault(key, {})[f"{short(self.matched)} {row['value']:g}", row["arm"]] = row["mean"]
         table = pd.DataFrame.from_dict(cells, orient="index")
-        table.index = pd.MultiIndex.from_tuples(cells, names=["", self.group])
+        table.index = pd.MultiIndex.from_tuples(cells, names=["", *self.groups])
         return table
+
+    def compare(self, members: pd.DataFrame) -> pd.DataFrame:
+        """Members table -> a row per metric, group, matched value and arm.
+
+        `mean` over the seeds that reach the value, `low` and `high` its bootstrap interval, `seeds` their number of
+        `of_seeds`; `lowest` and `highest` are the ends of the arm's frontier in the matched metric.
+        """
+        rows, values = [], self.values(members)
+        for metric in self.metrics:
+            for group, of_group in members.groupby(self.groups, dropna=False):
+                for value in values:
+                    for arm in self.arms:
+                        named = dict(zip(self.groups, group, strict=True))
+                        compared = self._compare(self.frontier(of_group, arm), value, metric)
+                        rows.append({**named, "metric": short(metric), "value": value, "arm": arm, **compared})
+        return pd.DataFrame(rows)
+
+    def values(self, members: pd.DataFrame) -> tuple[float, ...]:
+        """`at`, or where it is empty at most three of 1, 2, 5, 10, 20, ... that every group has an arm to reach."""
+        if self.at:
+            return self.at
+        reached = [
+            [tuple(self.frontier(of_group, arm)[self.matched].quantile([0, 1])) for arm in self.arms]
+            for _, of_group in members.groupby(self.groups, dropna=False)
+        ]
+        round_numbers = [float(f"{digit}e{power}") for power in range(-6, 7) for digit in (1, 2, 5)]
+        shared = [v for v in round_numbers if all(any(a <= v <= b for a, b in arms) for arms in reached)]
+        return tuple(shared[len(shared) * k // 6] for k in (1, 3, 5)) if len(shared) > 3 else tuple(shared)
 
     def frontier(self, members: pd.DataFrame, arm: str) -> pd.DataFrame:
         """The members of one arm, where the other arms' coefficients are 0, in the order of its own."""
-        others = [name for name in self.arms.values() if name != self.arms[arm]]
-        chosen = members[(members[others] == 0).all(axis=1)].sort_values(self.arms[arm])
-        if chosen.duplicated([self.group, "seed", self.arms[arm]]).any():
+        chosen = of_arm(members, self.arms[arm], self.arms.values())
+        if chosen.duplicated([*self.groups, "seed", self.arms[arm]]).any():
+            same = f"{', '.join(self.groups)}, seed and {self.arms[arm]}"
             raise UserError(
-                f"arm {arm}: members with equal {self.group}, seed and {self.arms[arm]} differ in something else, "
+                f"arm {arm}: members with equal {same} differ in something else, "
                 "so they are no one frontier; make that the group, or ask it in a sweep of its own"
             )
         return chosen
 
-    def figure(self, members: pd.DataFrame) -> Figure:
-        """The frontiers themselves: the first metric against the matched one, a line per arm and group."""
-        metric = self.metrics[0]
-        title = f"{short(metric)} against {short(self.matched)}: lower and further left is better"
-        figure, axes = new_figure(xlabel=self.matched, ylabel=metric, title=title)
-        groups = sorted(members[self.group].unique())
-        for arm, colour in zip(self.arms, itertools.cycle(f"C{i}" for i in range(10)), strict=False):
-            for i, group in enumerate(groups):
-                frontier = self.frontier(members[members[self.group] == group], arm)
-                points = frontier.groupby(self.arms[arm])[[self.matched, metric]]
-                mean, low, high = points.mean(), points.min()[metric], points.max()[metric]
-                alpha = (i + 1) / len(groups)
-                label = f"{arm}, {self.group} {group}"
-                axes.plot(mean[self.matched], mean[metric], "o-", ms=3.5, color=colour, alpha=alpha, label=label)
-                axes.fill_between(mean[self.matched], low, high, color=colour, alpha=0.15 * alpha, lw=0)
-        for value in self.at:
-            axes.axvline(value, color="0.8", lw=0.8, zorder=0)
-        axes.set(xscale="log", yscale="log")
-        axes.legend(frameon=False, fontsize=8)
-        return figure
-
-    def _mean(self, frontier: pd.DataFrame, value: float, metric: str) -> float:
-        values = [interpolate(value, of_seed, self.matched, metric) for _, of_seed in frontier.groupby("seed")]
-        reached = [v for v in values if not np.isnan(v)]
-        return float(np.mean(reached)) if reached else float("nan")
+    def _compare(self, frontier: pd.DataFrame, value: float, metric: str) -> dict[str, float]:
+        of_seeds = [interpolate(value, of_seed, self.matched, metric) for _, of_seed in frontier.groupby("seed")]
+        reached = np.array([v for v in of_seeds if not np.isnan(v)])
+        low, high = bootstrap(reached)
+        ends = {"lowest": frontier[self.matched].min(), "highest": frontier[self.matched].max()}
+        mean = float(np.mean(reached)) if reached.size else float("nan")
+        return {"mean": mean, "low": low, "high": high, "seeds": reached.size, "of_seeds": len(of_seeds), **ends}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +126,7 @@ class Best:
 
     def check(self, names: Iterable[str]) -> None:
         """Check before training that these hyper-parameters are there to be read. Raises UserError."""
-        require(names, [self.group, self.along], (self.metric, *self.also))
+        require(names, [self.group, self.along], (self.metric, *self.also), "answer")
 
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> one row per group."""
@@ -130,21 +136,15 @@ class Best:
         best = means.loc[pick.idxmin() if self.smallest else pick.idxmax()].set_index(self.group)
         return best.rename(columns=short)
 
-    def figure(self, members: pd.DataFrame) -> Figure:
-        """The metric along the axis, a line per group: the mean over seeds, and the band they span."""
-        figure, axes = new_figure(xlabel=self.along, ylabel=self.metric, title=self.title)
-        groups = sorted(members[self.group].unique())
-        for i, group in enumerate(groups):
-            points = members[members[self.group] == group].groupby(self.along)[self.metric]
-            colour = colormaps["viridis"](0.9 * i / max(len(groups) - 1, 1))
-            axes.plot(points.mean(), "o-", ms=3.5, color=colour, label=f"{self.group} {group}")
-            axes.fill_between(points.mean().index, points.min(), points.max(), color=colour, alpha=0.15, lw=0)
-        axes.set(xscale="log" if members[self.along].min() > 0 else "linear")
-        axes.legend(frameon=False, fontsize=8)
-        return figure
-
 
 Answer = AtMatched | Best
+
+
+def of_arm(members: pd.DataFrame, coefficient: str, coefficients: Iterable[str]) -> pd.DataFrame:
+    """The members in which one coefficient is swept: the others are 0 or not there. In the order of the coefficient."""
+    others = [name for name in coefficients if name != coefficient]
+    chosen = members[coefficient].notna() & members[others].fillna(0).eq(0).all(axis=1)
+    return members[chosen].sort_values(coefficient, kind="stable")
 
 
 def interpolate(value: float, frontier: pd.DataFrame, x: str, y: str) -> float:
@@ -163,23 +163,29 @@ def interpolate(value: float, frontier: pd.DataFrame, x: str, y: str) -> float:
     return float("nan")
 
 
-def new_figure(*, title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """An empty figure, without pyplot and so without a display or a global state."""
-    figure = Figure(figsize=(6.4, 4.4), dpi=130, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def bootstrap(values: np.ndarray, draws: int = 2_000) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of values [n], by resampling them; (NaN, NaN) of fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(np.asarray(values, float)[picks].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
 
 
-def require(names: Iterable[str], hyper: Iterable[str], numbers: Iterable[str]) -> None:
-    """Check that hyper-parameters are among `names` and metrics among those that evaluation gives. Raises UserError."""
-    names = list(names)
+def require(
+    names: Iterable[str], hyper: Iterable[str], numbers: Iterable[str], what: str, window: str = "eval"
+) -> None:
+    """Check that hyper-parameters are among `names`, and metrics among those of a window (eval or train).
+
+    Raises UserError that begins with `what`.
+    """
+    names, metrics = list(names), [f"{window}/{metric}" for metric in EVALUATED]
     for name in hyper:
         if name not in names:
-            raise UserError(f"answer: members have no '{name}'; {nearest(name, names)}")
+            raise UserError(f"{what}: members have no '{name}'; {nearest(name, names)}")
     for name in numbers:
-        if name.removeprefix("eval/") not in EVALUATED or not name.startswith("eval/"):
-            raise UserError(f"answer: no metric '{name}'; {nearest(name, [f'eval/{metric}' for metric in EVALUATED])}")
+        if name not in metrics:
+            raise UserError(f"{what}: no metric '{name}'; {nearest(name, metrics)}")
 
 
 def short(name: str) -> str:

@@ -323,10 +323,28 @@ def evaluate_batch(saes, window, x: Array, weight: Array, pivot: Array, *, place
 
 @jax.jit
 def end_evaluation(window) -> tuple[dict[str, Array], Array]:
-    """The window's numbers, {name: [member]}, and firing-rate histograms [member, bins]."""
+    """The window's numbers, {name: [member]}, and every latent's firing rate [member, d_sae]."""
     sums, moments = window
     numbers = jax.vmap(lambda s: metrics.finish(s, moments) | metrics.dead(s.fired == 0))(sums)
-    return numbers, jax.vmap(lambda s: metrics.firing_rate_histogram(s.fired, moments.n))(sums)
+    return numbers, sums.fired / jnp.maximum(moments.n, 1)
+
+
+@jax.jit
+def top_examples(saes, latents: Array, best: tuple[Array, Array], x: Array, weight: Array, start: Array):
+    """Merge a held-out batch x [d_in, batch], whose first example is number `start`, into the strongest so far.
+
+    latents [member, n] are those looked at, best the values and numbers of their strongest examples, [member, n, k].
+    """
+    numbers = start + jnp.arange(x.shape[1])
+
+    def member(sae, latents, values, examples):
+        f = sae.activation(train.model.pre_acts(sae, x))[latents]
+        values = jnp.concatenate([values, jnp.where(weight > 0, f, -jnp.inf)], axis=1)
+        examples = jnp.concatenate([examples, jnp.broadcast_to(numbers, f.shape)], axis=1)
+        values, order = jax.lax.top_k(values, best[0].shape[2])
+        return values, jnp.take_along_axis(examples, order, axis=1)
+
+    return jax.vmap(member)(saes, latents, *best)
 
 
 @functools.partial(jax.jit, static_argnames="placement")

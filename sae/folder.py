@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from sae import figures
 from sae.experiment import flatten
 from sae.files import write_json
 from sae.results import Results
@@ -90,9 +91,19 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def describe(folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> None:
+def describe(
+    folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]
+) -> None:
     """Write definition.json for a new run, whose cohorts have these members."""
-    write_json(folder / DEFINITION, _describe(sweep, cohorts, question))
+    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command))
+
+
+def describe_again(results: Results, sweep: Sweep) -> None:
+    """Put the sweep's answer and figures in definition.json where they have changed: they decide no result."""
+    if any(results.definition.get(name) != value for name, value in shown(sweep).items()):
+        results.definition |= shown(sweep)
+        with lock(results.folder, wait=True):
+            write_json(results.folder / DEFINITION, results.definition)
 
 
 def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
@@ -105,15 +116,17 @@ def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
     return None
 
 
-def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> dict[str, Any]:
+def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]) -> dict[str, Any]:
     """What definition.json holds."""
     device = jax.devices()[0]
     return {
         "name": sweep.name,
         "question": question,
+        "command": list(command),
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": plain(sweep),
+        **shown(sweep),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
@@ -121,6 +134,12 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> 
         "git_commit": _git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def shown(sweep: Sweep) -> dict[str, Any]:
+    """What definition.json says of the sweep's answer and figures."""
+    answer = figures.plain(sweep.answer) if sweep.answer else None
+    return json.loads(json.dumps({"answer": answer, "figures": [figures.plain(figure) for figure in sweep.figures]}))
 
 
 def plain(sweep: Sweep) -> list[dict[str, Any]]:

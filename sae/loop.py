@@ -77,7 +77,7 @@ def evaluate(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Every member of a trained cohort on the held-out examples.
 
-    Gives ({"eval/l0": [member], ...}, counts of firing rates [member, bins], diverged [member] bool).
+    Gives ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool).
     """
     saes, example = state.train.sae, cohort.example
     window, pivot = cohorts.new_window(state, placement=placement), placement.shared(feed.data.mean)

@@ -29,11 +29,29 @@ from sae.types import Array, Key
 
 PROBE_SHARE, PROBE_LEAST = 16, 64  # one example in so many of a training batch, but no fewer than these
 RELATIVE = 0.01  # what share of the example's largest latent counts for l0_relative
-EVALUATED = (
-    *("mse", "fvu", "l0", "l0_relative", "n_eff", "l1", "cosine", "shrinkage", "dead", "dead_fraction", "examples"),
-    *("firing_rate_q10", "firing_rate_q50", "firing_rate_q90"),
-    *("mmcs", "mmcs_weighted", "mmcs_reverse", "mmcs_chance", "mmcs_weighted_chance", "mmcs_reverse_chance"),
-)  # what evaluation can give; the last six where the true features are known
+MEANINGS = {
+    "mse": "squared error per example, summed over d_in",
+    "fvu": "fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − x̄‖²; 0 is a perfect reconstruction",
+    "l0": "mean active units: latents that are not 0, per example",
+    "l0_relative": "latents above 1 % of the example's largest, per example",
+    "n_eff": "effective number of active units, (Σ|f|)² / Σf², mean over examples",
+    "l1": "Σ|f|, mean over examples",
+    "cosine": "cosine of an example and its reconstruction, mean over examples",
+    "shrinkage": "γ = Σ‖x̂‖² / Σ x·x̂; below 1, reconstructions are too short",
+    "dead": "latents that no example activates",
+    "dead_fraction": "share of latents that no example activates",
+    "examples": "examples it was measured on",
+    "firing_rate_q10": "share of examples on which a latent is active: the 10 % quantile over latents",
+    "firing_rate_q50": "share of examples on which a latent is active: the median over latents",
+    "firing_rate_q90": "share of examples on which a latent is active: the 90 % quantile over latents",
+    "mmcs": "mean max cosine similarity: the best cosine of a decoder row with a true feature, mean over features",
+    "mmcs_weighted": "mmcs, features weighted by their frequency",
+    "mmcs_reverse": "the best cosine of a true feature with a decoder row, mean over latents",
+    "mmcs_chance": "mmcs of random dictionaries of the same shape",
+    "mmcs_weighted_chance": "mmcs_weighted of random dictionaries of the same shape",
+    "mmcs_reverse_chance": "mmcs_reverse of random dictionaries of the same shape",
+}  # of what evaluation can give, in a line for a caption; the last six where the true features are known
+EVALUATED = tuple(MEANINGS)
 HISTOGRAM_EDGES = np.linspace(-6.0, 0.0, 25)  # of log10 firing rate
 
 
@@ -147,11 +165,10 @@ def dead(silent: Array) -> dict[str, Array]:
     return {"dead": jnp.sum(silent, dtype=jnp.int32), "dead_fraction": jnp.mean(silent, dtype=jnp.float32)}
 
 
-def firing_rate_histogram(fired: Array, n: Array) -> Array:
-    """fired [d_sae] of n examples -> counts [bins] over log10 firing rate; what never fired is in the first bin."""
-    edges = jnp.asarray(HISTOGRAM_EDGES, jnp.float32)
-    rates = jnp.log10(jnp.maximum(fired / jnp.maximum(n, 1), 1e-30))
-    return jnp.histogram(jnp.clip(rates, edges[0], edges[-1]), bins=edges)[0].astype(jnp.int32)
+def firing_rate_histogram(rates: np.ndarray) -> np.ndarray:
+    """rates [d_sae] -> counts [bins] over log10 firing rate; what never fired is in the first bin."""
+    low, high = HISTOGRAM_EDGES[[0, -1]]
+    return np.histogram(np.clip(np.log10(np.maximum(rates, 1e-30)), low, high), bins=HISTOGRAM_EDGES)[0]
 
 
 def mmcs(features: Array, frequencies: Array, W_dec: Array) -> dict[str, Array]:

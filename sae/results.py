@@ -1,17 +1,24 @@
 """The results of a run, as a notebook reads them: `sae.load("runs/patches_l1")`."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import pandas as pd
 
-from sae import storage
+from sae import figures, storage
+from sae.answers import Answer, AtMatched
 from sae.experiment import Experiment, unflatten
+from sae.figures import Figure
 from sae.model import Sae
 from sae.storage import DEFINITION, PARAMETERS, CohortFiles
-from sae.types import UserError
+from sae.types import UserError, ranges
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Results:
@@ -55,12 +62,72 @@ class Results:
         tables = [table for cohort in self.cohorts if (table := cohort.history()) is not None]
         return storage.join_history(self._some(tables, "history"))
 
+    @property
+    def answer(self) -> Answer | None:
+        """How the sweep asks its question of the members table."""
+        return figures.read(answer) if (answer := self.definition.get("answer")) else None
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What the sweep shows: the figures it names, or those worth seeing where it names none."""
+        named = tuple(figures.read(figure) for figure in self.definition.get("figures", ()))
+        return named or figures.default_figures(self.definition["members"], self.answer)
+
+    def frontier(self, **fields) -> "go.Figure":
+        """L0 against FVU, a line per arm and group (`sae.figures.Frontier`); fields replace those of the sweep's."""
+        return self.draw(figures.Frontier, **fields)
+
+    def profile(self, **fields) -> "go.Figure":
+        """A metric along a hyper-parameter (`sae.figures.Profile`)."""
+        return self.draw(figures.Profile, **fields)
+
+    def heatmap(self, **fields) -> "go.Figure":
+        """A metric over two hyper-parameters (`sae.figures.Heatmap`)."""
+        return self.draw(figures.Heatmap, **fields)
+
+    def parallel(self, **fields) -> "go.Figure":
+        """Every member through parallel axes (`sae.figures.Parallel`)."""
+        return self.draw(figures.Parallel, **fields)
+
+    def matched(self, **fields) -> "go.Figure":
+        """Arms compared where one metric is equal (`sae.AtMatched`)."""
+        return self.draw(AtMatched, **fields)
+
+    def curves(self, members: Sequence[int] = (), **fields) -> "go.Figure":
+        """Metrics over training of some members (`sae.figures.Curves`)."""
+        return self.draw(figures.Curves, members, **fields)
+
+    def firing_rates(self, members: Sequence[int] = (), **fields) -> "go.Figure":
+        """Histograms of firing rates of some members (`sae.figures.FiringRates`)."""
+        return self.draw(figures.FiringRates, members, **fields)
+
+    def draw(self, figure: Figure | type[Figure], members: Sequence[int] = (), **fields) -> "go.Figure":
+        """A figure in plotly: a definition, or the first of its kind that the sweep shows, with some fields replaced.
+
+        Raises UserError for names that are not there.
+        """
+        from sae.report import draw  # a second, that only those pay who look at figures
+
+        if isinstance(figure, type):
+            shown = next((known for known in self.figures if isinstance(known, figure)), None)
+            try:
+                figure = dataclasses.replace(shown, **fields) if shown else figure(**fields)
+            except TypeError as error:
+                names = ", ".join(field.name for field in dataclasses.fields(figure))
+                raise UserError(f"{figure.__name__}: {' '.join(str(error).split())}; fields: {names}") from None
+        figure.check(dict.fromkeys(name for flat in self.definition["members"] for name in flat))
+        table = self.members
+        sound = table[table["status"] == "finished"]
+        rates = {m: of for cohort in self.cohorts if cohort.finished for m, of in cohort.firing_rates().items()}
+        chosen = [int(row) for member in members for row in sound.index[sound["member"] == member]]
+        return draw.draw(figure, sound, self.history, rates, chosen)
+
     def sae(self, member: int) -> Sae:
         """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""
         finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
         if member not in finished:
             raise UserError(
-                f"{self.folder}: got member {member}, allowed: those that are finished: {_ranges(finished) or 'none'}"
+                f"{self.folder}: got member {member}, allowed: those that are finished: {ranges(finished) or 'none'}"
             )
         cohort = next(i for i, members in enumerate(self.definition["cohorts"]) if member in members)
         weights = self.cohorts[cohort].weights(member)
@@ -74,14 +141,6 @@ class Results:
         if not tables:
             raise UserError(f"{self.folder}: no {what} yet; `sae run` goes on with it")
         return tables
-
-
-def _ranges(numbers) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5"."""
-    numbers = sorted(numbers)
-    starts = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n - 1]
-    ends = [n for i, n in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != n + 1]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def load(folder: str | Path) -> Results:

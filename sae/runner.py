@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from sae import processes, storage
 from sae.checkpoint import Checkpoints
 from sae.cohort import Cohort, CohortState, Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.experiment import Experiment
+from sae.experiment import Experiment, flatten
 from sae.lanes import choose
 from sae.loop import compile_block, evaluate, train_cohort
 from sae.results import Results
@@ -45,6 +46,7 @@ class _Work:
     signals: list[int]  # those that came
     chunk_steps: int | None
     checkpoint_seconds: float
+    n_images: int  # how often dictionaries are looked at during training
 
     def tell(self, method: str, event) -> None:
         """Give an event to every sink."""
@@ -71,6 +73,9 @@ def run(
     out: str | Path | None = None,
     wandb: str = "auto",
     wandb_project: str = "sparsity-lab",
+    wandb_images: int = 0,
+    wandb_artifacts: bool = False,
+    conclude: Callable[[Results], None] | None = None,
     fresh: bool = False,
     only: Sequence[int] = (),
     shard: str | None = None,
@@ -79,6 +84,7 @@ def run(
     checkpoint_minutes: float = 5.0,
     resident_bytes: int = RESIDENT_BYTES,
     question: str = "",
+    command: Sequence[str] = (),
     console: Console | None = None,
     mesh: str | None = None,
     trial: Trial | None = None,
@@ -87,7 +93,9 @@ def run(
 
     A finished run of the same definition is not run again, and an unfinished one goes on where it was stopped, bit
     for bit: at its last checkpoint, of which there is one every `checkpoint_minutes` and one at SIGINT or SIGTERM.
-    `wandb`: auto, online, offline or off. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
+    `wandb`: auto, online, offline or off; `wandb_images`: how often it gets the dictionaries of image data during
+    training; `wandb_artifacts`: whether it gets the weights. `conclude` is called once all is trained, to put figures
+    into the folder before W&B gets them. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
     `shard` ("i/n") train a part; several processes may each train theirs in one folder. How the work is cut is free:
     `chunk_steps` (steps between log points) and `resident_bytes` (data above it streams from the host) do not
     change a bit of the weights, `lanes` (members computed at once) changes them by rounding, and so does `mesh`
@@ -98,9 +106,9 @@ def run(
     Raises UserError for bad input and where another process is gone, OSError where results cannot be written,
     Interrupted at a signal.
     """
-    for name, value in (("chunk_steps", chunk_steps), ("lanes", lanes)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}: got {value}, allowed: at least 1")
+    for name, value, least in (("chunk_steps", chunk_steps, 1), ("lanes", lanes, 1), ("wandb_images", wandb_images, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name}: got {value}, allowed: at least {least}")
     if fresh and (only or shard):
         raise UserError("fresh: got it with a part of the sweep, allowed: the whole sweep, as it moves all parts aside")
     console = console or Console(stderr=True)
@@ -114,7 +122,7 @@ def run(
         processes.same(fields | how | {"chunk_steps": chunk_steps})
         mode = processes.of_lead(lambda: resolve_mode(wandb))
         results = processes.of_lead(
-            lambda: prepare(sweep, out=out, fresh=fresh, pieces=pieces, question=question, say=say)
+            lambda: prepare(sweep, out=out, fresh=fresh, pieces=pieces, question=question, command=command, say=say)
         )
         plan = plans.stored(sweep, processes.shared(results and results.definition["cohorts"]))
         part = plans.part(plan, only, shard)
@@ -127,12 +135,14 @@ def run(
         spread = cohorts.parse_mesh(mesh)
         for index in part:  # that it can be, before any is trained
             plan[index].placement(data[plan[index].example.data].d_in, lanes, spread)
-        labels = {"project": wandb_project, "group": sweep.name, "trial": trial}
+        labels = {"project": wandb_project, "group": sweep.name, "trial": trial, "artifacts": wandb_artifacts}
         opened = processes.of_lead(lambda: _open(stack, console, results, part, mode, labels))
         sinks, say, todo = opened or ((), lambda line: None, None)
         caught = stack.enter_context(_signals())
-        work = _Work(_folder(sweep, out), say, sinks, caught, chunk_steps, 60 * checkpoint_minutes)
-        names = plans.member_names(sweep.members, sweep.name)
+        to_wandb = [sink for sink in sinks if isinstance(sink, Wandb)]
+        n_images = processes.shared(wandb_images if to_wandb else 0)
+        work = _Work(_folder(sweep, out), say, sinks, caught, chunk_steps, 60 * checkpoint_minutes, n_images)
+        names = plans.member_names([flatten(member) for member in sweep.members], sweep.name)
         for index in processes.shared(todo):
             cohort, e = plan[index], plan[index].example
             source, put = data[e.data], Placement(1, spread).shared
@@ -140,7 +150,12 @@ def run(
                 placement = cohort.placement(source.d_in, lanes or _lanes(work, index, cohort, feed, spread), spread)
                 _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], placement)
             processes.of_lead(lambda: _join(results))
-        if results and not results.finished:
+        if results and results.finished:
+            if conclude is not None:
+                conclude(results)
+            for sink in to_wandb:
+                sink.sweep(results)
+        elif results:
             left = [str(i) for i, files in enumerate(results.cohorts) if not files.finished]
             say(f"{results.folder}: this part is finished; left are the cohorts {', '.join(left)}")
         return results
@@ -191,6 +206,7 @@ def prepare(
     fresh: bool = False,
     pieces: int = 1,
     question: str = "",
+    command: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Results:
     """Make a run's folder and cut its sweep into cohorts, `pieces` at the least; or find that done. Trains nothing.
@@ -201,6 +217,7 @@ def prepare(
     folder = _folder(sweep, out)
     older = None if fresh else folders.older_run(folder, sweep)
     if older is not None:
+        folders.describe_again(older, sweep)
         return older
     plan = plans.make(sweep, pieces)
     data = plans.load_data(plan)  # what is wrong with data is told before anything is written
@@ -210,7 +227,7 @@ def prepare(
     folders.make(folder)
     with folders.lock(folder, wait=True):  # other parts may start at this moment
         if (older := folders.older_run(folder, sweep)) is None:
-            folders.describe(folder, sweep, [cohort.members for cohort in plan], question)
+            folders.describe(folder, sweep, [cohort.members for cohort in plan], question, command)
     return older or Results(folder)
 
 
@@ -242,14 +259,26 @@ def _run_cohort(
     processes.meet()  # compiling took each its time, and devices that wait for others wait only so long
     to_record = lambda chunk: Record(index, cohort, chunk[0], chunk[0] * example.batch_size, chunk[1])
     earlier = tuple(map(to_record, history))
-    work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier))
+    image_shape = getattr(feed.data, "image_shape", None)
+    work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier, image_shape))
 
-    waiting: list[tuple[int, dict]] = []
+    waiting: list[tuple[int, dict, tuple | None]] = []
+    looks = [example.n_steps * i // (work.n_images + 1) for i in range(1, work.n_images + 1)] if image_shape else []
+    looks = [at for at in looks if at > start]
 
     def report() -> None:
-        step, numbers = waiting.pop(0)
+        step, numbers, dictionaries = waiting.pop(0)
         history.append((step, {f"train/{name}": value for name, value in cohorts.fetch(numbers, n).items()}))
-        work.tell("record", to_record(history[-1]))
+        work.tell("record", dataclasses.replace(to_record(history[-1]), dictionaries=dictionaries))
+
+    def look(step: int, state: CohortState) -> tuple | None:
+        """The decoders at the first chunk's end after each of the chosen steps, but the last: it is evaluated."""
+        due = [at for at in looks if at <= step]
+        if not due or step == example.n_steps:
+            return None
+        looks[:] = looks[len(due) :]
+        W_dec, silent = cohorts.fetch((state.train.sae.W_dec[...], state.train.silent), n)
+        return W_dec, silent >= np.array([[experiment.dead_after] for experiment in cohort.experiments])
 
     def save(step: int, state: CohortState) -> None:
         while waiting:
@@ -263,7 +292,7 @@ def _run_cohort(
         )
         for state, step, numbers in training:
             if numbers is not None:
-                waiting.append((step, numbers))
+                waiting.append((step, numbers, look(step, state)))
                 if len(waiting) > 1:  # the device has this chunk to work on while the numbers before it are read
                     report()
             stop, due = work.orders(time.monotonic() - saved if numbers is not None else None)

@@ -6,23 +6,29 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sae import figures as figure_definitions
 from sae.answers import Answer
 from sae.experiment import Experiment, flatten, replace, validate
+from sae.figures import Figure
 from sae.types import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A list of experiments, and how to read the answer off the members table."""
+    """A list of experiments, how to read the answer off the members table, and what to show of it."""
 
     name: str
     members: tuple[Experiment, ...]
     answer: Answer | None = None
+    """The table that is printed at the end."""
+    figures: tuple[Figure, ...] = ()
+    """What the report shows; none for what `figures.default_figures` finds worth seeing."""
 
     def __post_init__(self):
         if isinstance(self.members, Experiment):
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
         object.__setattr__(self, "members", tuple(self.members))
+        object.__setattr__(self, "figures", tuple(self.figures))
 
 
 def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment]:
@@ -52,8 +58,13 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
     if not isinstance(value.name, str) or not re.fullmatch(r"\w[\w .,=+-]{0,100}", value.name):
         raise UserError(f"name: got {value.name!r}, allowed: letters, digits, '_', '-', '.', as it names a folder")
     value = dataclasses.replace(value, members=[validate(member) for member in value.members])
-    if value.answer is not None:
-        value.answer.check(flatten(value.members[0]))
+    names = dict.fromkeys(name for member in value.members for name in flatten(member))
+    for reader in (value.answer, *value.figures):
+        if not isinstance(reader, Figure | Answer | None):
+            kinds = ", ".join(kind.__name__ for kind in Figure.__args__)
+            raise UserError(f"sweep {value.name!r}: figures: got {reader!r}, allowed: {kinds}")
+        if reader is not None:
+            reader.check(names)
     first: dict[tuple, int] = {}
     for i, member in enumerate(value.members):
         twin = first.setdefault(tuple(map(repr, flatten(dataclasses.replace(member, name="")).items())), i)
@@ -64,6 +75,4 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
 
 def varying(members: Iterable[Experiment]) -> list[str]:
     """The dotted names that differ between members (a name that only some have counts), in field order."""
-    flats = [flatten(member) for member in members]
-    names = dict.fromkeys(name for flat in flats for name in flat if name != "name")
-    return [name for name in names if len({repr(flat.get(name, "absent")) for flat in flats}) > 1]
+    return figure_definitions.varying(map(flatten, members))

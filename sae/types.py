@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import signal
 from collections.abc import Iterable
 from typing import Any, TypeAlias, dataclass_transform
@@ -53,6 +54,13 @@ def _field(default, pytree_node, min, max):
 def count(n: int, thing: str) -> str:
     """ "1 member", "2 members"."""
     return f"{n:,} {thing}{'' if n == 1 else 's'}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    runs = itertools.groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+    ends = [(of[0][1], of[-1][1]) for _, group in runs if (of := list(group))]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Definitions as values: flatten, replace, grids, and answers read off a table."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 
 import sae
-from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
+from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, figures, grid
 from sae.experiment import flatten, kind, unflatten, validate
+from sae.figures import Curves, Frontier, Heatmap, Parallel
 from sae.sweep import as_sweep, varying
 
 
@@ -130,13 +132,32 @@ def test_best_is_by_the_mean_over_seeds():
     assert list(Best(metric="eval/mmcs", along="penalty.l1", smallest=True).table(members)["penalty.l1"]) == [0.1, 0.2]
 
 
-def test_figures_are_drawn_with_a_line_per_arm_and_group():
-    members = pd.concat([frontier("penalty.l1", 0.5), frontier("penalty.l2", 0.0)])
-    figure = AtMatched(arms={"L1": "penalty.l1", "L2": "penalty.l2"}, metrics=("eval/l0",)).figure(members)
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["L1, d_sae 64", "L2, d_sae 64"]
-    best = Best(metric="eval/l0", along="penalty.l1").figure(members[members["penalty.l1"] > 0])
-    np.testing.assert_allclose(best.axes[0].lines[0].get_xdata(), [0.02, 0.05, 0.3, 0.6])
+def test_a_sweep_that_names_no_figures_shows_what_varies():
+    flats = [{"d_sae": w, "penalty.l1": a, "penalty.l2": b} for w in (64, 128) for a, b in ((0, 0), (0.1, 0), (0, 0.1))]
+    shown = figures.default_figures(flats)
+    assert shown[0] == Frontier(along=("penalty.l1", "penalty.l2"), group=("d_sae",))
+    assert [figure.metric for figure in shown if isinstance(figure, Heatmap)] == [
+        "eval/fvu",
+        "eval/l0",
+        "eval/dead_fraction",
+    ]
+    assert figures.coefficients([*flats, {"d_sae": 64, "penalty.l1": 0.1, "penalty.l2": 0.1}]) == (
+        ("penalty.l1",),
+        ("d_sae", "penalty.l2"),
+    )
+    assert not any(isinstance(figure, Frontier | Parallel) for figure in figures.default_figures(flats[:1]))
+    for figure in shown:
+        figure.check(flats[0])
+        assert figures.read(json.loads(json.dumps(figures.plain(figure)))) == figure
+
+
+def test_a_figure_of_names_that_are_not_there_is_refused(tiny):
+    with pytest.raises(UserError, match="Frontier: members have no 'penalty.l3'; close names: penalty.l"):
+        as_sweep(Sweep(name="x", members=[tiny], figures=[Frontier(along=("penalty.l3",))]))
+    with pytest.raises(UserError, match="Curves: no metric 'eval/fvu'; close names: .*train/fvu"):
+        as_sweep(Sweep(name="x", members=[tiny], figures=[Curves(metrics=("eval/fvu",))]))
+    with pytest.raises(UserError, match="figures: got 'frontier', allowed: Frontier"):
+        as_sweep(Sweep(name="x", members=[tiny], figures=["frontier"]))
 
 
 def test_a_sweep_of_nothing_and_twins_are_refused(tiny):

@@ -1,0 +1,91 @@
+"""What stands over and under a figure: its title, and what its lines, bands and axes are, units and definitions."""
+
+import re
+
+import pandas as pd
+
+from sae.answers import AtMatched
+from sae.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.report.data import label, meaning
+
+BAND = "Lines are means over seeds, bands their bootstrap 95 % intervals, dots members."
+
+
+def title(figure: Figure) -> str:
+    """A few words."""
+    match figure:
+        case Frontier():
+            return f"{_upper(figure.y)} against {_upper(figure.x)}"
+        case Profile():
+            return f"{_upper(figure.metric)} along {figure.x}"
+        case Heatmap():
+            along = figure.along[0] if len(figure.along) == 1 else "each coefficient"
+            return f"{_upper(figure.metric)} over {label(figure.y)} and {along}"
+        case Parallel():
+            return "All members at once"
+        case AtMatched():
+            return f"{', '.join(map(_upper, figure.metrics))} at matched {_upper(figure.matched)}"
+        case Curves():
+            return "Training"
+        case FiringRates():
+            return "Firing rates"
+        case Dictionaries():
+            return "Dictionaries"
+
+
+def caption(figure: Figure, members: pd.DataFrame) -> str:
+    """Whole sentences."""
+    match figure:
+        case Frontier():
+            hidden = int((~(members[[figure.x, figure.y]] > 0).all(axis=1)).sum())
+            off = f" {hidden} members with a 0 have no place on log axes." if hidden else ""
+            at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}; lower and further left"
+            return f"{at_each} is better.{off} {_held_out(members)} {meaning([figure.y, figure.x])}"
+        case Profile():
+            return f"{BAND} {_held_out(members)} {meaning([figure.metric])}"
+        case Heatmap():
+            panels = " A panel has the other coefficients at 0." if len(figure.along) > 1 else ""
+            return f"Means over seeds.{panels} {_held_out(members)} {meaning([figure.metric])}"
+        case Parallel():
+            colour = label(figure.metrics[0])
+            note = f"A line is a member, its colour its {colour}. Axes of numbers that span much are logarithmic."
+            return f"{note} {_held_out(members)} {meaning(figure.metrics)}"
+        case AtMatched():
+            how = f"Interpolated, log-log, along each frontier to the same {label(figure.matched)}, never extrapolated."
+            bars = "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
+            return f"{how} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched])}"
+        case Curves():
+            window = "Over the training examples since the last log point; across: optimizer steps."
+            return f"{window} {meaning(figure.metrics)}"
+        case FiringRates():
+            n = _examples(members)
+            return (
+                f"The share of a member's latents by how often they are active: the share of {n} held-out examples on "
+                "which a latent is not 0, log axis, four bins to a decade. Those that never are stand at the left edge."
+            )
+        case Dictionaries():
+            return (
+                "Rows of the decoder, the most active latent first, those that no held-out example activates last and "
+                "pale. Each is scaled by its own largest value."
+            )
+
+
+def slug(figure: Figure) -> str:
+    """A name for files and links: "heatmap-fvu"."""
+    named = {Heatmap: ("metric",), Profile: ("metric",), AtMatched: ("matched",), Frontier: ("y", "x")}
+    words = [type(figure).__name__, *(label(getattr(figure, name)) for name in named.get(type(figure), ()))]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower())
+
+
+def _upper(name: str) -> str:
+    return {"l0": "L0", "fvu": "FVU"}.get(label(name), label(name))
+
+
+def _held_out(members: pd.DataFrame) -> str:
+    return f"On {_examples(members)} held-out examples."
+
+
+def _examples(members: pd.DataFrame) -> str:
+    counts = members["eval/examples"].dropna() if "eval/examples" in members else []
+    low, high = (int(min(counts)), int(max(counts))) if len(counts) else (0, 0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,66 @@
+"""One or several runs as the report reads them: their tables together, and the figures that they ask for."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae import figures, storage
+from sae.answers import Answer
+from sae.figures import Figure
+from sae.report import data
+from sae.results import Results
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Tables of one or several runs together.
+
+    `members` has a row per finished member, its index the same in the whole page; `number` is a member's place in its
+    run and `member` what it is called here, which with several runs has the run's name (a column `run`) in front of it.
+    """
+
+    results: tuple[Results, ...]
+    names: tuple[str, ...]
+    members: pd.DataFrame
+    history: pd.DataFrame
+    rates: Mapping[Any, np.ndarray]  # member -> [d_sae]
+    figures: tuple[Figure, ...]
+    answer: Answer | None
+
+    @property
+    def sound(self) -> pd.DataFrame:
+        """The members that did not diverge."""
+        return self.members[self.members["status"] == "finished"]
+
+
+def gather(results: Sequence[Results]) -> Runs:
+    """Read the tables. Raises UserError where there is no finished member, or a file is damaged."""
+    names = data.unique([r.folder.resolve().name for r in results])
+    members, history, rates = [], [], {}
+    for one, run in zip(results, names, strict=True):
+        call = (lambda number, run=run: f"{run}/{number}") if len(results) > 1 else int
+        table = one.members
+        named = {"number": table["member"], "member": table["member"].map(call)}
+        members.append(table.assign(**named, **({"run": run} if len(results) > 1 else {})))
+        past = one.history
+        history.append(past.assign(member=past["member"].map(call)))
+        for cohort in one.cohorts:
+            if cohort.finished:
+                rates |= {call(number): of_member for number, of_member in cohort.firing_rates().items()}
+    joined = members[0] if len(members) == 1 else storage.join_members(members).reset_index(drop=True)
+    if len(results) > 1:
+        joined = joined.sort_values(["run", "number"], ignore_index=True)
+    return Runs(
+        tuple(results), tuple(names), joined, pd.concat(history, ignore_index=True), rates, *_shown(results, names)
+    )
+
+
+def _shown(results: Sequence[Results], names: Sequence[str]) -> tuple[tuple[Figure, ...], Answer | None]:
+    """A run's own figures and answer; of several runs the figures that what differs between them asks for."""
+    if len(results) == 1:
+        return results[0].figures, results[0].answer
+    flats = [{"run": run} | flat for one, run in zip(results, names, strict=True) for flat in one.definition["members"]]
+    return figures.default_figures(flats), None

@@ -1,0 +1,114 @@
+"""What the tables say against a sweep's own conclusions: each check gives sentences, with its threshold in them."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sae.report.data import Line, label, lines
+from sae.types import ranges
+
+DEAD = 0.5  # of the latents
+COLLAPSED = 0.5  # active latents per example
+SPARSE = 0.1  # of d_sae: above it, a frontier's sparse end is not in sight
+FALLS = 0.1  # of the FVU, between the two least coefficients: the dense end is not in sight
+DENSE = 0.02  # FVU below which it is in sight anyway
+RISES = 0.02  # of the FVU, against the order of coefficients
+REBOUND = 1.5  # times the least FVU of training
+CONVERGED = 0.02  # of the FVU, over the last tenth of training
+
+
+def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[str]:
+    """Sentences on members (those that diverged included) and their histories."""
+    sound = members[members["status"] == "finished"]
+    found = [*_diverged(members), *_of_members(sound), *_of_training(sound, history)]
+    if along:
+        found += _of_lines(lines(sound, along, group))
+    return found
+
+
+def _diverged(members: pd.DataFrame) -> Iterator[str]:
+    bad = members[members["status"] == "diverged"]
+    if len(bad):
+        yield f"{_who(bad, members)} diverged and are left out of every figure: a lower learning rate, or clipping."
+
+
+def _of_members(members: pd.DataFrame) -> Iterator[str]:
+    collapsed = members[members["eval/l0"] < COLLAPSED]
+    if len(collapsed):
+        yield f"L0 collapsed in {_who(collapsed, members)}: fewer than {COLLAPSED:g} active latents per example."
+    dead = members[members["eval/dead_fraction"] > DEAD]
+    if len(dead):
+        yield (
+            f"Over {DEAD:.0%} of the latents are dead in {_who(dead, members)}: their L0 and their width are not what "
+            "they seem; see revival, or a longer run."
+        )
+
+
+def _of_training(members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:
+    if "train/fvu" not in history or not len(history):
+        return
+    fvu = history.pivot_table(index="step", columns="member", values="train/fvu")
+    fvu = fvu[[member for member in members["member"] if member in fvu]]
+    n = int(fvu.notna().sum().min()) if len(fvu.columns) else 0
+    if n < 10:
+        return
+    tails = {member: fvu[member].dropna().to_numpy() for member in fvu}
+    rebound = [m for m, values in tails.items() if values[-1] > REBOUND * values[len(values) // 10 :].min()]
+    chosen = members[members["member"].isin(rebound)]
+    if len(chosen):
+        yield (
+            f"Training FVU of {_who(chosen, members)} ends above {REBOUND:g} times its least: the learning rate may be "
+            "too high, or a penalty's warm-up ends there."
+        )
+    tenth = lambda values, k: np.mean(values[len(values) - k * (len(values) // 10) :][: len(values) // 10])
+    falling = [m for m, values in tails.items() if tenth(values, 1) < (1 - CONVERGED) * tenth(values, 2)]
+    chosen = members[members["member"].isin(falling)]
+    if len(chosen):
+        yield (
+            f"Training of {_who(chosen, members)} has not converged: FVU still fell by more than {CONVERGED:.0%} over "
+            "the last tenth of the steps (a decay of the learning rate makes it fall too)."
+        )
+
+
+def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
+    sparse, dense, back = [], [], []
+    for line in drawn:
+        coefficients = line.members[line.along].astype(float)
+        means = line.members.assign(along=coefficients).groupby("along")[["eval/fvu", "eval/l0"]].mean()
+        means = means[means.index > 0]
+        if len(means) < 3:
+            continue
+        if means["eval/l0"].iloc[-1] > means["eval/l0"].iloc[0]:
+            means = means[::-1]  # of activation.k the least is the sparsest
+        l0, fvu, width = means["eval/l0"], means["eval/fvu"], line.members["d_sae"].max()
+        if l0.iloc[-1] > max(SPARSE * width, 2) and fvu.iloc[-1] < 0.5:
+            sparse.append(f"{line.name} (l0 {l0.iloc[-1]:.3g} at {label(line.along)} {l0.index[-1]:g})")
+        if fvu.iloc[0] < (1 - FALLS) * fvu.iloc[1] and fvu.iloc[0] > DENSE:
+            dense.append(f"{line.name} (FVU {fvu.iloc[0]:.2g} at {label(line.along)} {fvu.index[0]:g})")
+        falls = fvu[fvu < (1 - RISES) * fvu.shift(1)]
+        if len(falls):
+            back.append(f"{line.name} (at {label(line.along)} {', '.join(f'{value:g}' for value in falls.index)})")
+    if sparse:
+        yield (
+            f"The sparse end of the frontier is not reached: l0 stays above {SPARSE:.0%} of d_sae, FVU below .5, in "
+            f"{'; '.join(sparse)}."
+        )
+    if dense:
+        yield (
+            f"The dense end of the frontier is not reached, as FVU still falls by more than {FALLS:.0%} to the last "
+            f"coefficient there, in {'; '.join(dense)}."
+        )
+    if back:
+        yield f"FVU is not monotone: its mean falls by more than {RISES:.0%} where sparsity rises: {'; '.join(back)}."
+
+
+def _who(some: pd.DataFrame, all_members: pd.DataFrame) -> str:
+    """ "members 3–5 and 9", or how many where they are many."""
+    if len(some) == len(all_members) > 1:
+        return f"all {len(some)} members"
+    if len(some) > 12:
+        return f"{len(some)} of {len(all_members)} members"
+    names = list(some["member"])
+    text = ranges(names) if all(isinstance(name, int | np.integer) for name in names) else ", ".join(map(str, names))
+    return f"member{'' if len(some) == 1 else 's'} {text}"
