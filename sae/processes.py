@@ -97,9 +97,8 @@ def _check(coordinator: str, n: int | None, index: int | None) -> None:
         try:
             socket.create_server(("", int(port))).close()
         except OSError as error:  # jax would wait for itself until the meeting is over
-            raise UserError(
-                f"coordinator: port {port} cannot be used ({os.strerror(error.errno)}); take another one"
-            ) from None
+            why = os.strerror(error.errno)
+            raise UserError(f"coordinator: port {port} cannot be used ({why}); take another one") from None
 
 
 def count() -> int:
