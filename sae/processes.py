@@ -72,7 +72,7 @@ def start(coordinator: str, n: int | None = None, index: int | None = None) -> N
             raise UserError(
                 "coordinator: the definition file computes with jax while it is read, allowed: definitions only"
             ) from None
-        if coordinator == "auto":
+        if "defined" in str(error):  # "coordinator_address should be defined", "Number of processes must be defined"
             raise UserError(
                 "coordinator: got auto, but no Slurm, Open MPI or TPU pod told of other processes; "
                 "allowed: HOST:PORT, with --processes and --process"
@@ -97,7 +97,8 @@ def _check(coordinator: str, n: int | None, index: int | None) -> None:
         try:
             socket.create_server(("", int(port))).close()
         except OSError as error:  # jax would wait for itself until the meeting is over
-            raise UserError(f"coordinator: port {port} cannot be used: {error.strerror}; take another one") from None
+            why = os.strerror(error.errno)
+            raise UserError(f"coordinator: port {port} cannot be used ({why}); take another one") from None
 
 
 def count() -> int:
