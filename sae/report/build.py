@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from sae.answers import Answer, AtMatched, Best
-from sae.figures import Dictionaries, coefficients
+from sae.figures import Dictionaries
 from sae.files import write_atomically
 from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
 from sae.report.data import label, metrics
@@ -34,11 +35,8 @@ def build(
     """
     out = out or results[0].folder / NAME
     runs = gather(results)
-    flats = [flat for one in results for flat in one.definition["members"]]
     sound, history = runs.sound, data.thin(runs.history)
-    along, others = coefficients(flats)
-    group = tuple(name for name in ("run", "d_sae", *others) if name in sound)
-    group = tuple(dict.fromkeys(group))
+    along, group = runs.along, tuple(name for name in runs.group if name in runs.members)
     chosen = data.typical(sound, along, group)
 
     figures = [figure for figure in runs.figures if not isinstance(figure, Dictionaries)] if len(sound) else []
@@ -62,6 +60,7 @@ def build(
         warnings=[*_unfinished(results), *warnings(runs.members, runs.history, along, group)],
         drawn=drawn,
         dictionaries=shown,
+        recovery=_recovery(shown),
         dictionaries_note=note,
         facts=_facts(runs),
         folder=files.name,
@@ -96,6 +95,13 @@ def _dictionaries(
     return found, " ".join([note, *missing]).strip()
 
 
+def _recovery(shown: Sequence[Dictionary]) -> go.Figure | None:
+    """Cosines with the true features, where they are known."""
+    known = {one.name: one.features for one in shown if one.features is not None}
+    cosines = {name: (of["cosine"].to_numpy(), of["chance"].to_numpy()) for name, of in known.items()}
+    return draw.recovery(cosines) if cosines else None
+
+
 def _answers(runs: Runs, members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Table]:
     """The sweep's own answer, then what is reached at matched values; or means over seeds where nothing is asked."""
     tables, asked = [], [figure for figure in runs.figures if isinstance(figure, AtMatched)]
@@ -120,7 +126,10 @@ def _answer(answer: Answer, members: pd.DataFrame) -> Table:
         raise UserError("no value that the frontiers share")
     interval = "Means over seeds [bootstrap 95 % interval]; –: not reached."
     caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched])}"
-    return Table(answer.title, matched.table(compared, answer), matched.statements(compared, answer), caption)
+    by_value = matched.statements(compared, answer)
+    middle = by_value.pop(list(by_value)[len(by_value) // 2])
+    others = [sentence for sentences in by_value.values() for sentence in sentences]
+    return Table(answer.title, matched.table(compared, answer), middle, others, caption)
 
 
 def _claims(results: Results) -> list[dict]:

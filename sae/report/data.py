@@ -41,14 +41,14 @@ def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> 
         arm = of_arm(members, coefficient, along)
         combinations = list(arm.groupby(group, dropna=False)) if group else [((), arm)]
         for k, (values, of_line) in enumerate(combinations):
-            place = (k + 1) / len(combinations)
+            place = 0.4 + 0.6 * (k + 1) / len(combinations)
             words = [f"{label(name)} {number(value)}" for name, value in zip(group, values, strict=True)]
             if len(along) > 1:
                 name, colour, strength = ", ".join([arm_name(coefficient), *words]), ARMS[i % len(ARMS)], place
             else:
                 name, strength = ", ".join(words) or arm_name(coefficient), 1.0
                 colour = between(GROUPS, (k + 0.5) / len(combinations)) if len(combinations) > 1 else ARMS[0]
-            found.append(Line(name, coefficient, colour, max(strength, 0.3), of_line))
+            found.append(Line(name, coefficient, colour, strength, of_line))
     return found
 
 
@@ -78,7 +78,7 @@ def metrics(members: pd.DataFrame) -> list[str]:
 
 def hover(members: pd.DataFrame) -> list[str]:
     """A few lines on each member: what it is, and its main numbers."""
-    names = [*hyper(members), *(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))]
+    names = [*hyper(members)[:8], *(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))]
     names = [name for name in names if name in members]
     columns = [[f"{label(name)} {number(value)}" for value in members[name]] for name in names]
     heads = [f"<b>member {member}</b>" for member in members["member"]]
@@ -110,10 +110,10 @@ def meaning(names: Iterable[str]) -> str:
     return " ".join(f"{name}: {MEANINGS[name]}." for name in names if name in MEANINGS)
 
 
-def number(value) -> str:
-    """A value for a person: three significant digits."""
+def number(value, digits: int = 3) -> str:
+    """A value for a person."""
     if isinstance(value, float | np.floating):
-        return "–" if value != value else f"{value:.3g}"
+        return "–" if value != value else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value)
 
 
