@@ -97,7 +97,7 @@ def _dictionaries(
 
 def _recovery(shown: Sequence[Dictionary]) -> go.Figure | None:
     """Cosines with the true features, where they are known."""
-    known = {one.name: one.features for one in shown if one.features is not None}
+    known = {one.member: one.features for one in shown if one.features is not None}
     cosines = {name: (of["cosine"].to_numpy(), of["chance"].to_numpy()) for name, of in known.items()}
     return draw.recovery(cosines) if cosines else None
 

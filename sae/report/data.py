@@ -90,7 +90,7 @@ def typical(members: pd.DataFrame, along: Sequence[str], group: Sequence[str], m
     of_lines = [line.members for line in lines(members, along, group)] if along else [members]
     rows = dict.fromkeys(int(of_line.index[len(of_line) // 2]) for of_line in of_lines if len(of_line))
     rows = list(rows)
-    return rows if len(rows) <= most else [rows[len(rows) * i // most] for i in range(most)]
+    return rows if len(rows) <= most else [rows[i] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def label(name: str) -> str:
@@ -113,7 +113,7 @@ def meaning(names: Iterable[str]) -> str:
 def number(value, digits: int = 3) -> str:
     """A value for a person."""
     if isinstance(value, float | np.floating):
-        return "–" if value != value else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return "–" if value != value else f"{value:,.0f}" if 100 <= abs(value) < 1e15 else f"{value:.{digits}g}"
     return str(value)
 
 
