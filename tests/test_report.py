@@ -18,7 +18,7 @@ from sae import AtMatched, Digits, Sweep, UserError, cli, grid, replace, runner,
 from sae import folder as folders
 from sae.figures import Dictionaries
 from sae.report import data, dictionaries, matched, warnings
-from sae.report.build import build
+from sae.report.build import build, collect, write_page
 
 AXES = {"d_sae": (32, 48), "penalty.l1": (0.0, 0.05, 0.2, 0.8), "seed": range(2)}
 
@@ -71,7 +71,7 @@ def test_statements_say_what_is_reached_and_what_is_not():
     ]
     assert "L2 reaches fvu 0.44 [0.4, 0.48]" in said[36][0]
     assert "L1 does not go as far (its largest l0 is 40)" in said[100][0]
-    assert dataclasses.replace(figure, at=()).values(pd.DataFrame(rows)) == (5, 10, 50)
+    assert dataclasses.replace(figure, at=()).values(pd.DataFrame(rows)) == (5, 20, 50)
 
 
 def test_warnings_are_what_the_tables_support_and_no_others():
@@ -156,10 +156,10 @@ def test_every_figure_is_there_in_plotly_for_a_notebook(results):
 def test_figures_for_a_paper_lie_beside_the_page(page, results):
     files = sorted(path.name for path in page.with_suffix("").iterdir())
     assert "frontier-l0-fvu.svg" in files and "heatmap-fvu.png" in files and "parallel.svg" in files
-    assert sum(name.startswith("dictionary-") and name.endswith(".png") for name in files) == 4
+    assert sum(name.startswith("member-") and name.endswith(".png") for name in files) == 4
     assert len([f for f in files if f.endswith(".png")]) == len([f for f in files if f.endswith(".svg")])
     with Image.open(page.with_suffix("") / "frontier-l0-fvu.png") as image:
-        assert image.width > 1000 and len(set(image.convert("L").getdata())) > 50  # something is drawn
+        assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 50  # something is drawn
 
 
 def test_data_that_are_gone_are_told_in_the_page(results, tmp_path):
@@ -172,7 +172,8 @@ def test_data_that_are_gone_are_told_in_the_page(results, tmp_path):
         flat |= {"data": "arrays", "data.path": "/no/such.npy", "data.key": None, "data.held_out_path": None,
                  "data.held_out_fraction": 0.1, "data.normalize": "centre"}  # fmt: skip
     path.write_text(json.dumps(definition))
-    text = build([sae.load(tmp_path / "gone")]).read_text()
+    write_page(collect([sae.load(tmp_path / "gone")]), tmp_path / "gone.html")
+    text = (tmp_path / "gone.html").read_text()
     assert "The dictionaries of gone are not shown: /no/such.npy" in text
 
 
@@ -243,10 +244,10 @@ def test_the_page_draws_everything_alone_and_without_an_error(page, browser, tmp
     assert browser.js("document.querySelector('h1').textContent") == "Is <b>L1</b> best?"
     assert browser.js("document.querySelectorAll('#dictionaries .tile').length") == 2 * 32 + 2 * 48
     ink = browser.js("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
-    assert (min(map(int, re.findall(r"\d+", ink)[:3])) > 150) is dark
+    assert (min(map(int, re.findall(r"\d+", ink)[:3])) > 150) == dark
     browser.screenshot(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as image:
-        assert image.width == width and (np.median(np.asarray(image.convert("L"))) < 60) is dark
+        assert image.width == width and (np.median(np.asarray(image.convert("L"))) < 60) == dark
     assert browser.errors == [] and browser.requests == []
 
 
@@ -289,11 +290,12 @@ def test_members_are_chosen_by_a_click_sorted_filtered_and_copied(page, results,
 @needs_chromium
 def test_runs_side_by_side_keep_their_names(page, results, browser, tmp_path):
     shutil.copytree(results.folder, tmp_path / "other", ignore=shutil.ignore_patterns("report*"))
-    both = build([results, sae.load(tmp_path / "other")], tmp_path / "both.html")
+    both = tmp_path / "both.html"
+    write_page(collect([results, sae.load(tmp_path / "other")]), both)
     browser.open(both)
     draw_all(browser)
     assert browser.js("document.title") == "small and other"
-    assert browser.js("data.members.rows.length") == 48 and browser.js("data.members.rows.at(-1)[0]") == "other/23"
+    assert browser.js("data.members.rows.length") == 48 and browser.js("data.members.rows[0][0]") == "other/0"
     assert browser.js(
         "[...document.querySelectorAll('#frontier-l0-fvu .legendtext')].map((n) => n.textContent)[0]"
     ) == ("L1, d_sae 32, run other")
@@ -324,13 +326,12 @@ def large(results, folder, n=500, points=200):
 
 @needs_chromium
 def test_five_hundred_members_of_two_hundred_points_are_under_15_mb_and_open(results, browser, tmp_path):
-    page = build([large(results, tmp_path / "large")])
+    page = tmp_path / "large.html"
+    write_page(collect([large(results, tmp_path / "large")]), page)
     assert page.stat().st_size < 15e6
     begun = time.monotonic()
     browser.open(page)
-    browser.wait(
-        "'drawn' in document.querySelector('.plot').dataset || scrollY >= 0 && document.querySelectorAll('#table tbody tr').length === 500"
-    )
+    browser.wait("document.querySelectorAll('#table tbody tr').length === 500")
     print(f"opened in {time.monotonic() - begun:.2f} s, {page.stat().st_size / 1e6:.1f} MB")
     draw_all(browser)
     assert browser.js("past['train/fvu'].length") == 500 * 200

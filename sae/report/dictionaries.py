@@ -48,7 +48,8 @@ class Dictionary:
 
 def choose(members: pd.DataFrame, figure: Dictionaries) -> list[int]:
     """Rows of the members that are shown: of each arm and group the one whose metric is closest to what is asked."""
-    of_lines = [line.members for line in lines(members, figure.along, figure.group)] if figure.along else []
+    # without a penalty a member is an end of every arm, and stands for none
+    of_lines = [line.members[line.members[line.along] != 0] for line in lines(members, figure.along, figure.group)]
     of_lines = of_lines or [of for _, of in members.groupby([n for n in figure.group if n in members], dropna=False)]
     distances = [(of[figure.metric] - figure.near).abs().dropna() for of in of_lines]
     rows = list(dict.fromkeys(int(distance.idxmin()) for distance in distances if len(distance)))

@@ -322,13 +322,12 @@ def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
 
 
 def _finish(drawn: go.Figure, meta: dict[str, str], **layout) -> go.Figure:
-    """Titles, a caption, and the look that a notebook gives; the page puts its own."""
+    """Titles and a caption. The template (colours, fonts, grids) is the page's or the notebook's: to set one is slow."""
     lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
     layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] + top - 20}
     drawn.update_layout(
-        template="simple_white",
         title={
             "text": meta["title"],
             "subtitle": {"text": "<br>".join(lines_of_caption)},

@@ -301,16 +301,16 @@ def _block(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame,
 
 def _plotly(drawn: go.Figure) -> dict[str, Any]:
     plain = json.loads(drawn.to_json())
-    plain["layout"].pop("template")  # the page has its own
+    plain["layout"].pop("template", None)  # the page has its own
     return plain
 
 
 def _members(members: pd.DataFrame) -> dict[str, Any]:
-    names = [name for name in ("member", *hyper(members), *metrics(members), "status") if name in members]
-    names = list(dict.fromkeys(names))
+    varied = hyper(members)
+    names = list(dict.fromkeys(["member", *varied, *metrics(members), "status"]))
     columns = [{"name": name, "label": label(name)} for name in names]
     rows = [[_plain(value) for value in row] for row in members[names].astype(object).to_numpy()]
-    brief = [i for i, name in enumerate(names) if name == "member" or name in (*hyper(members), *BRIEF)]
+    brief = [i for i, name in enumerate(names) if name in ("member", *varied, *BRIEF)]
     return {"columns": columns, "rows": rows, "brief": brief}
 
 

@@ -65,9 +65,8 @@ def _shown(results: Sequence[Results], names: Sequence[str]) -> dict[str, Any]:
     else:
         # what is one value in each run is told by the run's name
         inside = {name for one in results for name in figures.varying(one.definition["members"])} | {"d_sae"}
-        inside |= (
-            {"data"} if len({flat["data"] for one in results for flat in one.definition["members"]}) == 1 else set()
-        )
+        if len({flat["data"] for one in results for flat in one.definition["members"]}) == 1:
+            inside.add("data")  # it says whether there is truth
         flats = [
             {"run": run} | {name: value for name, value in flat.items() if name in inside}
             for one, run in zip(results, names, strict=True)
