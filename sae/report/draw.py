@@ -322,7 +322,7 @@ def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
 
 
 def _finish(drawn: go.Figure, meta: dict[str, str], **layout) -> go.Figure:
-    """Titles and a caption. The template (colours, fonts, grids) is the page's or the notebook's: to set one is slow."""
+    """Titles and a caption. The template (colours, fonts) is the page's or the notebook's business: it is slow to set."""
     lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
