@@ -202,7 +202,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         trial=trial,
     )
     if results.finished:
-        if options.report:
+        if options.report and not trial:
             write_report(sweep, results)
         print_answer(sweep, results, console)
     return 0

@@ -160,5 +160,5 @@ def firing_histogram(rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def firing_edges(rates: Iterable[np.ndarray]) -> np.ndarray:
     """Bins of log10 firing rate, four to a decade, down to the least rate there is."""
     least = min((float(r[r > 0].min()) for r in rates if np.any(r > 0)), default=0.1)
-    low = np.floor(4 * np.log10(least)) / 4
+    low = max(np.floor(4 * np.log10(least)) / 4, -8)
     return np.arange(low, 0.125, 0.25)

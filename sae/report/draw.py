@@ -77,6 +77,7 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     values = values[np.isfinite(values)]
     log = bool(values.size and values.min() > 0 and values.max() > WIDE * values.min())
     scale = np.log10 if log else lambda z: z
+    written = max(grid.shape[1] for _, _, grid in panels) <= 14  # else there is no room in the cells
     drawn = make_subplots(rows=len(panels), cols=1, subplot_titles=[title for title, _, _ in panels])
     for row, (_, coefficient, grid) in enumerate(panels, 1):
         z = grid.to_numpy(float)
@@ -86,7 +87,7 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
             x=[number(value) for value in grid.columns],
             y=[number(value) for value in grid.index],
             text=text,
-            texttemplate="%{text}",
+            texttemplate="%{text}" if written else None,
             hovertemplate=f"{label(figure.y)} %{{y}}<br>{label(coefficient)} %{{x}}<br>%{{text}}<extra></extra>",
             coloraxis="coloraxis",
             xgap=2,
@@ -97,15 +98,17 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
         drawn.update_xaxes(title=label(coefficient), type="category", showgrid=False, row=row, col=1)
         drawn.update_yaxes(title=label(figure.y), type="category", showgrid=False, row=row, col=1)
     rows = sum(len(grid) for _, _, grid in panels)
-    # the values stand in the cells, so there is no bar
+    name = f"log10 {label(figure.metric)}" if log else label(figure.metric)
+    bar = {"thickness": 10, "outlinewidth": 0, "title": name}
     flat = {"cmin": 0, "cmax": 1} if not values.size or values.min() == values.max() else {}
-    drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": False, **flat})
+    drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **flat})
     return _finish(drawn, _meta(figure, members), height=max(220, 34 * rows + 90 * len(panels) + 40))
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
     """A line per member, coloured by the first metric; drag along an axis to keep some of them."""
-    dimensions = [_dimension(members[name], label(name)) for name in (*figure.hyper, *figure.metrics)]
+    names = [name for name in (*figure.hyper, *figure.metrics) if members[name].nunique() > 1]
+    dimensions = [_dimension(members[name], label(name)) for name in names]
     colour = _dimension(members[figure.metrics[0]], label(figure.metrics[0]))
     line = {"color": colour["values"], "colorscale": COLOURS, "showscale": False}
     drawn = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelside="top"))
@@ -322,7 +325,7 @@ def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
 
 
 def _finish(drawn: go.Figure, meta: dict[str, str], **layout) -> go.Figure:
-    """Titles and a caption. The template (colours, fonts) is the page's or the notebook's business: it is slow to set."""
+    """Titles and a caption. The template, which is slow to set, is left to the page and the notebook."""
     lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
