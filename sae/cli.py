@@ -211,7 +211,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
 
     def conclude(results: sae.Results) -> None:
         """The report before W&B gets its figures."""
-        if options.report:
+        if options.report and not trial:
             write_report(sweep, results)
         drawn.append(True)
 
@@ -235,7 +235,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         trial=trial,
     )
     if results.finished:
-        if options.report and not drawn:  # it was finished before
+        if options.report and not trial and not drawn:  # it was finished before
             write_report(sweep, results)
         print_answer(sweep, results, console)
     return 0
