@@ -182,12 +182,8 @@ def _command(argv: list[str]) -> int:
             return _sweep_config(rest)
         case ["agent-run", *rest]:
             return _run(rest, of_agent=True)
-        case ["sync", *rest]:
-            return _sync(rest)
-        case ["pull", *rest]:
-            return _pull(rest)
-        case ["dashboard", *rest]:
-            return _dashboard(rest)
+        case [("sync" | "pull" | "dashboard") as command, *rest]:
+            return _wandb(command, rest)
         case [] | ["-h" | "--help"]:
             print(USAGE)
             return 0 if argv else 1
@@ -236,7 +232,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
 
     def conclude(results: sae.Results) -> None:
         """The report before W&B gets its figures."""
-        if options.report:
+        if options.report and not trial:
             write_report(sweep, results)
         drawn.append(True)
 
@@ -260,7 +256,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         trial=trial,
     )
     if results and results.finished:
-        if options.report and not drawn:  # it was finished before
+        if options.report and not trial and not drawn:  # it was finished before
             write_report(sweep, results)
         print_answer(sweep, results, console)
     return 0
@@ -395,31 +391,22 @@ def _sweep_config(argv: list[str]) -> int:
     return 0
 
 
-def _sync(argv: list[str]) -> int:
+def _wandb(command: str, argv: list[str]) -> int:
+    """Between a run's folder and W&B's server."""
     if argv[:1] == [] or argv[0].startswith("-"):
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
-    about = "Bring to W&B what it lacks of a run, from its tables."
-    options = _options(wandb_sync.Options(), argv[1:], f"sync {argv[0]}", about)
-    return 0 if wandb_sync.sync(Path(argv[0]), options) else 1
-
-
-def _pull(argv: list[str]) -> int:
-    if argv[:1] == [] or argv[0].startswith("-"):
-        print(USAGE)
-        return 0 if {"-h", "--help"} & set(argv) else 1
-    about = "Make a run's folder of runs in W&B, without their weights."
-    wandb_pull.pull(argv[0], _options(wandb_pull.Options(), argv[1:], f"pull {argv[0]}", about))
-    return 0
-
-
-def _dashboard(argv: list[str]) -> int:
-    if argv[:1] == [] or argv[0].startswith("-"):
-        print(USAGE)
-        return 0 if {"-h", "--help"} & set(argv) else 1
-    about = "Save a W&B workspace and a W&B report with a run's figures."
-    options = _options(wandb_dashboard.Options(), argv[1:], f"dashboard {argv[0]}", about)
-    wandb_dashboard.dashboard(Path(argv[0]), options)
+    asked = lambda default, about: _options(default, argv[1:], f"{command} {argv[0]}", about)
+    match command:
+        case "sync":
+            options = asked(wandb_sync.Options(), "Bring to W&B what it lacks of a run, from its tables.")
+            return 0 if wandb_sync.sync(Path(argv[0]), options) else 1
+        case "pull":
+            about = "Make a run's folder of runs in W&B, without their weights."
+            wandb_pull.pull(argv[0], asked(wandb_pull.Options(), about))
+        case "dashboard":
+            about = "Save a W&B workspace and a W&B report with a run's figures."
+            wandb_dashboard.dashboard(Path(argv[0]), asked(wandb_dashboard.Options(), about))
     return 0
 
 

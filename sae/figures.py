@@ -136,7 +136,7 @@ def default_figures(members: Sequence[Mapping[str, Any]], answer: Answer | None 
         named = {name.rpartition(".")[2].upper(): name for name in arms}
         figures += [
             Frontier(along=arms, group=group),
-            AtMatched(arms=named, matched="eval/l0", at=(), metrics=("eval/fvu", "eval/dead_fraction"), group=group),
+            AtMatched(arms=named, matched="eval/l0", at=(), metrics=("eval/fvu", *["eval/mmcs"] * truth), group=group),
             *(
                 Heatmap(metric=f"eval/{m}", along=arms, group=group[1:])
                 for m in ("fvu", "l0", "dead_fraction", *["mmcs"] * truth)

@@ -120,7 +120,7 @@ class Results:
         sound = table[table["status"] == "finished"]
         rates = {m: of for cohort in self.cohorts if cohort.finished for m, of in cohort.firing_rates().items()}
         chosen = [int(row) for member in members for row in sound.index[sound["member"] == member]]
-        return draw.draw(figure, sound, self.history, rates, chosen)
+        return draw.draw(figure, sound, self.history, rates, chosen).update_layout(template="simple_white")
 
     def sae(self, member: int) -> Sae:
         """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""

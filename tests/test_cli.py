@@ -50,7 +50,7 @@ def tiny_file(tmp_path, monkeypatch):
 
 def sae_run(capsys, *argv) -> tuple[int, str, str]:
     try:
-        code = cli.main(["run", *map(str, argv)])
+        code = cli.main(["run", *map(str, argv), "--no-report"])
     except SystemExit as stop:
         code = stop.code or 0
     out, err = capsys.readouterr()
@@ -248,7 +248,7 @@ def test_an_unwritable_folder_is_one_line(tiny_file, capsys):
 def test_a_disk_that_fills_while_writing_is_one_line_and_costs_no_older_result(tiny_file):
     """A real limit on the size of files, in a process of its own: the weights do not fit, the definition does."""
     python = "import sys; from sae.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", python, "run", "sweep.py", "--wandb", "off", "--out", "full"]
+    command = [sys.executable, "-c", python, "run", "sweep.py", "--wandb", "off", "--out", "full", "--no-report"]
     limited = ["sh", "-c", 'ulimit -f 117; exec "$@"', "sh", *command]  # blocks of 512 bytes
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     run = subprocess.run(limited, capture_output=True, text=True, env=env)

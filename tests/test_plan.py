@@ -65,7 +65,7 @@ def test_a_cohort_that_does_not_fit_is_divided(sweep, monkeypatch):
 
 def test_the_expected_peak_is_within_a_fifth_of_the_measured_one(tmp_path):
     (tmp_path / "large.py").write_text(LARGE)
-    command = [sys.executable, "-m", "sae.cli", "run", "large.py", "--wandb", "off"]
+    command = [sys.executable, "-m", "sae.cli", "run", "large.py", "--wandb", "off", "--no-report"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     run = lambda *flags: subprocess.run([*command, *flags], cwd=tmp_path, env=env, capture_output=True, text=True)
     out = run("--dry-run").stdout

@@ -29,6 +29,7 @@ base = Experiment(
 sweep = Sweep(name="long", members=grid(base, {"d_sae": (64, 96), "penalty.l1": (0.1, 0.5), "seed": (0, 1)}))
 """
 COMMAND = [sys.executable, "-m", "sae.cli", "run", "long.py", "--out", "run", "--checkpoint-minutes", "0.005"]
+COMMAND += ["--no-report"]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ base = Experiment(
 )
 sweep = Sweep(name="long", members=grid(base, {"seed": (0, 1)}))
 """
-COMMAND = [sys.executable, "-m", "sae.cli", "run", "long.py", "--out", "run", "--wandb", "online"]
+COMMAND = [sys.executable, "-m", "sae.cli", "run", "long.py", "--out", "run", "--wandb", "online", "--no-report"]
 COMMAND += ["--checkpoint-minutes", "0.01"]
 
 

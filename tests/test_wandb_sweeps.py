@@ -300,7 +300,7 @@ def test_one_run_of_an_agent_arrives_in_its_sweep():
 def test_a_run_without_an_agent_is_in_no_sweep():
     """`sae run` inside an agent's environment is a sweep of its own, as before."""
     with WandbServer() as server:
-        command("sae", "run", "tiny.py", "--wandb", "online", env=agent_env({}) | server.env)
+        command("sae", "run", "tiny.py", "--wandb", "online", "--no-report", env=agent_env({}) | server.env)
         (name,) = server.runs
         assert name != "r1" and "sweep" not in server.runs[name].bucket
 

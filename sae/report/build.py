@@ -1,14 +1,16 @@
 """The report of one or several runs: their tables, figures and dictionaries, as a page and as files for a paper."""
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from sae.answers import Answer, AtMatched, Best
-from sae.figures import Dictionaries, coefficients
+from sae.figures import Dictionaries, Figure
 from sae.files import write_atomically
 from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
 from sae.report.data import label, metrics
@@ -33,49 +35,72 @@ def build(
     there any more, say) is told in the page. Raises UserError where no member is finished or a table is damaged.
     """
     out = out or results[0].folder / NAME
+    shown = collect(results, sweep, say)
+    write_page(shown, out)
+    write_figures(shown, out.with_suffix(""))
+    return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a report shows: the runs, their figures, and the few members that some figures are of."""
+
+    runs: Runs
+    history: pd.DataFrame  # thinned
+    chosen: Sequence[int]  # rows of members
+    drawn: Sequence[tuple[Figure, go.Figure]]
+    dictionaries: Sequence[Dictionary]
+    note: str  # on the dictionaries
+
+
+def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Callable = print) -> Shown:
+    """Read tables, draw figures, look at dictionaries."""
     runs = gather(results)
-    flats = [flat for one in results for flat in one.definition["members"]]
-    sound, history = runs.sound, data.thin(runs.history)
-    along, others = coefficients(flats)
-    group = tuple(name for name in ("run", "d_sae", *others) if name in sound)
-    group = tuple(dict.fromkeys(group))
-    chosen = data.typical(sound, along, group)
-
-    figures = [figure for figure in runs.figures if not isinstance(figure, Dictionaries)] if len(sound) else []
-    drawn, kept = [], []
-    for figure in figures:
+    members, history = runs.sound, data.thin(runs.history)
+    chosen = data.typical(members, runs.along, runs.group)
+    drawn, dictionaries_of, note = [], [], ""
+    for figure in runs.figures if len(members) else ():
         try:
-            drawn.append((figure, draw.draw(figure, sound, history, runs.rates, chosen)))
-            kept.append(figure)
+            if isinstance(figure, Dictionaries):
+                dictionaries_of, note = _dictionaries(runs, members, figure, sweep)
+            else:
+                drawn.append((figure, draw.draw(figure, members, history, runs.rates, chosen)))
         except (UserError, KeyError) as error:  # an arm that is no frontier, a column that an older run lacks
-            say(f"report: no {captions.title(figure)!r}: {error}")
-    asked = next((figure for figure in runs.figures if isinstance(figure, Dictionaries)), None)
-    shown, note = _dictionaries(runs, sound, asked, sweep) if asked and len(sound) else ([], "")
+            say(f"report: no figure {captions.title(figure)!r}: {error}")
+    return Shown(runs, history, chosen, drawn, dictionaries_of, note)
 
-    files = out.with_suffix("")
+
+def write_page(shown: Shown, out: Path) -> None:
+    """The HTML file; links to the figures' files, in a folder of its own name, are in it."""
+    runs, results = shown.runs, shown.runs.results
     page = Page(
         title=" and ".join(runs.names) if len(results) > 1 else results[0].definition["name"],
         question=" / ".join(dict.fromkeys(one.definition.get("question") or "" for one in results)),
         summary=_summary(runs),
-        answers=_answers(runs, sound, along, group) if len(sound) else [],
+        answers=_answers(runs) if len(runs.sound) else [],
         claims=[claim for one in results for claim in _claims(one)],
-        warnings=[*_unfinished(results), *warnings(runs.members, runs.history, along, group)],
-        drawn=drawn,
-        dictionaries=shown,
-        dictionaries_note=note,
+        warnings=[*_unfinished(results), *warnings(runs.members, runs.history, runs.along, runs.group)],
+        drawn=shown.drawn,
+        dictionaries=shown.dictionaries,
+        recovery=_recovery(shown.dictionaries),
+        dictionaries_note=shown.note,
         facts=_facts(runs),
-        folder=files.name,
+        folder=out.stem,
     )
-    text = render(page, runs, chosen, history)
+    text = render(page, runs, shown.chosen, shown.history)
     write_atomically(out, lambda file: file.write(text.encode()))
-    files.mkdir(exist_ok=True)
-    for figure in kept:
-        paper.save(paper.paint(figure, sound, history, runs.rates, chosen), files / captions.slug(figure))
-    for one in shown:
+
+
+def write_figures(shown: Shown, folder: Path) -> None:
+    """A PNG and an SVG of every figure."""
+    runs = shown.runs
+    folder.mkdir(exist_ok=True)
+    for figure, _ in shown.drawn:
+        painted = paper.paint(figure, runs.sound, shown.history, runs.rates, shown.chosen)
+        paper.save(painted, folder / captions.slug(figure))
+    for one in shown.dictionaries:
         if one.image_shape is not None:
-            member = str(runs.members.at[one.row, "member"]).replace("/", "-")
-            paper.save(paper.dictionary(one), files / f"dictionary-{member}")
-    return out
+            paper.save(paper.dictionary(one), folder / one.member.replace(" ", "-").replace("/", "-"))
 
 
 def _dictionaries(
@@ -96,9 +121,16 @@ def _dictionaries(
     return found, " ".join([note, *missing]).strip()
 
 
-def _answers(runs: Runs, members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Table]:
+def _recovery(shown: Sequence[Dictionary]) -> go.Figure | None:
+    """Cosines with the true features, where they are known."""
+    known = {one.member: one.features for one in shown if one.features is not None}
+    cosines = {name: (of["cosine"].to_numpy(), of["chance"].to_numpy()) for name, of in known.items()}
+    return draw.recovery(cosines) if cosines else None
+
+
+def _answers(runs: Runs) -> list[Table]:
     """The sweep's own answer, then what is reached at matched values; or means over seeds where nothing is asked."""
-    tables, asked = [], [figure for figure in runs.figures if isinstance(figure, AtMatched)]
+    members, tables, asked = runs.sound, [], [figure for figure in runs.figures if isinstance(figure, AtMatched)]
     for answer in [runs.answer, *asked] if runs.answer else asked:
         try:
             tables.append(_answer(answer, members))
@@ -106,7 +138,7 @@ def _answers(runs: Runs, members: pd.DataFrame, along: Sequence[str], group: Seq
             continue  # said where the figure is drawn
     if not tables:
         columns = [name for name in metrics(members) if label(name) in ("fvu", "l0", "dead_fraction", "mmcs")]
-        axes = [name for name in (*group, *along) if members[name].nunique(dropna=False) > 1]
+        axes = [name for name in (*runs.group, *runs.along) if members[name].nunique(dropna=False) > 1]
         means = members.groupby(axes, dropna=False)[columns].mean() if axes else members.set_index("member")[columns]
         tables.append(Table(title="Held out, means over seeds", frame=means.head(MOST_ROWS)))
     return tables
@@ -120,7 +152,10 @@ def _answer(answer: Answer, members: pd.DataFrame) -> Table:
         raise UserError("no value that the frontiers share")
     interval = "Means over seeds [bootstrap 95 % interval]; –: not reached."
     caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched])}"
-    return Table(answer.title, matched.table(compared, answer), matched.statements(compared, answer), caption)
+    by_value = matched.statements(compared, answer)
+    middle = by_value.pop(list(by_value)[len(by_value) // 2])
+    others = [sentence for sentences in by_value.values() for sentence in sentences]
+    return Table(answer.title, matched.table(compared, answer), middle, others, caption)
 
 
 def _claims(results: Results) -> list[dict]:

@@ -41,14 +41,14 @@ def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> 
         arm = of_arm(members, coefficient, along)
         combinations = list(arm.groupby(group, dropna=False)) if group else [((), arm)]
         for k, (values, of_line) in enumerate(combinations):
-            place = (k + 1) / len(combinations)
+            place = 0.4 + 0.6 * (k + 1) / len(combinations)
             words = [f"{label(name)} {number(value)}" for name, value in zip(group, values, strict=True)]
             if len(along) > 1:
                 name, colour, strength = ", ".join([arm_name(coefficient), *words]), ARMS[i % len(ARMS)], place
             else:
                 name, strength = ", ".join(words) or arm_name(coefficient), 1.0
                 colour = between(GROUPS, (k + 0.5) / len(combinations)) if len(combinations) > 1 else ARMS[0]
-            found.append(Line(name, coefficient, colour, max(strength, 0.3), of_line))
+            found.append(Line(name, coefficient, colour, strength, of_line))
     return found
 
 
@@ -78,7 +78,7 @@ def metrics(members: pd.DataFrame) -> list[str]:
 
 def hover(members: pd.DataFrame) -> list[str]:
     """A few lines on each member: what it is, and its main numbers."""
-    names = [*hyper(members), *(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))]
+    names = [*hyper(members)[:8], *(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))]
     names = [name for name in names if name in members]
     columns = [[f"{label(name)} {number(value)}" for value in members[name]] for name in names]
     heads = [f"<b>member {member}</b>" for member in members["member"]]
@@ -90,7 +90,7 @@ def typical(members: pd.DataFrame, along: Sequence[str], group: Sequence[str], m
     of_lines = [line.members for line in lines(members, along, group)] if along else [members]
     rows = dict.fromkeys(int(of_line.index[len(of_line) // 2]) for of_line in of_lines if len(of_line))
     rows = list(rows)
-    return rows if len(rows) <= most else [rows[len(rows) * i // most] for i in range(most)]
+    return rows if len(rows) <= most else [rows[i] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def label(name: str) -> str:
@@ -110,10 +110,10 @@ def meaning(names: Iterable[str]) -> str:
     return " ".join(f"{name}: {MEANINGS[name]}." for name in names if name in MEANINGS)
 
 
-def number(value) -> str:
-    """A value for a person: three significant digits."""
+def number(value, digits: int = 3) -> str:
+    """A value for a person."""
     if isinstance(value, float | np.floating):
-        return "–" if value != value else f"{value:.3g}"
+        return "–" if value != value else f"{value:,.0f}" if 100 <= abs(value) < 1e15 else f"{value:.{digits}g}"
     return str(value)
 
 
@@ -160,5 +160,5 @@ def firing_histogram(rates: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def firing_edges(rates: Iterable[np.ndarray]) -> np.ndarray:
     """Bins of log10 firing rate, four to a decade, down to the least rate there is."""
     least = min((float(r[r > 0].min()) for r in rates if np.any(r > 0)), default=0.1)
-    low = np.floor(4 * np.log10(least)) / 4
+    low = max(np.floor(4 * np.log10(least)) / 4, -8)
     return np.arange(low, 0.125, 0.25)

@@ -33,7 +33,8 @@ class Dictionary:
     """Some latents of one member; rows of the arrays are in the order of `latents`."""
 
     row: int  # of the members table
-    name: str
+    member: str
+    name: str  # with what sets it apart
     latents: np.ndarray  # [n]
     rates: np.ndarray  # [n]
     directions: np.ndarray  # [n, d_in], rows of the decoder
@@ -47,11 +48,12 @@ class Dictionary:
 
 def choose(members: pd.DataFrame, figure: Dictionaries) -> list[int]:
     """Rows of the members that are shown: of each arm and group the one whose metric is closest to what is asked."""
-    of_lines = [line.members for line in lines(members, figure.along, figure.group)] if figure.along else []
+    # without a penalty a member is an end of every arm, and stands for none
+    of_lines = [line.members[line.members[line.along] != 0] for line in lines(members, figure.along, figure.group)]
     of_lines = of_lines or [of for _, of in members.groupby([n for n in figure.group if n in members], dropna=False)]
     distances = [(of[figure.metric] - figure.near).abs().dropna() for of in of_lines]
     rows = list(dict.fromkeys(int(distance.idxmin()) for distance in distances if len(distance)))
-    return rows if len(rows) <= MEMBERS else [rows[len(rows) * i // MEMBERS] for i in range(MEMBERS)]
+    return rows if len(rows) <= MEMBERS else [rows[i] for i in np.linspace(0, len(rows) - 1, MEMBERS).astype(int)]
 
 
 def rule(figure: Dictionaries) -> str:
@@ -103,6 +105,7 @@ def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary
         W_dec = np.asarray(sae.W_dec[...])
         return Dictionary(
             row=row,
+            member=f"member {members.at[row, 'member']}",
             name=", ".join([f"member {members.at[row, 'member']}", *_words(members.loc[row], names)]),
             latents=order[i],
             rates=active[i][order[i]],
@@ -151,7 +154,8 @@ def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tu
 
 def _features(data: Sampler, W_dec: np.ndarray) -> pd.DataFrame:
     """A row per true feature, the best found first: the latent that is closest, its cosine, and a random one's."""
-    random = np.random.default_rng(0).standard_normal(W_dec.shape).astype(np.float32)
+    # no source's own seed: Superposition draws its features in the same way
+    random = np.random.default_rng((0, 1)).standard_normal(W_dec.shape).astype(np.float32)
     cosines, chance = (data.features @ np.asarray(unit_rows(W)).T for W in (W_dec, random))
     table = pd.DataFrame(
         {

@@ -52,7 +52,11 @@ def frontier(members: pd.DataFrame, figure: Frontier) -> go.Figure:
     shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]  # on log axes
     drawn = _lines(lines(shown, figure.along, figure.group), figure.x, figure.y)
     return _finish(
-        drawn, figure, members, xaxis=_log(figure.x, shown[figure.x]), yaxis=_log(figure.y, shown[figure.y]), height=520
+        drawn,
+        _meta(figure, members),
+        xaxis=_log(figure.x, shown[figure.x]),
+        yaxis=_log(figure.y, shown[figure.y]),
+        height=520,
     )
 
 
@@ -63,7 +67,7 @@ def profile(members: pd.DataFrame, figure: Profile) -> go.Figure:
     shown = members[x > 0] if log else members
     drawn = _lines(lines(shown, [figure.x], figure.group), figure.x, figure.metric)
     xaxis = _log(figure.x, x) if log else {"title": label(figure.x)}
-    return _finish(drawn, figure, members, xaxis=xaxis, yaxis={"title": label(figure.metric)}, height=460)
+    return _finish(drawn, _meta(figure, members), xaxis=xaxis, yaxis={"title": label(figure.metric)}, height=460)
 
 
 def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
@@ -73,16 +77,17 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     values = values[np.isfinite(values)]
     log = bool(values.size and values.min() > 0 and values.max() > WIDE * values.min())
     scale = np.log10 if log else lambda z: z
+    written = max(grid.shape[1] for _, _, grid in panels) <= 14  # else there is no room in the cells
     drawn = make_subplots(rows=len(panels), cols=1, subplot_titles=[title for title, _, _ in panels])
     for row, (_, coefficient, grid) in enumerate(panels, 1):
         z = grid.to_numpy(float)
-        text = [[number(value) for value in line] for line in z]
+        text = [[number(value, 2) for value in line] for line in z]
         drawn.add_heatmap(
             z=scale(z),
             x=[number(value) for value in grid.columns],
             y=[number(value) for value in grid.index],
             text=text,
-            texttemplate="%{text}",
+            texttemplate="%{text}" if written else None,
             hovertemplate=f"{label(figure.y)} %{{y}}<br>{label(coefficient)} %{{x}}<br>%{{text}}<extra></extra>",
             coloraxis="coloraxis",
             xgap=2,
@@ -92,22 +97,22 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
         )
         drawn.update_xaxes(title=label(coefficient), type="category", showgrid=False, row=row, col=1)
         drawn.update_yaxes(title=label(figure.y), type="category", showgrid=False, row=row, col=1)
-    bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": label(figure.metric), "side": "top"}}
-    if log:
-        ticks = np.geomspace(values.min(), values.max(), 4)
-        bar |= {"tickvals": np.log10(ticks), "ticktext": [number(tick) for tick in ticks]}
     rows = sum(len(grid) for _, _, grid in panels)
-    drawn.update_layout(coloraxis={"colorscale": COLOURS, "colorbar": bar})
-    return _finish(drawn, figure, members, height=max(220, 34 * rows + 90 * len(panels) + 40))
+    name = f"log10 {label(figure.metric)}" if log else label(figure.metric)
+    bar = {"thickness": 10, "outlinewidth": 0, "title": name}
+    flat = {"cmin": 0, "cmax": 1} if not values.size or values.min() == values.max() else {}
+    drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **flat})
+    return _finish(drawn, _meta(figure, members), height=max(220, 34 * rows + 90 * len(panels) + 40))
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
     """A line per member, coloured by the first metric; drag along an axis to keep some of them."""
-    dimensions = [_dimension(members[name], label(name)) for name in (*figure.hyper, *figure.metrics)]
+    names = [name for name in (*figure.hyper, *figure.metrics) if members[name].nunique() > 1]
+    dimensions = [_dimension(members[name], label(name)) for name in names]
     colour = _dimension(members[figure.metrics[0]], label(figure.metrics[0]))
     line = {"color": colour["values"], "colorscale": COLOURS, "showscale": False}
     drawn = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelside="top"))
-    return _finish(drawn, figure, members, height=420, margin={"t": 60, "l": 50, "r": 50, "b": 24})
+    return _finish(drawn, _meta(figure, members), height=420, margin={"t": 60, "l": 50, "r": 50, "b": 24})
 
 
 def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
@@ -152,7 +157,7 @@ def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
     rows = [f"{row}  ·  {label(figure.matched)} = {value:g}" for row, value in zip(rows, one["value"], strict=True)]
     drawn.update_yaxes(tickvals=np.arange(len(rows)), range=[len(rows) - 0.4, -0.6], zeroline=False)
     drawn.update_yaxes(ticktext=rows, row=1, col=1)
-    return _finish(drawn, figure, members, height=120 + 34 * len(rows))
+    return _finish(drawn, _meta(figure, members), height=120 + 34 * len(rows))
 
 
 def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen: Sequence[int] = ()) -> go.Figure:
@@ -183,7 +188,7 @@ def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen:
             row=panel, col=1, **(_log(name, values) if log else {"title": label(name), "rangemode": "tozero"})
         )
     drawn.update_xaxes(title="step", row=len(names), col=1)
-    return _finish(drawn, figure, members, height=70 + 210 * len(names), hovermode="x unified")
+    return _finish(drawn, _meta(figure, members), height=70 + 210 * len(names), hovermode="x unified")
 
 
 def firing_rates(
@@ -206,10 +211,37 @@ def firing_rates(
             hovertemplate="%{y:.1%}",
         )
     decades = np.arange(np.ceil(edges[0]), 1)
-    xaxis = {"title": "firing rate", "tickvals": [at[0], *decades], "zeroline": False}
+    xaxis = {"title": "firing rate", "tickvals": [at[0], *decades], "zeroline": False, "range": [edges[0] - 0.8, 0.15]}
     xaxis |= {"ticktext": ["dead", *(f"{10.0**d:g}" for d in decades)]}
     yaxis = {"title": "share of latents", "tickformat": ".0%", "rangemode": "tozero"}
-    return _finish(drawn, figure, members, xaxis=xaxis, yaxis=yaxis, height=360, hovermode="x unified")
+    return _finish(drawn, _meta(figure, members), xaxis=xaxis, yaxis=yaxis, height=360, hovermode="x unified")
+
+
+def recovery(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> go.Figure:
+    """{name: (best cosine of each true feature, the same of a random dictionary)}: histograms, as steps."""
+    edges = np.linspace(0, 1, 26)
+    drawn = go.Figure()
+    for i, (name, (cosines, chance)) in enumerate(found.items()):
+        for values, dash in ((cosines, "solid"), (chance, "dot")):
+            shares = np.histogram(np.clip(values, 0, 1), bins=edges)[0] / len(values)
+            drawn.add_scatter(
+                x=(edges[:-1] + edges[1:]) / 2,
+                y=shares,
+                mode="lines",
+                line={"shape": "hvh", "width": 1.8 if dash == "solid" else 1.2, "dash": dash, "color": swatch(i)},
+                name=name,
+                legendgroup=name,
+                showlegend=dash == "solid",
+                hovertemplate="%{y:.1%}",
+            )
+    meta = {
+        "title": "How well the true features are found",
+        "caption": "The share of true features by their best cosine with a decoder row; dotted: the same of a random "
+        "dictionary of that shape, the floor that chance gives.",
+    }
+    yaxis = {"title": "share of features", "tickformat": ".0%", "rangemode": "tozero"}
+    xaxis = {"title": "best cosine with a decoder row", "range": [0, 1.02]}
+    return _finish(drawn, meta, xaxis=xaxis, yaxis=yaxis, height=380, hovermode="x unified")
 
 
 def swatch(i: int) -> str:
@@ -288,17 +320,24 @@ def _log(name: str, values) -> dict:
     return {"title": label(name), "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _finish(drawn: go.Figure, figure: Figure, members: pd.DataFrame, **layout) -> go.Figure:
-    """Titles, a caption, and the look that a notebook gives; the page puts its own."""
-    title, caption = captions.title(figure), captions.caption(figure, members)
-    lines_of_caption = textwrap.wrap(caption, 120)
+def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
+    return {"title": captions.title(figure), "caption": captions.caption(figure, members)}
+
+
+def _finish(drawn: go.Figure, meta: dict[str, str], **layout) -> go.Figure:
+    """Titles and a caption. The template, which is slow to set, is left to the page and the notebook."""
+    lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
     layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] + top - 20}
     drawn.update_layout(
-        template="simple_white",
-        title={"text": title, "subtitle": {"text": "<br>".join(lines_of_caption)}, "yref": "container", "y": 0.98},
-        meta={"title": title, "caption": caption, "head": top - 20},
+        title={
+            "text": meta["title"],
+            "subtitle": {"text": "<br>".join(lines_of_caption)},
+            "yref": "container",
+            "y": 0.98,
+        },
+        meta=meta | {"head": top - 20},
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         **layout | {"height": layout["height"] + top - 20},
     )

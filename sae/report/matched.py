@@ -6,17 +6,18 @@ from sae.answers import AtMatched
 from sae.report.data import label, number, pairs
 
 
-def statements(table: pd.DataFrame, figure: AtMatched) -> list[str]:
-    """A sentence per group and matched value, of what `AtMatched.compare` gave, about the first metric.
+def statements(table: pd.DataFrame, figure: AtMatched) -> dict[float, list[str]]:
+    """Sentences by matched value, one per group, of what `AtMatched.compare` gave, about the first metric.
 
     "At l0 = 10, d_sae 64: L1 reaches fvu 0.12 [0.11, 0.13]; L2 cannot reach it (its least l0 is 31)."
     """
     first = table[table["metric"] == label(figure.metrics[0])]
-    sentences = []
+    sentences: dict[float, list[str]] = {}
     for (value, *group), rows in first.groupby(["value", *figure.groups], dropna=False):
         at = [f"At {label(figure.matched)} = {value:g}"]
         at += [f"{label(name)} {number(v)}" for name, v in zip(figure.groups, group, strict=True)]
-        sentences.append(f"{', '.join(at)}: {'; '.join(_clause(row, figure) for row in rows.to_dict('records'))}.")
+        clauses = "; ".join(_clause(row, figure) for row in rows.to_dict("records"))
+        sentences.setdefault(value, []).append(f"{', '.join(at)}: {clauses}.")
     return sentences
 
 

@@ -29,11 +29,12 @@ BRIEF = tuple(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table with a title and, under it, sentences."""
+    """A table with a title and sentences."""
 
     title: str
     frame: pd.DataFrame
     sentences: Sequence[str] = ()
+    others: Sequence[str] = ()  # folded away
     caption: str = ""
 
 
@@ -49,6 +50,7 @@ class Page:
     warnings: Sequence[str]
     drawn: Sequence[tuple[Figure, go.Figure]]
     dictionaries: Sequence[Dictionary]
+    recovery: go.Figure | None  # where there are true features
     dictionaries_note: str  # which are shown, or why none are
     facts: Sequence[tuple[str, str]]  # name, HTML
     folder: str  # of the files for a paper, as a link
@@ -57,7 +59,8 @@ class Page:
 def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame) -> str:
     """The file's text."""
     of_members = [f for f, _ in page.drawn if isinstance(f, Curves | FiringRates)]
-    plots = {captions.slug(f): _figure(f, drawn, page.folder) for f, drawn in page.drawn}
+    kind = lambda figure: type(figure).__name__.lower()
+    plots = {captions.slug(f): _figure(captions.slug(f), drawn, page.folder, kind(f)) for f, drawn in page.drawn}
     results = "".join(plots[captions.slug(f)] for f, _ in page.drawn if f not in of_members)
     members = "".join(plots[captions.slug(f)] for f in of_members)
     sheets, shown = _dictionaries(page.dictionaries)
@@ -142,15 +145,17 @@ def _cell(value: Any) -> str:
 def _answers(page: Page) -> str:
     parts = [_claims(page.claims)]
     for answer in page.answers:
-        parts += [f"<h3>{_text(answer.title)}</h3>", as_html(answer.frame)]
+        parts += [f"<h3>{_text(answer.title)}</h3>", _list(answer.sentences)]
+        if answer.others:
+            parts += [f"<details><summary>At the other values</summary>{_list(answer.others)}</details>"]
+        parts += [as_html(answer.frame)]
         parts += [f"<figcaption>{_text(answer.caption)}</figcaption>" if answer.caption else ""]
-        if answer.sentences:
-            parts += [f"<details><summary>In words</summary>{_list(answer.sentences)}</details>"]
     return "".join(parts)
 
 
-def _list(sentences: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_text(sentence)}</li>' for sentence in sentences)}</ul>"
+def _list(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def _claims(claims: Sequence[dict[str, Any]]) -> str:
@@ -182,14 +187,13 @@ def _warnings(sentences: Sequence[str]) -> str:
     return f'<aside class="warnings"><h3>Before you believe it</h3>{_list(sentences)}</aside>'
 
 
-def _figure(figure: Figure, drawn: go.Figure, folder: str) -> str:
-    name, kind = captions.slug(figure), type(figure).__name__.lower()
+def _figure(name: str, drawn: go.Figure, folder: str, kind: str = "") -> str:
     wide = "wide" if kind in ("parallel", "atmatched") else ""
     files = " ".join(f'<a href="{folder}/{name}.{suffix}">{suffix.upper()}</a>' for suffix in ("png", "svg"))
     return (
         f"<figure><h3>{_text(drawn.layout.meta['title'])}</h3>"
         f'<div class="scroll"><div class="plot {wide}" id="{name}" data-kind="{kind}"></div></div>'
-        f"<figcaption>{_text(drawn.layout.meta['caption'])} {files}</figcaption></figure>"
+        f"<figcaption>{_text(drawn.layout.meta['caption'])} {files if kind else ''}</figcaption></figure>"
     )
 
 
@@ -198,6 +202,8 @@ def _section_of_dictionaries(page: Page) -> str:
         return ""
     note = captions.caption(Dictionaries(), None) if any(d.image_shape for d in page.dictionaries) else ""
     shown = "".join(_dictionary(d) for d in page.dictionaries)
+    if page.recovery:
+        shown = _figure("recovery", page.recovery, page.folder) + shown
     return (
         f'<section id="dictionaries"><h2>Dictionaries</h2><p class="lead">{_text(page.dictionaries_note)} {_text(note)}'
         f"</p>{shown}</section>"
@@ -270,13 +276,13 @@ def _dictionaries(shown: Iterable[Dictionary]) -> tuple[str, list[dict[str, Any]
 
 def _block(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame, shown: list[dict]) -> str:
     """The data that the script reads, as JSON that can stand inside HTML."""
-    figures = {}
-    for figure, drawn in page.drawn:
-        plain = json.loads(drawn.to_json())
+    figures = {captions.slug(figure): _plotly(drawn) for figure, drawn in page.drawn}
+    if page.recovery:
+        figures["recovery"] = _plotly(page.recovery)
+    for figure, _ in page.drawn:
         if isinstance(figure, Curves):
-            plain["layout"]["meta"]["metrics"] = [name for name in figure.metrics if name in history]
-        plain["layout"].pop("template", None)
-        figures[captions.slug(figure)] = plain
+            metrics_drawn = [name for name in figure.metrics if name in history]
+            figures[captions.slug(figure)]["layout"]["meta"]["metrics"] = metrics_drawn
     kinds = [figure for figure, _ in page.drawn]
     of_curves = dict.fromkeys(n for f in kinds if isinstance(f, Curves) for n in f.metrics if n in history)
     block = {
@@ -293,12 +299,18 @@ def _block(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame,
     return json.dumps(block, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
 
 
+def _plotly(drawn: go.Figure) -> dict[str, Any]:
+    plain = json.loads(drawn.to_json())
+    plain["layout"].pop("template", None)  # the page has its own
+    return plain
+
+
 def _members(members: pd.DataFrame) -> dict[str, Any]:
-    names = [name for name in ("member", *hyper(members), *metrics(members), "status") if name in members]
-    names = list(dict.fromkeys(names))
+    varied = hyper(members)
+    names = list(dict.fromkeys(["member", *varied, *metrics(members), "status"]))
     columns = [{"name": name, "label": label(name)} for name in names]
     rows = [[_plain(value) for value in row] for row in members[names].astype(object).to_numpy()]
-    brief = [i for i, name in enumerate(names) if name == "member" or name in (*hyper(members), *BRIEF)]
+    brief = [i for i, name in enumerate(names) if name in ("member", *varied, *BRIEF)]
     return {"columns": columns, "rows": rows, "brief": brief}
 
 

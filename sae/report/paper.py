@@ -123,7 +123,7 @@ def _heatmap(members: pd.DataFrame, figure: Heatmap) -> Canvas:
     norm = matplotlib.colors.LogNorm if log else matplotlib.colors.Normalize
     scale = norm(*((values.min(), values.max()) if values.size else (0, 1)))
     for panel, (title, coefficient, grid) in zip(axes[:, 0], panels, strict=True):
-        mesh = panel.imshow(grid.to_numpy(float), norm=scale, cmap="viridis", aspect="auto")
+        mesh = panel.imshow(grid.to_numpy(float), norm=scale, cmap="viridis", aspect="auto", origin="lower")
         panel.set(xlabel=label(coefficient), ylabel=label(figure.y), title=title)
         panel.set_xticks(range(grid.shape[1]), [number(v) for v in grid.columns])
         panel.set_yticks(range(grid.shape[0]), [number(v) for v in grid.index])
@@ -196,7 +196,7 @@ def _curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen
                 of_member["step"], of_member[name], lw=1, color=swatch(i), label=f"member {members.at[row, 'member']}"
             )
     for panel, name in zip(axes[:, 0], names, strict=True):
-        panel.set(ylabel=label(name))
+        panel.set(ylabel=label(name), ylim=(0, None))
     axes[-1, 0].set(xlabel="step")
     axes[0, 0].legend(fontsize=7, ncols=2)
     return canvas

@@ -29,6 +29,8 @@ class Runs:
     rates: Mapping[Any, np.ndarray]  # member -> [d_sae]
     figures: tuple[Figure, ...]
     answer: Answer | None
+    along: tuple[str, ...]  # coefficients, one arm each
+    group: tuple[str, ...]  # what else differs, but seeds
 
     @property
     def sound(self) -> pd.DataFrame:
@@ -45,22 +47,32 @@ def gather(results: Sequence[Results]) -> Runs:
         table = one.members
         named = {"number": table["member"], "member": table["member"].map(call)}
         members.append(table.assign(**named, **({"run": run} if len(results) > 1 else {})))
-        past = one.history
-        history.append(past.assign(member=past["member"].map(call)))
+        history.append((rows := one.history).assign(member=rows["member"].map(call)))
         for cohort in one.cohorts:
             if cohort.finished:
                 rates |= {call(number): of_member for number, of_member in cohort.firing_rates().items()}
     joined = members[0] if len(members) == 1 else storage.join_members(members).reset_index(drop=True)
     if len(results) > 1:
         joined = joined.sort_values(["run", "number"], ignore_index=True)
-    return Runs(
-        tuple(results), tuple(names), joined, pd.concat(history, ignore_index=True), rates, *_shown(results, names)
-    )
+    past = pd.concat(history, ignore_index=True)
+    return Runs(tuple(results), tuple(names), joined, past, rates, **_shown(results, names))
 
 
-def _shown(results: Sequence[Results], names: Sequence[str]) -> tuple[tuple[Figure, ...], Answer | None]:
-    """A run's own figures and answer; of several runs the figures that what differs between them asks for."""
+def _shown(results: Sequence[Results], names: Sequence[str]) -> dict[str, Any]:
+    """Figures, answer, coefficients and groups: a run's own; of several runs what differs between them asks for."""
     if len(results) == 1:
-        return results[0].figures, results[0].answer
-    flats = [{"run": run} | flat for one, run in zip(results, names, strict=True) for flat in one.definition["members"]]
-    return figures.default_figures(flats), None
+        flats, figures_shown, answer = results[0].definition["members"], results[0].figures, results[0].answer
+    else:
+        # what is one value in each run is told by the run's name
+        inside = {name for one in results for name in figures.varying(one.definition["members"])} | {"d_sae"}
+        if len({flat["data"] for one in results for flat in one.definition["members"]}) == 1:
+            inside.add("data")  # it says whether there is truth
+        flats = [
+            {"run": run} | {name: value for name, value in flat.items() if name in inside}
+            for one, run in zip(results, names, strict=True)
+            for flat in one.definition["members"]
+        ]
+        figures_shown, answer = figures.default_figures(flats), None
+    along, others = figures.coefficients(flats)
+    group = ("d_sae", *(name for name in others if name != "d_sae"))
+    return {"figures": figures_shown, "answer": answer, "along": along, "group": group}

@@ -42,7 +42,7 @@ class Wandb:
         artifacts: bool = False,
     ):
         self.client = Client(folder, mode=mode, project=project, group=group, token=token, say=say, trial=trial)
-        self.trial, self.artifacts = trial, artifacts
+        self.trial, self.artifacts, self.say = trial, artifacts, say
         with contextlib.suppress(OSError):  # what W&B needs costs no result
             place = {"entity": self.client.entity, "project": self.client.project, "artifacts": artifacts}
             write_json(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
@@ -73,7 +73,10 @@ class Wandb:
     def sweep(self, results: Results) -> None:
         """Write the run of a finished sweep: its members, its figures, its claims, and its weights if asked."""
         if has_sweep_run(results, self.trial):
-            log_sweep(self.client, results, self.artifacts)
+            try:
+                log_sweep(self.client, results, self.artifacts)
+            except Exception as error:  # whatever figures and claims may hold, the sweep is finished
+                self.say(f"W&B lacks the run of the sweep itself: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """Let W&B finish, for a bounded time."""

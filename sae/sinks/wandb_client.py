@@ -306,7 +306,7 @@ class Client:
     def _store(self, images: Mapping[str, Pictures]) -> dict[str, str]:
         """Make pictures and write each key's into a file, which the child removes."""
         files = {}
-        with contextlib.suppress(OSError):  # no picture is worth more than the rest
+        with contextlib.suppress(Exception):  # a full disk, odd shapes: no picture is worth the rest
             for key, make in images.items():
                 self._n_pictures += 1
                 path = self.folder / f"pictures-{self._n_pictures}-{os.getpid()}.npy"

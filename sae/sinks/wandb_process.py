@@ -213,8 +213,10 @@ class Runs:
         """Pictures of members, {name: uint8 [member, height, width] or with channels}, of files that then go."""
         images = {}
         for name, path in files.items():
-            images[name] = np.load(path)
-            os.unlink(path)
+            with contextlib.suppress(OSError, ValueError):  # cut off by a full disk
+                images[name] = np.load(path)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         return images
 
     def _drawn(self, images, index):

@@ -1,0 +1,338 @@
+"""The report: what its tables say, and a real Chromium that opens it."""
+
+import dataclasses
+import json
+import re
+import shutil
+import time
+
+import chromium
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from PIL import Image
+
+import sae
+from sae import AtMatched, Digits, Sweep, UserError, cli, grid, replace, runner, storage, watch
+from sae import folder as folders
+from sae.figures import Dictionaries
+from sae.report import data, dictionaries, matched, warnings
+from sae.report.build import build, collect, write_page
+
+AXES = {"d_sae": (32, 48), "penalty.l1": (0.0, 0.05, 0.2, 0.8), "seed": range(2)}
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny) -> Sweep:
+    base = replace(tiny, {"penalty.l1": 0.0})
+    members = grid(base, AXES) + grid(base, {"d_sae": (32, 48), "penalty.l2": (0.1, 0.4), "seed": range(2)})
+    answer = AtMatched(arms={"L1": "penalty.l1", "L2": "penalty.l2"}, at=(0.3,), metrics=("eval/l0",))
+    return Sweep(name="small", members=members, answer=answer)
+
+
+@pytest.fixture(scope="module")
+def results(sweep, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "small"
+    command = ["sae", "run", "small.py", "--seed", "a b"]
+    return runner.run(sweep, out=out, wandb="off", question="Is <b>L1</b> best?", command=command)
+
+
+@pytest.fixture(scope="module")
+def page(results):
+    claim = {"text": "L1 wins", "source": "Us 2026", "clauses": [
+        {"text": "l0 below 9", "measured": 8.0, "low": 7.5, "high": 8.5, "threshold": 9.0, "verdict": "holds"},
+        {"text": "no L2", "measured": None, "low": None, "high": None, "threshold": 1.0, "verdict": "undecided"},
+    ]}  # fmt: skip
+    (results.folder / "claims.json").write_text(json.dumps([claim]))
+    return build([results], sweep=None)
+
+
+def test_statements_say_what_is_reached_and_what_is_not():
+    rows = [
+        {
+            "d_sae": 64,
+            "penalty.l1": l1,
+            "penalty.l2": 0.0,
+            "seed": seed,
+            "eval/l0": l0,
+            "eval/fvu": fvu * (1 + seed / 10),
+        }
+        for l1, l0, fvu in ((0.1, 40.0, 0.1), (0.2, 10.0, 0.2), (0.4, 5.0, 0.4))
+        for seed in range(3)
+    ]
+    rows += [row | {"penalty.l1": 0.0, "penalty.l2": row["penalty.l1"], "eval/l0": row["eval/l0"] + 31} for row in rows]
+    figure = AtMatched(
+        arms={"L1": "penalty.l1", "L2": "penalty.l2"}, matched="eval/l0", at=(10, 36, 100), metrics=("eval/fvu",)
+    )
+    said = matched.statements(figure.compare(pd.DataFrame(rows)), figure)
+    assert said[10] == [
+        "At l0 = 10, d_sae 64: L1 reaches fvu 0.22 [0.2, 0.24]; L2 cannot reach it (its least l0 is 36)."
+    ]
+    assert "L2 reaches fvu 0.44 [0.4, 0.48]" in said[36][0]
+    assert "L1 does not go as far (its largest l0 is 40)" in said[100][0]
+    assert dataclasses.replace(figure, at=()).values(pd.DataFrame(rows)) == (5, 20, 50)
+
+
+def test_warnings_are_what_the_tables_support_and_no_others():
+    l1 = [0.01, 0.1, 1.0, 10.0]
+    fine = pd.DataFrame({
+        "member": range(4), "status": "finished", "d_sae": 100, "penalty.l1": l1, "seed": 0,
+        "eval/fvu": [0.01, 0.1, 0.3, 0.8], "eval/l0": [60.0, 30.0, 10.0, 3.0], "eval/dead_fraction": 0.0,
+    })  # fmt: skip
+    steps = np.arange(1, 41) * 10
+    flat = pd.DataFrame([{"member": m, "step": s, "train/fvu": 0.1 + 1 / s**2} for m in range(4) for s in steps])
+    warn = lambda members=fine, history=flat: warnings.warnings(members, history, ["penalty.l1"], ["d_sae"])
+    assert warn() == []
+
+    bad = fine.assign(status=["finished"] * 3 + ["diverged"])
+    assert re.match("member 3 diverged", warn(bad)[0])
+    assert re.match("L0 collapsed in member 3", warn(fine.assign(**{"eval/l0": [60, 30, 10, 0.2]}))[0])
+    assert "are dead in members 2-3" in warn(fine.assign(**{"eval/dead_fraction": [0, 0.1, 0.6, 0.7]}))[0]
+    assert "sparse end" in warn(fine.assign(**{"eval/l0": [90, 60, 50, 40], "eval/fvu": [0.01, 0.1, 0.2, 0.3]}))[0]
+    assert "dense end" in warn(fine.assign(**{"eval/fvu": [0.1, 0.2, 0.3, 0.8]}))[0]
+    assert "not monotone" in warn(fine.assign(**{"eval/fvu": [0.01, 0.3, 0.2, 0.8]}))[0]
+    rising = flat.assign(**{"train/fvu": np.where(flat["member"] == 1, 0.1 + flat["step"] / 400, flat["train/fvu"])})
+    assert re.match("Training FVU of member 1 ends above 1.5 times its least: the learning rate", warn(fine, rising)[0])
+    falling = flat.assign(**{"train/fvu": np.where(flat["member"] == 2, 1 / flat["step"], flat["train/fvu"])})
+    assert "member 2 has not converged" in warn(fine, falling)[0]
+
+
+def test_bands_are_bootstrap_intervals_of_means_over_seeds():
+    members = pd.DataFrame({"penalty.l1": [1.0] * 4 + [2.0], "d_sae": 8, "x": 1.0, "y": [1.0, 2.0, 3.0, 4.0, 7.0]})
+    (line,) = data.lines(members, ["penalty.l1"], ["d_sae"])
+    first, second = line.means("x", "y").to_dict("records")
+    assert first["y"] == 2.5 and 1 < first["low"] < 1.75 < 3.25 < first["high"] < 4
+    assert second["y"] == 7 and np.isnan(second["low"])
+
+
+def test_the_firing_histogram_has_the_dead_at_the_left_and_counts_every_latent():
+    rates = np.array([0, 0, 0.001, 0.5, 1.0])
+    edges = data.firing_edges([rates])
+    shares = data.firing_histogram(rates, edges)
+    assert shares[0] == 0.4 and shares.sum() == pytest.approx(1) and shares[1] == 0.2 and shares[-1] == 0.2
+
+
+def test_dictionaries_show_the_examples_that_activate_each_latent_most(results):
+    members = results.members.assign(number=results.members["member"])
+    row = dictionaries.choose(members, Dictionaries(along=("penalty.l1", "penalty.l2"), near=0.3))[1]
+    shown = dictionaries.look(results, members, [row], Dictionaries(latents=32))[0]
+    one, held_out = results.sae(row), Digits().load()
+    x = held_out.examples(held_out.held_out)
+    latents = np.asarray(one.encode(x))
+    k = int(np.argmax(shown.rates))
+    best = np.sort(latents[:, shown.latents[k]])[::-1][: dictionaries.TOP]
+    np.testing.assert_allclose(shown.values[k], best, rtol=1e-5)
+    np.testing.assert_allclose(latents[shown.strongest[k], shown.latents[k]], best, rtol=1e-5)
+    np.testing.assert_allclose(shown.rates, np.mean(latents[:, shown.latents] != 0, axis=0), atol=1e-6)
+    at = int(shown.strongest[k, 0])
+    np.testing.assert_allclose(shown.inputs[at], held_out.held_out[at], atol=1e-6)
+    np.testing.assert_allclose(shown.outputs[at], np.asarray(one(x[at])) + held_out.shift, atol=1e-4)
+    assert shown.image_shape == (8, 8)
+
+
+def test_images_lie_in_rows_and_are_scaled_by_their_own_range():
+    tiles = dictionaries.tiles(
+        np.array([[-1.0, 0, 1, 0], [0, 0, 0, 9]]), (2, 2), np.array([-1.0, -9]), np.array([1.0, 9])
+    )
+    assert tiles.tolist() == [[[0, 128], [255, 128]], [[128, 128], [128, 255]]]
+    sheet = dictionaries.sheet(np.stack([tiles[0], tiles[1], tiles[0]]), 2)
+    assert sheet.shape == (4, 4) and (sheet[:2, 2:] == tiles[1]).all() and (sheet[2:, 2:] == 0).all()
+
+
+def test_every_figure_is_there_in_plotly_for_a_notebook(results):
+    shown = [results.frontier(), results.heatmap(metric="eval/l0"), results.parallel(), results.matched(at=(5,))]
+    shown += [results.curves([0, 3]), results.firing_rates([0]), results.profile(metric="eval/l0", x="penalty.l1")]
+    for figure in shown:
+        assert isinstance(figure, go.Figure) and figure.data and figure.layout.title.subtitle.text
+    hovers = [text for trace in results.frontier().data if trace.text is not None for text in trace.text]
+    assert len(hovers) == 24 + 4 and any("penalty.l1 0.2<br>" in text for text in hovers)  # no penalty ends both arms
+    with pytest.raises(UserError, match="Frontier: .*'z'; fields: x, y, along, group"):
+        results.frontier(z=1)
+    with pytest.raises(UserError, match="no metric 'eval/lo'"):
+        results.frontier(y="eval/lo")
+
+
+def test_figures_for_a_paper_lie_beside_the_page(page, results):
+    files = sorted(path.name for path in page.with_suffix("").iterdir())
+    assert "frontier-l0-fvu.svg" in files and "heatmap-fvu.png" in files and "parallel.svg" in files
+    assert sum(name.startswith("member-") and name.endswith(".png") for name in files) == 4
+    assert len([f for f in files if f.endswith(".png")]) == len([f for f in files if f.endswith(".svg")])
+    with Image.open(page.with_suffix("") / "frontier-l0-fvu.png") as image:
+        assert image.width > 1000 and len(np.unique(np.asarray(image.convert("L")))) > 50  # something is drawn
+
+
+def test_data_that_are_gone_are_told_in_the_page(results, tmp_path):
+    shutil.copytree(results.folder, tmp_path / "gone", ignore=shutil.ignore_patterns("report*"))
+    path = tmp_path / "gone" / "definition.json"
+    definition = json.loads(path.read_text())
+    for flat in definition["members"]:
+        for name in [name for name in flat if name.startswith("data.")]:
+            del flat[name]
+        flat |= {"data": "arrays", "data.path": "/no/such.npy", "data.key": None, "data.held_out_path": None,
+                 "data.held_out_fraction": 0.1, "data.normalize": "centre"}  # fmt: skip
+    path.write_text(json.dumps(definition))
+    write_page(collect([sae.load(tmp_path / "gone")]), tmp_path / "gone.html")
+    text = (tmp_path / "gone.html").read_text()
+    assert "The dictionaries of gone are not shown: /no/such.npy" in text
+
+
+def test_the_command_line_writes_a_report_and_a_failure_there_costs_nothing(tmp_path, capsys, monkeypatch):
+    (tmp_path / "one.py").write_text(
+        '"""How well?\n\n    sae run one.py\n"""\n'
+        "from sae import Digits, Experiment\n"
+        'experiment = Experiment(name="one", data=Digits(), d_sae=32, batch_size=64, n_steps=20)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/one").mkdir(parents=True)
+    assert cli.main(["run", "one.py", "--wandb", "off", "--no-report"]) == 0
+    assert not (tmp_path / "runs/one/report.html").exists()
+    (tmp_path / "runs/one/report").write_text("a file where the folder of figures would be")
+    assert cli.main(["run", "one.py", "--wandb", "off"]) == 0
+    captured = capsys.readouterr()
+    assert "no report: " in captured.err and "eval/fvu" in captured.out
+    (tmp_path / "runs/one/report").unlink()
+    assert cli.main(["report", "runs/one", "-o", "r.html"]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "How well?" in text and "sae run one.py --wandb off --no-report" in text
+    assert cli.main(["report", "runs/two"]) == 1 and "no definition.json" in capsys.readouterr().err
+    assert cli.main(["report", "runs/one", "-o", "r.pdf"]) == 1 and "allowed: a .html file" in capsys.readouterr().err
+
+
+def test_watch_reads_an_unfinished_run_and_changes_nothing(results, tmp_path, quiet, capsys):
+    folder = tmp_path / "unfinished"
+    shutil.copytree(results.folder, folder)
+    state = folder / "cohorts/001/cohort.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"status": "running", "step": 40, "checksums": {}}))
+    history = pd.read_parquet(folder / "cohorts/001/history.parquet")
+    member = int(history["member"].max())
+    history.loc[history["member"] == member, "train/dead_fraction"] = 0.9
+    history.to_parquet(folder / "cohorts/001/history.parquet")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    watch.watch(sae.load(folder), quiet, once=True)
+    text = quiet.file.getvalue()
+    assert "small: running" in text and "40/60" in text and "60/60" in text and "● L1  ▲ L2" in text
+    assert f"over 50% of the latents dead: members {member}" in text
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert cli.main(["watch", str(tmp_path), "--once"]) == 1 and "so no run" in capsys.readouterr().err
+
+
+needs_chromium = pytest.mark.skipif(chromium.COMMAND is None, reason="no Chromium here: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.Browser() as browser:
+        yield browser
+
+
+def draw_all(browser):
+    """Scroll through, so that every figure comes into view, and wait until all are drawn."""
+    browser.js("document.querySelectorAll('.plot').forEach((node) => node.scrollIntoView({behavior: 'instant'}))")
+    for i in range(browser.js("document.querySelectorAll('.plot').length")):
+        browser.js(f"document.querySelectorAll('.plot')[{i}].scrollIntoView({{behavior: 'instant'}})")
+        browser.wait(f"'drawn' in document.querySelectorAll('.plot')[{i}].dataset")
+
+
+@needs_chromium
+@pytest.mark.parametrize("width, dark", [(1200, False), (390, True)])
+def test_the_page_draws_everything_alone_and_without_an_error(page, browser, tmp_path, width, dark):
+    browser.open(page, width=width, dark=dark)
+    draw_all(browser)
+    assert browser.js("document.querySelectorAll('.plot .main-svg').length") >= 9
+    assert browser.js("document.documentElement.scrollWidth") == width  # nothing sticks out
+    assert browser.js("document.querySelector('h1').textContent") == "Is <b>L1</b> best?"
+    assert browser.js("document.querySelectorAll('#dictionaries .tile').length") == 2 * 32 + 2 * 48
+    ink = browser.js("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
+    assert (min(map(int, re.findall(r"\d+", ink)[:3])) > 150) == dark
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.width == width and (np.median(np.asarray(image.convert("L"))) < 60) == dark
+    assert browser.errors == [] and browser.requests == []
+
+
+@needs_chromium
+def test_members_are_chosen_by_a_click_sorted_filtered_and_copied(page, results, browser):
+    browser.open(page)
+    draw_all(browser)
+    begun = browser.js("chosen.length")
+    browser.js("document.querySelector('#frontier-l0-fvu').scrollIntoView({behavior: 'instant', block: 'center'})")
+    at = "const n = document.querySelector('#frontier-l0-fvu .points path').getBoundingClientRect();"
+    at = f"(() => {{ {at} return [n.x + n.width / 2, n.y + n.height / 2] }})()"
+    browser.js("new Promise((r) => setTimeout(r, 300))")
+    browser.click(*browser.js(at))
+    browser.wait("location.hash.startsWith('#member-')")
+    member = int(browser.js("location.hash").rpartition("-")[2])
+    assert browser.js("data.members.rows[chosen.at(-1)][0]") == member
+    browser.wait(
+        f"[...document.querySelectorAll('#curves .legendtext')].some((n) => n.textContent === 'member {member}')"
+    )
+    assert browser.js("document.querySelectorAll('#chosen tbody tr').length") == begun + 1
+
+    browser.js("{ filter.value = 'd_sae=48 penalty.l1>=0.2'; filter.oninput() }")
+    browser.js("[...document.querySelectorAll('#table th')].find((n) => n.textContent === 'fvu').click()")
+    browser.js("[...document.querySelectorAll('#table th')].find((n) => n.textContent === 'fvu').click()")
+    csv = browser.js("text(',')").splitlines()
+    kept = results.members.query("d_sae == 48 and `penalty.l1` >= 0.2").sort_values("eval/fvu", ascending=False)
+    assert [int(line.split(",")[0]) for line in csv[1:]] == kept["member"].tolist()
+    assert csv[0].startswith("member,d_sae,penalty.l1,penalty.l2,seed,eval/mse,eval/fvu")
+    assert browser.js("document.querySelectorAll('#table tbody tr').length") == len(kept)
+    assert browser.js("document.querySelector('#count').textContent") == f"{len(kept)} of 24"
+    # curves of a member are those of the history
+    mine = results.history.query(f"member == {member}")
+    ends = browser.js(f"past['train/fvu'].at(data.history.starts[{member} + 1] - 1)")
+    assert ends == pytest.approx(mine["train/fvu"].iloc[-1], rel=1e-6)
+    browser.js("document.querySelector('#dictionaries .tile:nth-child(3)').click()")
+    assert browser.js("document.querySelectorAll('#dictionaries .tile[aria-pressed=true]').length") == 4
+    assert browser.errors == [] and browser.requests == []
+
+
+@needs_chromium
+def test_runs_side_by_side_keep_their_names(page, results, browser, tmp_path):
+    shutil.copytree(results.folder, tmp_path / "other", ignore=shutil.ignore_patterns("report*"))
+    both = tmp_path / "both.html"
+    write_page(collect([results, sae.load(tmp_path / "other")]), both)
+    browser.open(both)
+    draw_all(browser)
+    assert browser.js("document.title") == "small and other"
+    assert browser.js("data.members.rows.length") == 48 and browser.js("data.members.rows[0][0]") == "other/0"
+    assert browser.js(
+        "[...document.querySelectorAll('#frontier-l0-fvu .legendtext')].map((n) => n.textContent)[0]"
+    ) == ("L1, d_sae 32, run other")
+    assert browser.errors == [] and browser.requests == []
+
+
+def large(results, folder, n=500, points=200):
+    """A folder as a run of n members and so many log points leaves it, of numbers made up."""
+    base = sae.Experiment(name="large", data=Digits(), d_sae=32, n_steps=points)
+    members = grid(base, {"penalty.l1": np.geomspace(1e-3, 10, n // 10), "seed": range(10)})
+    files = storage.CohortFiles(folder, 0)
+    folder.mkdir()
+    folders.describe(folder, Sweep(name="large", members=members), [range(n)], "How large?", [])
+    rng, strength = np.random.default_rng(0), np.array([member.penalty.l1 for member in members])
+    noise = lambda: rng.uniform(0.9, 1.1, n)
+    table = results.members[results.members["d_sae"] == 32].iloc[[0] * n].reset_index(drop=True)
+    table = table.assign(member=range(n), cohort=0, seed=[member.seed for member in members])
+    numbers = {"eval/fvu": strength**0.5 * noise(), "eval/l0": 5 / strength**0.3 * noise()}
+    table = table.assign(**{"penalty.l1": strength}, **numbers)
+    past = {"member": np.repeat(np.arange(n), points), "step": np.tile(np.arange(1, points + 1), n)}
+    past |= {f"train/{name}": rng.random(n * points) for name in ("fvu", "l0", "dead_fraction", "mse", "cosine")}
+    files.mark(status="running", step=points, members=list(range(n)), seconds=1.0)
+    files.write_history(pd.DataFrame(past))
+    saes = sae.cohort.stack([results.sae(0)] * n)
+    files.finish(table, saes, rng.random((n, 32)) ** 4)
+    return sae.load(folder)
+
+
+@needs_chromium
+def test_five_hundred_members_of_two_hundred_points_are_under_15_mb_and_open(results, browser, tmp_path):
+    page = tmp_path / "large.html"
+    write_page(collect([large(results, tmp_path / "large")]), page)
+    assert page.stat().st_size < 15e6
+    begun = time.monotonic()
+    browser.open(page)
+    browser.wait("document.querySelectorAll('#table tbody tr').length === 500")
+    print(f"opened in {time.monotonic() - begun:.2f} s, {page.stat().st_size / 1e6:.1f} MB")
+    draw_all(browser)
+    assert browser.js("past['train/fvu'].length") == 500 * 200
+    assert browser.errors == [] and browser.requests == []
