@@ -6,29 +6,54 @@ One axis at a time is doubled; the last column is the cost of a unit (member, la
 """
 
 import statistics
+import time
+from collections.abc import Callable
+
+import jax
 
 from sae import bench, lanes
+from sae import cohort as cohorts
 from sae.cohort import Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
+from sae.loop import compile_block, train_cohort
 
 ROUNDS = 5
 BASE = {"members": 8, "d_in": 144, "d_sae": 512, "batch_size": 1024}
+AXES = {"members": (2, 4, 8, 16, 32), "d_sae": (256, 512, 1024, 2048), "d_in": (72, 144, 288, 576)}
 
 
 def main() -> None:
     """Print a row per shape; the rows of one axis are timed in turn."""
     print("| axis | value | seconds | per unit, beside the first |\n|---|---|---|---|")
-    for axis, values in {"members": (2, 4, 8, 16, 32), "d_sae": (256, 512, 1024, 2048)}.items():
+    for axis, values in AXES.items():
         timers = {}
         for value in values:
             cohort, data = bench.shape(**(BASE | {axis: value}))
             feed = Feed(data, 0, cohort.example.batch_size, cohort.example.n_steps, RESIDENT_BYTES)
-            timers[value] = lanes.timer(cohort, feed, Placement(1), seconds=0.5)[1]
+            timers[value] = lanes.timer(cohort, feed, Placement(1))[1]
         show(axis, timers)
+    show("steps", {n: training(n) for n in (28, 56, 112, 224)})
+
+
+def training(n_steps: int) -> Callable[[], float]:
+    """A function that trains for so many steps, block by block, as a run does -> its seconds."""
     cohort, data = bench.shape(**BASE)
     feed = Feed(data, 0, cohort.example.batch_size, cohort.example.n_steps, RESIDENT_BYTES)
-    step = lanes.timer(cohort, feed, Placement(1), seconds=0.25)[1]
-    show("steps", {n: lambda n=n: sum(step() * n / (n // 4) for _ in range(n // 4)) for n in (4, 8, 16, 32)})
+    placement = Placement(1)
+    experiments = cohort.stacked(placement)
+    sample = feed.candidates(0, cohort.example.batch_size)[0]
+    program = compile_block(experiments, cohorts.init(experiments, sample, placement=placement), feed, placement)
+
+    def once() -> float:
+        state = cohorts.init(experiments, sample, placement=placement)
+        jax.block_until_ready(state)
+        begun = time.perf_counter()
+        training = train_cohort(state, cohort, experiments, feed, placement, program=program, chunk_steps=28)
+        last = next(state for state, step, _ in training if step == n_steps)
+        jax.block_until_ready(last)
+        return time.perf_counter() - begun
+
+    return once
 
 
 def show(axis: str, timers: dict) -> None:

@@ -25,7 +25,7 @@ from sae.penalties import ElasticNet
 from sae.sweep import grid
 
 SHAPES = ((16, 64, 256, 256), (16, 144, 512, 1024), (4, 512, 4096, 2048))  # members, d_in, d_sae, batch
-ROUNDS = 7
+ROUNDS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def measure(cohort: Cohort, data: Rows | Sampler, lanes: int | None = None) -> S
     feed = Feed(data, e.data_seed, e.batch_size, e.n_steps, RESIDENT_BYTES)
     lanes = lanes or lane_choice.expected(cohort, data.d_in)
     with _no_cache():
-        compiling, step = lane_choice.timer(cohort, feed, Placement(lanes), seconds=0.5)
+        compiling, step = lane_choice.timer(cohort, feed, Placement(lanes))
         products = [bare(cohort, data.d_in, width) for width in sorted({1, lanes})]
     ours, bound = [], []
     for _ in range(ROUNDS):
@@ -91,7 +91,7 @@ def measure(cohort: Cohort, data: Rows | Sampler, lanes: int | None = None) -> S
     )
 
 
-def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = 0.5):
+def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = lane_choice.SECONDS):
     """A function that runs a step's five products for about `seconds`, `lanes` at a time -> seconds of one member's."""
     e = cohort.example
     W = jnp.full((lanes, e.d_sae, d_in), 1 / e.d_sae)
@@ -140,26 +140,25 @@ def table(speeds: Sequence[Speed], console: Console) -> None:
     """Print them."""
     device = jax.devices()[0]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    columns = ("members", "d_in", "d_sae", "batch", "lanes", "compile s", "step ms", "steps/s", "GFLOP/s")
-    for column in (*columns, "bare", "share"):
-        table.add_column(column, justify="right")
+    for column in ("shape", "lanes", "compile", "step", "steps/s", "GFLOP/s", "bare", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
     for s in speeds:
-        whole = (s.members, s.d_in, s.d_sae, s.batch_size, s.lanes)
         table.add_row(
-            *[f"{number:,}" for number in whole],
-            f"{s.compile_seconds:.1f}",
-            f"{1000 * s.step_seconds:.3g}",
-            f"{s.member_steps_per_second:,.1f}",
-            f"{s.gflops:,.1f}",
-            f"{s.bare_gflops:,.1f}",
+            f"{s.members}, {s.d_in}, {s.d_sae}, {s.batch_size}",
+            f"{s.lanes}",
+            f"{s.compile_seconds:.1f} s",
+            f"{1000 * s.step_seconds:,.{0 if s.step_seconds > 0.1 else 2}f} ms",
+            f"{s.member_steps_per_second:,.{0 if s.member_steps_per_second > 100 else 1}f}",
+            f"{s.gflops:,.0f}",
+            f"{s.bare_gflops:,.0f}",
             f"{s.fraction:.0%}",
         )
     console.print(table)
-    console.print(
-        f"{device.device_kind}, jax {jax.__version__}; medians of {ROUNDS} rounds. steps/s: of all members together; "
-        "bare: GFLOP/s of the step's matrix products alone",
-        highlight=False,
-    )
+    say = lambda line: console.print(line, highlight=False, soft_wrap=True)
+    where = f"{device.device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, {speeds[0].precision}"
+    say(f"{where}; medians of {ROUNDS} rounds")
+    say("shape: members, d_in, d_sae, batch; step: of all members; steps/s: of one member, all together")
+    say("bare: GFLOP/s of the step's matrix products alone; share: of it that the whole step reaches")
 
 
 class _no_cache:  # noqa: N801 - a context manager

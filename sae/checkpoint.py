@@ -3,6 +3,8 @@
 A checkpoint is the whole `CohortState` (parameters, Adam's moments, silent counts, the metric sums of an unfinished
 chunk), its step, from which the order of examples and every random key follow, and the history up to there. Orbax
 writes it in the background; the last two are kept, and one that does not read back as it was written is passed over.
+
+Of several processes, process 0 alone reads and writes; the others come to the same calls, and get what it read.
 """
 
 import json
@@ -15,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sae import processes
 from sae.cohort import CohortState
 
 Chunk = tuple[int, dict[str, np.ndarray]]  # step, {"train/l0": [member], ...}
@@ -33,12 +36,21 @@ class Checkpoints:
 
         if self._manager is None:
             logging.getLogger("absl").setLevel(logging.ERROR)
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+            alone = {}
+            if processes.count() > 1:  # Orbax would wait for the others
+                self.folder.mkdir(parents=True, exist_ok=True)
+                only = ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix="process-0"
+                )
+                alone = {"multiprocessing_options": only, "create": False}
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, **alone)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return ocp, self._manager
 
     def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
         """Write a state that is on the host, while training goes on."""
+        if not processes.lead():
+            return
         ocp, manager = self._open()
         arrays = _named("state", jax.tree.leaves(state))
         names = list(history[0][1]) if history else []
@@ -54,11 +66,22 @@ class Checkpoints:
         manager.save(step, args=args, force=True)
 
     def restore(self, like: CohortState) -> tuple[int, CohortState, list[Chunk]] | None:
-        """(step, state, history) of the newest checkpoint that reads back as it was written, None if there is none."""
+        """(step, state, history) of the newest checkpoint that reads back as it was written, None if there is none.
+
+        `like` has the state's shapes and dtypes. The history is process 0's, and empty elsewhere.
+        """
+        leaves, structure = jax.tree.flatten(like)
+        found = processes.of_lead(lambda: self._newest(leaves))
+        step = processes.shared(found and found[0])
+        if step is None:
+            return None
+        state = jax.tree.unflatten(structure, processes.spread(found and found[1], leaves))
+        return step, state, found[2] if found else []
+
+    def _newest(self, leaves: Sequence) -> tuple[int, list[np.ndarray], list[Chunk]] | None:
         if not self.folder.exists():
             return None
         _, manager = self._open()
-        leaves, structure = jax.tree.flatten(like)
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 arrays, meta = self._read(step)
@@ -73,7 +96,7 @@ class Checkpoints:
                 continue
             numbers = [dict(zip(meta["history"], row, strict=True)) for row in zip(*columns, strict=True)]
             history = list(zip(meta["steps"], numbers, strict=True))
-            return step, jax.tree.unflatten(structure, state), history
+            return step, state, history
         return None
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
@@ -92,7 +115,8 @@ class Checkpoints:
     def remove(self) -> None:
         """Delete them all: the cohort is finished, and its members have their rows."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if processes.lead():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Wait until the last one is on the disk."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -22,11 +23,26 @@ from rich.markup import escape
 from rich.table import Table
 
 import sae
-from sae import bench, files, launchers, loading, runner, wandb_sweeps
+from sae import (
+    bench,
+    files,
+    launchers,
+    loading,
+    processes,
+    report,
+    runner,
+    storage,
+    wandb_dashboard,
+    wandb_pull,
+    wandb_sweeps,
+    wandb_sync,
+    watch,
+)
 from sae import cohort as cohorts
 from sae.answers import AtMatched
 from sae.experiment import Experiment, flatten, kind, replace
 from sae.plan import describe_plan, load_data, part, stored
+from sae.runtime import keep_compiled_programs
 from sae.sweep import Sweep, as_sweep, varying
 from sae.types import Interrupted, UserError, count, nearest
 
@@ -34,12 +50,17 @@ MOST_ROWS = 40  # of a printed table
 
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
+       sae report DIR... [-o FILE]                 what came of runs, as one page
+       sae watch DIR [--once]                      how a run goes on, from any terminal; it only reads
        sae bench [FILE] [--FIELD VALUE ...]        how fast it trains, beside bare matrix products; --json
        sae list                                    definition files, data sources, choices
        sae sweep-config FILE [OPTIONS]             a W&B sweep's YAML, of the same axes as the file's sweep
-       sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for"""
+       sae agent-run FILE [--FIELD=VALUE ...]      the one run that a `wandb agent` asks for
+       sae sync DIR [--entity E --project P]       bring to W&B what it lacks of a run
+       sae pull ENTITY/PROJECT [--group G]         tables of W&B's runs, as a run's folder
+       sae dashboard DIR [--entity E --project P]  a W&B workspace and a W&B report of a run's figures; --dry-run"""
 
-COMMANDS = ["run", "bench", "list", "sweep-config", "agent-run"]
+COMMANDS = ["run", "report", "watch", "bench", "list", "sweep-config", "agent-run", "sync", "pull", "dashboard"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +83,10 @@ class Options(launchers.Options):
     """Weights & Biases; auto is online if a key is configured, else offline."""
     wandb_project: str = "sparsity-lab"
     """The W&B project."""
+    wandb_images: int = 0
+    """How often W&B gets the dictionaries of image data during training, beside the end."""
+    wandb_artifacts: bool = False
+    """Give W&B the weights too, as an artifact of the sweep's run."""
     chunk_steps: int | None = None
     """Steps between two log points."""
     lanes: int | None = None
@@ -71,6 +96,15 @@ class Options(launchers.Options):
     over all devices if not given."""
     checkpoint_minutes: float = 5.0
     """Minutes between two checkpoints, of which a run that was stopped goes on."""
+    coordinator: str | None = None
+    """Several processes as one run: HOST:PORT of process 0, in all of them; or auto, where Slurm, Open MPI or a TPU pod
+    tells each where it belongs."""
+    processes: int | None = None
+    """How many processes, with --coordinator HOST:PORT."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    report: bool = True
+    """Write report.html, and its figures for a paper, when every member is finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +115,24 @@ class BenchOptions:
     """Print JSON instead of a table."""
     lanes: int | None = None
     """Members computed at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Where the page goes."""
+
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file; report.html in the first folder if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchOptions:
+    """How it is shown."""
+
+    once: bool = False
+    """Show it once and stop."""
+    seconds: float = 2.0
+    """Between two looks."""
 
 
 def _parsed(options: type) -> type:
@@ -96,22 +148,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        match argv:
-            case ["run", *rest]:
-                return _run(rest)
-            case ["bench", *rest]:
-                return _bench(rest)
-            case ["list", *_]:
-                return _list()
-            case ["sweep-config", *rest]:
-                return _sweep_config(rest)
-            case ["agent-run", *rest]:
-                return _run(rest, of_agent=True)
-            case [] | ["-h" | "--help"]:
-                print(USAGE)
-                return 0 if argv else 1
-            case [command, *_]:
-                raise UserError(f"unknown command '{command}'; {nearest(command, COMMANDS)}")
+        return processes.end(_command(argv))
+    except processes.PeerLostError as error:
+        return processes.lost(error)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -119,16 +158,46 @@ def main(argv: list[str] | None = None) -> int:
         advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
         return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
     except Interrupted as stop:
-        _fail(f"{stop}; what was done is saved, and the same command goes on from there")
-        return stop.exit_code
+        return _fail(f"{stop}; what was done is saved, and the same command goes on from there", stop.exit_code, None)
     except KeyboardInterrupt:
-        _fail("interrupted")
-        return 130
+        return _fail("interrupted", 130, 0.0)
+    except BaseException as error:  # a second signal, or a fault of ours
+        processes.drop(error)
+        raise
 
 
-def _fail(message: str) -> int:
+def _command(argv: list[str]) -> int:
+    match argv:
+        case ["run", *rest]:
+            return _run(rest)
+        case ["report", *rest]:
+            return _report(rest)
+        case ["watch", *rest]:
+            return _watch(rest)
+        case ["bench", *rest]:
+            return _bench(rest)
+        case ["list", *_]:
+            return _list()
+        case ["sweep-config", *rest]:
+            return _sweep_config(rest)
+        case ["agent-run", *rest]:
+            return _run(rest, of_agent=True)
+        case ["sync", *rest]:
+            return _sync(rest)
+        case ["pull", *rest]:
+            return _pull(rest)
+        case ["dashboard", *rest]:
+            return _dashboard(rest)
+        case [] | ["-h" | "--help"]:
+            print(USAGE)
+            return 0 if argv else 1
+        case [command, *_]:
+            raise UserError(f"unknown command '{command}'; {nearest(command, COMMANDS)}")
+
+
+def _fail(message: str, code: int = 1, seconds: float | None = processes.PARTING) -> int:
     print("sae: " + " ".join(message.split()), file=sys.stderr)
-    return 1
+    return processes.end(code, message, seconds)
 
 
 def _run(argv: list[str], of_agent: bool = False) -> int:
@@ -153,15 +222,32 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         describe_plan(sweep, console, options.lanes, options.pieces)
         return 0
     if options.launcher != "none":
-        if options.shard or trial:
-            other = "--shard" if options.shard else "a W&B agent's run"
+        if options.shard or trial or options.coordinator:
+            other = "--shard" if options.shard else "a W&B agent's run" if trial else "--coordinator"
             raise UserError(f"launcher: got {options.launcher} with {other}, allowed: none")
         return _launch(path, tokens, sweep, options, console)
+    if options.coordinator:
+        if trial:
+            raise UserError("coordinator: got it with a W&B agent's run, allowed: alone")
+        processes.start(options.coordinator, options.processes, options.process)
+    elif options.processes is not None or options.process is not None:
+        raise UserError("processes, process: got them without --coordinator, allowed: with --coordinator HOST:PORT")
+    drawn: list[bool] = []
+
+    def conclude(results: sae.Results) -> None:
+        """The report before W&B gets its figures."""
+        if options.report:
+            write_report(sweep, results)
+        drawn.append(True)
+
     results = runner.run(
         sweep,
         out=options.out,
         wandb=options.wandb,
         wandb_project=options.wandb_project,
+        wandb_images=options.wandb_images,
+        wandb_artifacts=options.wandb_artifacts,
+        conclude=conclude,
         fresh=options.fresh,
         only=options.only,
         shard=options.shard,
@@ -170,9 +256,12 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         mesh=options.mesh,
         checkpoint_minutes=options.checkpoint_minutes,
         question=loading.question(path),
+        command=["sae", "run", *argv],
         trial=trial,
     )
-    if results.finished:
+    if results and results.finished:
+        if options.report and not drawn:  # it was finished before
+            write_report(sweep, results)
         print_answer(sweep, results, console)
     return 0
 
@@ -183,10 +272,26 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
     # this process only looks at the device, whose memory is for those that train
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results = runner.prepare(
-        sweep, out=options.out, fresh=options.fresh, pieces=options.pieces, question=loading.question(path), say=say
+        sweep,
+        out=options.out,
+        fresh=options.fresh,
+        pieces=options.pieces,
+        question=loading.question(path),
+        command=["sae", "run", str(path), *tokens],
+        say=say,
     )
     plan = stored(sweep, results.definition["cohorts"])
-    command = [sys.executable, "-m", "sae.cli", "run", str(path), *tokens, "--launcher", "none", "--no-fresh"]
+    command = [
+        sys.executable,
+        "-m",
+        "sae.cli",
+        "run",
+        str(path),
+        *tokens,
+        "--launcher",
+        "none",
+        "--no-fresh",
+    ]
     command += ["--out", str(results.folder)]
     parts = [
         launchers.Part(f"cohort {index}", [*command, "--only", str(index)])
@@ -197,11 +302,55 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
     for failure in failures:
         print(f"sae: {failure}", file=sys.stderr)
     if results.finished:
+        if options.report:
+            write_report(sweep, results)
         print_answer(sweep, results, console)
     elif not failures and not options.only:
         print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
         return 1
     return 1 if failures else 0
+
+
+def write_report(sweep: Sweep, results: sae.Results) -> None:
+    """The report of a finished run, if there is none of it yet. No failure of it is one of the run."""
+    page = results.folder / report.NAME
+    newest = max((results.folder / name).stat().st_mtime for name in (storage.MEMBERS, storage.DEFINITION))
+    if page.exists() and page.stat().st_mtime >= newest:
+        return
+    say = lambda line: print(f"sae: {line}", file=sys.stderr)
+    try:
+        from sae.report import build  # plotly and matplotlib, that only those wait for who get a report
+
+        build.build([results], sweep=sweep, say=say)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        say(f"no report: {reason}; the results are whole, and `sae report {results.folder}` tries again")
+
+
+def _report(argv: list[str]) -> int:
+    folders = [Path(token) for token in itertools.takewhile(lambda token: not token.startswith("-"), argv)]
+    if not folders:
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    description = "One HTML file, and PNG and SVG of every figure in a folder beside it."
+    options = _parse(ReportOptions(), argv[len(folders) :], "sae report DIR...", description)
+    if options.out is not None and options.out.suffix != ".html":
+        raise UserError(f"--out: got {options.out}, allowed: a .html file")
+    from sae.report import build
+
+    keep_compiled_programs()
+    page = build.build([sae.load(folder) for folder in folders], options.out)
+    print(f"wrote {page}, and its figures to {page.with_suffix('')}")
+    return 0
+
+
+def _watch(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    options = _parse(WatchOptions(), argv[1:], "sae watch DIR", "How a run goes on. It only reads.")
+    watch.watch(sae.load(argv[0]), Console(), once=options.once, seconds=options.seconds)
+    return 0
 
 
 def _bench(argv: list[str]) -> int:
@@ -234,11 +383,7 @@ def _sweep_config(argv: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(argv) else 1
     path = Path(argv[0])
     definition, question = loading.load_file(path), loading.question(path)
-    flags = [f"--{field.name}" for field in dataclasses.fields(wandb_sweeps.Options)]
-    for token in argv[1:]:
-        if token.startswith("--") and token != "--help" and token.split("=", 1)[0] not in flags:
-            raise UserError(f"sweep-config has no option '{token}'; {nearest(token, flags)}")
-    options = _parse(wandb_sweeps.Options(), argv[1:], f"sae sweep-config {path}", "Print a W&B sweep's YAML.")
+    options = _options(wandb_sweeps.Options(), argv[1:], f"sweep-config {path}", "Print a W&B sweep's YAML.")
     text = wandb_sweeps.sweep_yaml(definition, path, options, question)
     if options.out is None:
         print(text, end="")
@@ -248,6 +393,43 @@ def _sweep_config(argv: list[str]) -> int:
         files.write_atomically(options.out, lambda file: file.write(text.encode()))
         print(f"wrote {options.out}; next: wandb sweep {options.out}")
     return 0
+
+
+def _sync(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "Bring to W&B what it lacks of a run, from its tables."
+    options = _options(wandb_sync.Options(), argv[1:], f"sync {argv[0]}", about)
+    return 0 if wandb_sync.sync(Path(argv[0]), options) else 1
+
+
+def _pull(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "Make a run's folder of runs in W&B, without their weights."
+    wandb_pull.pull(argv[0], _options(wandb_pull.Options(), argv[1:], f"pull {argv[0]}", about))
+    return 0
+
+
+def _dashboard(argv: list[str]) -> int:
+    if argv[:1] == [] or argv[0].startswith("-"):
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "Save a W&B workspace and a W&B report with a run's figures."
+    options = _options(wandb_dashboard.Options(), argv[1:], f"dashboard {argv[0]}", about)
+    wandb_dashboard.dashboard(Path(argv[0]), options)
+    return 0
+
+
+def _options(default: Any, argv: list[str], command: str, about: str) -> Any:
+    """The options of a command that takes nothing else."""
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(default)]
+    for token in argv:
+        if token.startswith("--") and token != "--help" and token.split("=", 1)[0].replace("_", "-") not in flags:
+            raise UserError(f"{command.split()[0]} has no option '{token}'; {nearest(token, flags)}")
+    return _parse(default, argv, f"sae {command}", about)
 
 
 def _kinds() -> str:

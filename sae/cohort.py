@@ -75,6 +75,13 @@ class Placement:
         """Inside a program, a tree of leaves [member, ...] that is to lie on the mesh as `members` would put it."""
         return tree if self.mesh is None else jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
+    def gathered(self, tree):
+        """A tree of leaves [member, ...], whole on every device where `fetch` would else have to bring them together.
+
+        Asked for now, so that it does not come after what the devices are asked to do next.
+        """
+        return tree if jax.process_count() == 1 else _whole(tree, placement=self)
+
     def shared(self, tree):
         """A tree, whole, on every device."""
         if self.mesh is None:
@@ -120,10 +127,17 @@ def put(tree, shardings):
 
 
 def fetch(tree, n: int):
-    """A tree of leaves [member, ...] on the host, in every process, without the members that are padding: [n, ...]."""
-    if jax.process_count() > 1:
-        tree = multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(lambda leaf: leaf[:n], jax.device_get(tree))
+    """A tree of leaves [member, ...] on the host, in every process, without the members that are padding: [n, ...].
+
+    Every process must come here, with the same tree.
+    """
+
+    def one(leaf):
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):  # one at a time: each is whole on every device
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)[:n]
+
+    return jax.tree.map(one, tree) if jax.process_count() > 1 else jax.tree.map(lambda a: a[:n], jax.device_get(tree))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +189,13 @@ def fetch_state(state: CohortState, n: int) -> CohortState:
     """A state on the host, of n members, wherever and among however many it lay."""
     train, sums = fetch((state.train, state.sums), n)
     return CohortState(train, sums, jax.device_get(state.moments))
+
+
+def described(state: CohortState, n: int) -> CohortState:
+    """The shapes and dtypes of what `fetch_state` gives."""
+    of = lambda leaf: jax.ShapeDtypeStruct((n, *leaf.shape[1:]), leaf.dtype)
+    train, sums = jax.tree.map(of, (state.train, state.sums))
+    return CohortState(train, sums, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state.moments))
 
 
 def plan(members: Sequence[Experiment]) -> list[Cohort]:
@@ -324,6 +345,11 @@ def top_examples(saes, latents: Array, best: tuple[Array, Array], x: Array, weig
         return values, jnp.take_along_axis(examples, order, axis=1)
 
     return jax.vmap(member)(saes, latents, *best)
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def _whole(tree, *, placement: Placement):
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(placement.mesh, P()))
 
 
 @functools.partial(jax.jit, static_argnames="placement")

@@ -48,7 +48,7 @@ class Profile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heatmap:
-    """One metric, a mean over all else, as a colour over two hyper-parameters: a panel per arm and group, on one scale."""
+    """One metric, a mean over seeds, as a colour over two hyper-parameters: a panel per arm and group, on one scale."""
 
     metric: str
     """What the colour is."""

@@ -39,7 +39,7 @@ def older_run(folder: Path, sweep: Sweep) -> Results | None:
             raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
         return None
     older = Results(folder)
-    if difference := _first_difference(older.definition["members"], _plain(sweep)):
+    if difference := _first_difference(older.definition["members"], plain(sweep)):
         raise UserError(
             f"{folder} holds a different definition: {difference}; use --out DIR, or --fresh to move it aside"
         )
@@ -91,9 +91,19 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def describe(folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> None:
+def describe(
+    folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]
+) -> None:
     """Write definition.json for a new run, whose cohorts have these members."""
-    write_json(folder / DEFINITION, _describe(sweep, cohorts, question))
+    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command))
+
+
+def describe_again(results: Results, sweep: Sweep) -> None:
+    """Put the sweep's answer and figures in definition.json where they have changed: they decide no result."""
+    if any(results.definition.get(name) != value for name, value in shown(sweep).items()):
+        results.definition |= shown(sweep)
+        with lock(results.folder, wait=True):
+            write_json(results.folder / DEFINITION, results.definition)
 
 
 def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
@@ -106,15 +116,16 @@ def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
     return None
 
 
-def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str) -> dict[str, Any]:
+def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]) -> dict[str, Any]:
     """What definition.json holds."""
     device = jax.devices()[0]
     return {
         "name": sweep.name,
         "question": question,
+        "command": list(command),
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
-        "members": _plain(sweep),
+        "members": plain(sweep),
         **shown(sweep),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -131,7 +142,7 @@ def shown(sweep: Sweep) -> dict[str, Any]:
     return json.loads(json.dumps({"answer": answer, "figures": [figures.plain(figure) for figure in sweep.figures]}))
 
 
-def _plain(sweep: Sweep) -> list[dict[str, Any]]:
+def plain(sweep: Sweep) -> list[dict[str, Any]]:
     """Every member, flattened, as JSON gives it back."""
     return json.loads(json.dumps([flatten(member) for member in sweep.members], default=str))
 

@@ -59,26 +59,32 @@ def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
 
 
 def timer(cohort: Cohort, feed: Feed, placement: Placement, seconds: float = SECONDS):
-    """(seconds that compiling took, a function that trains for about `seconds` and gives the seconds of one step)."""
+    """(seconds that compiling took, a function that trains for about `seconds` and gives the seconds of one step).
+
+    A step's share of drawing its block's batches is part of it.
+    """
     experiments = cohort.stacked(placement)
     state = cohorts.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], placement=placement)
     begun = time.perf_counter()
     program = compile_block(experiments, state, feed, placement)
     compiling = time.perf_counter() - begun
-    block, pivot, at = feed.block(0), placement.shared(feed.data.mean), 0
+    block, pivot = feed.block(0), placement.shared(feed.data.mean)
 
     def train(steps: int) -> float:
-        nonlocal state, at
+        nonlocal state
         begun = time.perf_counter()
-        state = program(experiments, state, block, pivot, *placement.shared((np.int32(at), np.int32(steps))))
-        state, numbers = cohorts.end_chunk(experiments, state, placement=placement)
-        jax.block_until_ready((state, numbers))
-        at += steps
-        return (time.perf_counter() - begun) / steps
+        state = program(experiments, state, block, pivot, *placement.shared((np.int32(0), np.int32(steps))))
+        jax.block_until_ready(state)
+        return time.perf_counter() - begun
 
     train(1)
     steps = min(feed.steps, max(1, math.ceil(seconds / train(1))))
-    return compiling, lambda: train(steps)
+
+    def step() -> float:
+        drawing = train(0)  # the batches of a block are drawn together, whatever is done with them
+        return (train(steps) - drawing) / steps + drawing / feed.steps
+
+    return compiling, step
 
 
 def _remembered() -> dict[str, int]:

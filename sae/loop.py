@@ -53,7 +53,7 @@ def train_cohort(
             if isinstance(feed.data, Sampler):
                 features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
                 numbers |= cohorts.feature_recovery(state.train.sae, features, frequencies, placement=placement)
-        yield state, then, numbers
+        yield state, then, None if numbers is None else placement.gathered(numbers)
 
 
 def blocks(

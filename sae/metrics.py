@@ -2,7 +2,7 @@
 
 Every number is a function of sums over a stated window of N examples. `eval/...`: the held-out examples, all of
 them. `train/...`: the examples of a chunk; `mse`, `fvu` and `dead` count all of them, the other numbers the first
-eighth of every batch (see `probe`). With e = x - x_hat, f the latents, b an example of the window:
+sixteenth of every batch (see `probe`). With e = x - x_hat, f the latents, b an example of the window:
 
 | name | definition |
 |---|---|
@@ -27,7 +27,7 @@ from flax import struct
 from sae.model import Forward, unit_rows
 from sae.types import Array, Key
 
-PROBE_SHARE, PROBE_LEAST = 8, 128  # one example in so many of a training batch, but no fewer than these
+PROBE_SHARE, PROBE_LEAST = 16, 64  # one example in so many of a training batch, but no fewer than these
 RELATIVE = 0.01  # what share of the example's largest latent counts for l0_relative
 MEANINGS = {
     "mse": "squared error per example, summed over d_in",
@@ -102,12 +102,6 @@ def moments(x: Array, pivot: Array, weight: Array) -> Moments:
     )
 
 
-def squared_error(x: Array, x_hat: Array) -> Array:
-    """‖x_b - x_hat_b‖² of examples [d_in, batch] -> [batch]."""
-    # the barrier keeps XLA from merging this sum with the one over examples that follows, and so doing it twice
-    return jax.lax.optimization_barrier(jnp.sum((x - x_hat) ** 2, axis=0))
-
-
 def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
     """Of one forward pass over x [d_in, batch]; weight [batch] as in `moments`, None where all count."""
     f, x_hat = out.latents, out.x_hat
@@ -121,7 +115,7 @@ def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
     norms = jnp.sqrt(jnp.sum(x * x, axis=0)) * jnp.sqrt(x_hat_squared)
     return Sums(
         n=jnp.sum(one),
-        squared_error=count(squared_error(x, x_hat)),
+        squared_error=count(jnp.sum((x_hat - x) ** 2, axis=0)),
         active=jnp.sum(fired),
         active_relative=count(jnp.sum(jnp.where(size > RELATIVE * largest, 1.0, 0.0), axis=0)),
         effective=count(_ratio(total * total, squares)),
@@ -134,14 +128,16 @@ def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
 
 
 def probe(out: Forward, x: Array) -> Sums:
-    """`sums` of a training batch: squared_error of all its examples, the rest of its first eighth (128 at the least).
+    """`sums` of a training batch: squared_error of all its examples, the rest of its first sixteenth (64 at the least).
 
     A sum over latents is a pass over all of them, and on a CPU a pass for each metric costs a third of a step.
     """
     n = max(PROBE_LEAST, x.shape[1] // PROBE_SHARE)
     first = lambda columns: columns[:, :n]
     some = sums(jax.tree.map(first, out), first(x))
-    return some.replace(squared_error=jnp.sum(squared_error(x, out.x_hat)))
+    # without the barrier XLA merges the two sums into one, whose terms it writes to memory first
+    rows = jax.lax.optimization_barrier(jnp.sum((out.x_hat - x) ** 2, axis=1))
+    return some.replace(squared_error=jnp.sum(rows))
 
 
 def finish(s: Sums, m: Moments) -> dict[str, Array]:

@@ -1,18 +1,19 @@
 """How a sweep is cut into cohorts and parts, and what it will cost, before it is run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sae import cohort as cohorts
-from sae import runtime
+from sae import figures, runtime
 from sae.cohort import Cohort
 from sae.data import feed as feeds
 from sae.data.feed import block_steps, resident
 from sae.data.source import Rows, Sampler
-from sae.experiment import Experiment, flatten, kind
+from sae.experiment import kind
 from sae.lanes import expected as expected_lanes
 from sae.sweep import Sweep, varying
 from sae.types import UserError, count
@@ -88,14 +89,13 @@ def load_data(plan: Sequence[Cohort]) -> dict:
     return data
 
 
-def member_names(members: Sequence[Experiment], default: str) -> list[str]:
-    """A name per member, of what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
-    names = varying(members)
-    flats = [flatten(member) for member in members]
+def member_names(members: Sequence[Mapping[str, Any]], default: str) -> list[str]:
+    """A name per flattened member, of what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
+    names = figures.varying(members)
     of = lambda flat: " ".join(
         f"{n}={flat[n]:g}" if isinstance(flat[n], float) else f"{n}={flat[n]}" for n in names if n in flat
     )
-    return [of(flat) or default for flat in flats]
+    return [of(flat) or default for flat in members]
 
 
 def parameters(d_in: int, d_sae: int) -> int:

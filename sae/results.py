@@ -1,19 +1,24 @@
 """The results of a run, as a notebook reads them: `sae.load("runs/patches_l1")`."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import pandas as pd
 
 from sae import figures, storage
-from sae.answers import Answer
+from sae.answers import Answer, AtMatched
 from sae.experiment import Experiment, unflatten
 from sae.figures import Figure
 from sae.model import Sae
 from sae.storage import DEFINITION, PARAMETERS, CohortFiles
 from sae.types import UserError, ranges
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Results:
@@ -78,6 +83,55 @@ class Results:
         """What the sweep shows: the figures it names, or those worth seeing where it names none."""
         named = tuple(figures.read(figure) for figure in self.definition.get("figures", ()))
         return named or figures.default_figures(self.definition["members"], self.answer)
+
+    def frontier(self, **fields) -> "go.Figure":
+        """L0 against FVU, a line per arm and group (`sae.figures.Frontier`); fields replace those of the sweep's."""
+        return self.draw(figures.Frontier, **fields)
+
+    def profile(self, **fields) -> "go.Figure":
+        """A metric along a hyper-parameter (`sae.figures.Profile`)."""
+        return self.draw(figures.Profile, **fields)
+
+    def heatmap(self, **fields) -> "go.Figure":
+        """A metric over two hyper-parameters (`sae.figures.Heatmap`)."""
+        return self.draw(figures.Heatmap, **fields)
+
+    def parallel(self, **fields) -> "go.Figure":
+        """Every member through parallel axes (`sae.figures.Parallel`)."""
+        return self.draw(figures.Parallel, **fields)
+
+    def matched(self, **fields) -> "go.Figure":
+        """Arms compared where one metric is equal (`sae.AtMatched`)."""
+        return self.draw(AtMatched, **fields)
+
+    def curves(self, members: Sequence[int] = (), **fields) -> "go.Figure":
+        """Metrics over training of some members (`sae.figures.Curves`)."""
+        return self.draw(figures.Curves, members, **fields)
+
+    def firing_rates(self, members: Sequence[int] = (), **fields) -> "go.Figure":
+        """Histograms of firing rates of some members (`sae.figures.FiringRates`)."""
+        return self.draw(figures.FiringRates, members, **fields)
+
+    def draw(self, figure: Figure | type[Figure], members: Sequence[int] = (), **fields) -> "go.Figure":
+        """A figure in plotly: a definition, or the first of its kind that the sweep shows, with some fields replaced.
+
+        Raises UserError for names that are not there.
+        """
+        from sae.report import draw  # a second, that only those pay who look at figures
+
+        if isinstance(figure, type):
+            shown = next((known for known in self.figures if isinstance(known, figure)), None)
+            try:
+                figure = dataclasses.replace(shown, **fields) if shown else figure(**fields)
+            except TypeError as error:
+                names = ", ".join(field.name for field in dataclasses.fields(figure))
+                raise UserError(f"{figure.__name__}: {' '.join(str(error).split())}; fields: {names}") from None
+        figure.check(dict.fromkeys(name for flat in self.definition["members"] for name in flat))
+        table = self.members
+        sound = table[table["status"] == "finished"]
+        rates = {m: of for cohort in self.cohorts if cohort.finished for m, of in cohort.firing_rates().items()}
+        chosen = [int(row) for member in members for row in sound.index[sound["member"] == member]]
+        return draw.draw(figure, sound, self.history, rates, chosen)
 
     def sae(self, member: int) -> Sae:
         """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""

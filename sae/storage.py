@@ -61,6 +61,11 @@ class CohortFiles:
         """Whether its members are trained and evaluated."""
         return self.state.get("status") == "finished"
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has, or will have, weights: what was pulled from W&B has none."""
+        return not self.finished or WEIGHTS in self.state.get("checksums", {})
+
     def mark(self, **changes) -> None:
         """Change what cohort.json says."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,8 @@ class CohortFiles:
 
     def weights(self, member: int) -> dict[str, np.ndarray]:
         """A member's parameters. Raises DamagedError."""
+        if not self.has_weights:
+            raise UserError(f"{self.path} has no weights: it was pulled from W&B")
         with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
             place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
             return {name: file.get_slice(name)[place] for name in PARAMETERS}
@@ -92,24 +99,31 @@ class CohortFiles:
         _write_table(self.path / HISTORY, table)
 
     def firing_rates(self) -> dict[int, np.ndarray]:
-        """Each finished member's firing rates [d_sae] on held-out examples; none in a folder of before they were kept.
+        """Each finished member's firing rates [d_sae] on held-out examples; none in a folder of before they were kept,
+        or one without weights.
 
         Raises DamagedError.
         """
+        if not self.has_weights:
+            return {}
         with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
             if RATES not in file.keys():
                 return {}
             return dict(zip(file.get_tensor("member").tolist(), file.get_tensor(RATES), strict=True))
 
-    def finish(self, members: pd.DataFrame, saes: Sae, firing_rates: np.ndarray, **changes) -> None:
-        """Write the members table and the weights, then, history lying there already, mark the cohort finished."""
+    def write_weights(self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray) -> None:
+        """Write weights.safetensors: the parameters of members, and firing_rates [member, d_sae]."""
         # safetensors writes scrambled values from a non-contiguous array, without a word
         tensors = {name: np.ascontiguousarray(np.asarray(getattr(saes, name)[...])) for name in PARAMETERS}
-        tensors |= {RATES: np.ascontiguousarray(firing_rates), "member": members["member"].to_numpy(np.int64)}
-        data = safetensors.numpy.save(tensors)
+        tensors |= {RATES: np.ascontiguousarray(firing_rates, np.float32)}
+        data = safetensors.numpy.save(tensors | {"member": np.asarray(members, np.int64)})
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
+
+    def finish(self, members: pd.DataFrame, **changes) -> None:
+        """Write the members table; history, and weights if there are any, lying there, mark the cohort finished."""
         _write_table(self.path / MEMBERS, members)
-        checksums = {name: sha256(self.path / name) for name in (HISTORY, MEMBERS, WEIGHTS)}
+        there = [name for name in (HISTORY, MEMBERS, WEIGHTS) if (self.path / name).exists()]
+        checksums = {name: sha256(self.path / name) for name in there}
         self.mark(status="finished", checksums=checksums, **changes)
 
     def _sound_path(self, name: str) -> Path:

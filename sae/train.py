@@ -50,7 +50,7 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
 def loss(sae: Sae, experiment: Experiment, step: Array, x: Array) -> tuple[Array, model.Forward]:
     """`mean_b ‖x - x_hat‖² + penalty(latents)`, [], and the forward pass it is made of."""
     out = model.forward(sae, x)
-    squared_error = jnp.sum((x - out.x_hat) ** 2) / x.shape[1]
+    squared_error = jnp.sum((out.x_hat - x) ** 2) / x.shape[1]
     return squared_error + experiment.penalty(out.latents, model.decoder_norms(sae), step), out
 
 
@@ -60,13 +60,14 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, experiment, step, x)
     gradient = experiment.constraint.gradient(state.sae, gradient)
     updates, opt_state = experiment.optimizer.transform(experiment.n_steps).update(gradient, state.opt_state, state.sae)
-    sae = experiment.constraint.project(jax.tree.map(jnp.add, state.sae, updates))
+    updated = jax.tree.map(jnp.add, state.sae, updates)
+    sae = experiment.constraint.project(updated)
 
     sums = metrics.probe(out, x)
 
     active = jnp.max(jnp.abs(out.latents), axis=1) > 0  # on any example
     silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1])
-    healthy = _all_finite(sae) & jnp.isfinite(sums.squared_error) & ~state.diverged
+    healthy = _all_finite(updated) & jnp.isfinite(sums.squared_error) & ~state.diverged
     # a gradient that is not finite spoils the parameters too; the moments of a member that has diverged are never read
     sae, silent = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), (sae, silent), (state.sae, state.silent))
     return TrainState(sae, opt_state, silent, ~healthy), sums
@@ -74,8 +75,9 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
 
 def _all_finite(tree) -> Array:
     """Whether every number is finite, and small enough (1e18) for the sum of all squares to be finite, []."""
-    columns = [jnp.sum(leaf * leaf, axis=0) for leaf in jax.tree.leaves(tree)]
-    return jnp.isfinite(sum(jnp.sum(column) for column in jax.lax.optimization_barrier(columns)))
+    # rows are summed first: of the decoder's, projection wants the same sums
+    rows = [jnp.sum(leaf * leaf, axis=-1, keepdims=leaf.ndim > 1) for leaf in jax.tree.leaves(tree)]
+    return jnp.isfinite(sum(map(jnp.sum, jax.lax.optimization_barrier(rows))))
 
 
 def revive(experiment: Experiment, state: TrainState, step: Array, candidates: Array) -> TrainState:

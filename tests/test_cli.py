@@ -1,5 +1,6 @@
 """The command line as a person meets it: overrides, plans, finished runs, and every kind of bad input."""
 
+import json
 import os
 import re
 import subprocess
@@ -387,3 +388,28 @@ def test_more_slips_on_the_command_line(tiny_file, capsys, tmp_path):
     assert sae_run(capsys, tiny_file, "--dry-run", "--activation", "TopK", "--penalty", "elastic-net")[0] == 0
     code, out, _ = sae_run(capsys, "sweep.py", "--dry-run", "--name", "other")
     assert code == 0 and out.startswith("other: 6 members")
+
+
+def test_bench_measures_a_definition(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sae.bench.ROUNDS", 1)
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from sae import *\nbase = Experiment(name='x', data=Digits(), d_sae=64, n_steps=40, batch_size=64)\n"
+        "sweep = Sweep(name='x', members=grid(base, {'d_sae': (32, 64), 'seed': (0, 1, 2)}))\n"
+    )
+    assert cli.main(["bench", str(path), "--json", "--lanes", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(c["members"], c["d_in"], c["d_sae"], c["lanes"]) for c in report["cohorts"]] == [
+        (3, 64, 32, 1),
+        (3, 64, 64, 1),
+    ]
+    for c in report["cohorts"]:
+        flop = 10 * c["d_in"] * c["d_sae"] * c["batch_size"]
+        assert c["gflops"] == pytest.approx(flop * c["member_steps_per_second"] / 1e9)
+        assert c["member_steps_per_second"] == pytest.approx(3 / c["step_seconds"])
+        assert c["fraction"] == pytest.approx(c["gflops"] / c["bare_gflops"]) and c["compile_seconds"] > 0
+    assert cli.main(["bench", str(path), "--precision", "bfloat16"]) == 0
+    out = capsys.readouterr().out
+    assert "bfloat16" in out and "…" not in out
+    assert cli.main(["bench", "--jsn"]) == 1 and "close names: --json" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from sae import launchers
 from sae.launchers import Options, Part, local, slurm
 from sae.types import Interrupted, UserError
 
@@ -81,7 +80,7 @@ time.sleep(0.1)
 os.remove(f"{sys.argv[1]}/on-{sys.argv[2]}")
 """
     parts = [python(f"cohort {i}/7", code, tmp_path, i) for i in range(1, 8)]
-    assert local(parts, tmp_path / "run", workers, said.append) == []
+    assert local.run(parts, tmp_path / "run", workers, said.append) == []
     logs = [(tmp_path / "run" / "logs" / f"cohort-{i}-of-7.log").read_text().splitlines() for i in range(1, 8)]
     seen = [int(lines[-1]) for lines in logs]
     assert max(seen) == most, seen
@@ -97,7 +96,7 @@ def test_a_part_that_fails_stops_no_other_and_its_last_lines_are_told(tmp_path, 
     killed = "import os, signal; print('up to here'); os.kill(os.getpid(), signal.SIGKILL)"
     parts = [python("a", noisy), python("b", killed), python("c", "print('well')"), Part("d", ["/no/such/command"])]
     for attempt in range(2):
-        failures = local(parts, tmp_path, 2, said.append)
+        failures = local.run(parts, tmp_path, 2, said.append)
         assert sorted((f.name, f.reason) for f in failures) == [
             ("a", "exit code 3"), ("b", "killed by SIGKILL"), ("d", "exit code 1"),
         ]  # fmt: skip
@@ -116,11 +115,11 @@ def test_parts_see_this_environment_and_share_what_gpus_there_are(tmp_path, said
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KEPT", "kept")
     code = f"import os; print(*[os.environ.get(name) for name in {names}])"
-    assert local([python("a", code), python("b", code)], tmp_path, 2, said.append) == []
+    assert local.run([python("a", code), python("b", code)], tmp_path, 2, said.append) == []
     assert (tmp_path / "logs" / "a.log").read_text().endswith("\nkept None 0.375\n")
 
     def seen(workers):
-        environments = [launchers._environment(slot, workers) for slot in range(workers)]
+        environments = [local._environment(slot, workers) for slot in range(workers)]
         return [" ".join(str(environment.get(name)) for name in names) for environment in environments]
 
     assert seen(1) == ["kept None None"]
@@ -134,10 +133,10 @@ def test_parts_see_this_environment_and_share_what_gpus_there_are(tmp_path, said
 
 def test_bad_options_are_one_line(tmp_path, said):
     with pytest.raises(UserError, match="workers: got 0, allowed: at least 1"):
-        local([python("a", "")], tmp_path, 0, said.append)
+        local.run([python("a", "")], tmp_path, 0, said.append)
     with pytest.raises(UserError, match="slurm_minutes: got 1, allowed: at least 5"):
-        slurm([], tmp_path, Options(slurm_minutes=1), said.append)
-    assert local([], tmp_path, 2, said.append) == [] and said == []
+        slurm.run([], tmp_path, Options(slurm_minutes=1), said.append)
+    assert local.run([], tmp_path, 2, said.append) == [] and said == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -146,13 +145,13 @@ def test_a_signal_has_all_processes_save_and_waits_for_them(tmp_path, said, numb
     thread = threading.Thread(target=lambda: (began(tmp_path, 2), os.kill(os.getpid(), number)))
     thread.start()
     with pytest.raises(Interrupted) as stop:
-        local(parts, tmp_path, 2, said.append)
+        local.run(parts, tmp_path, 2, said.append)
     thread.join()
     assert stop.value.exit_code == 128 + number and said[2].startswith("stopping 2 parts")
     assert not any(map(alive, began(tmp_path, 2)))
     assert all((tmp_path / f"saved-{i}").exists() for i in range(2)), "one SIGTERM, and time to save"
     assert not (tmp_path / "saved-2.began").exists(), "nothing is started any more"
-    assert local(parts[:2], tmp_path, 2, said.append) == []
+    assert local.run(parts[:2], tmp_path, 2, said.append) == []
     assert (tmp_path / "logs" / "part-0.log").read_text().endswith("\nwent on\n")
 
 
@@ -165,7 +164,7 @@ sys.modules["sae.types"] = types.SimpleNamespace(Interrupted=KeyboardInterrupt, 
 from sae.launchers import Part, local
 folder = Path(sys.argv[2])
 command = [sys.executable, "-S", "-c", sys.argv[3]]
-local([Part(f"part {i}", [*command, str(folder / f"saved-{i}")]) for i in range(2)], folder, 2, print)
+local.run([Part(f"part {i}", [*command, str(folder / f"saved-{i}")]) for i in range(2)], folder, 2, print)
 """
 
 
@@ -181,7 +180,7 @@ def test_a_launcher_that_is_killed_leaves_no_process_and_they_save(tmp_path):
 
 @pytest.mark.parametrize("impatient", [False, True])
 def test_a_process_that_does_not_stop_is_killed_with_all_it_started(tmp_path, said, monkeypatch, impatient):
-    monkeypatch.setattr(launchers, "GRACE", 60 if impatient else 0.5)
+    monkeypatch.setattr(local, "GRACE", 60 if impatient else 0.5)
     code = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -204,7 +203,7 @@ time.sleep(60)
     thread.start()
     bad = python("bad", "import sys; sys.exit('broken')")
     with pytest.raises(Interrupted) as stop:
-        local([bad, python("deaf", code, pids)], tmp_path, 2, said.append)
+        local.run([bad, python("deaf", code, pids)], tmp_path, 2, said.append)
     thread.join()
     assert stop.value.exit_code == 130 and str(stop.value) == "stopped by SIGINT"
     until(lambda: not any(alive(int(pid)) for pid in pids.read_text().rstrip(".").split()))
@@ -220,7 +219,7 @@ def test_an_error_in_the_launcher_leaves_no_process(tmp_path):
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        local([python("a", RESUMABLE, tmp_path / "saved")], tmp_path, 1, lambda line: say(line))
+        local.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path, 1, lambda line: say(line))
     assert (tmp_path / "saved").exists()
 
 
@@ -238,8 +237,8 @@ class Cluster:
             (binaries / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{binaries}:{os.environ['PATH']}")
         monkeypatch.setenv("FAKE_SLURM", str(self.root))
-        for name, value in {"SLURM_POLL": 0.1, "SLURM_ASK": 0.5, "SETTLE": 0.8, "LINGER": 0.5}.items():
-            monkeypatch.setattr(launchers, name, value)
+        for name, value in {"POLL": 0.1, "ASK": 0.5, "SETTLE": 0.8, "LINGER": 0.5}.items():
+            monkeypatch.setattr(slurm, name, value)
 
     def jobs(self) -> list[str]:
         return sorted(path.name for path in self.root.iterdir() if path.is_dir())
@@ -279,7 +278,7 @@ def test_each_part_is_a_job_with_the_options_given_and_failures_are_told(tmp_pat
         slurm_partition="short", slurm_minutes=90, slurm_gpus=2, slurm_cpus=4, slurm_mem_gb=12.5,
         slurm_extra=("account=physics", "exclusive", "nice=10"),
     )  # fmt: skip
-    (failure,) = slurm(parts, tmp_path / "run", options, said.append)
+    (failure,) = slurm.run(parts, tmp_path / "run", options, said.append)
     assert (failure.name, failure.reason) == ("cohort 2/2", "exit code 3, job 101")
     assert failure.tail == tuple(f"line {i}" for i in range(10, 20))
     assert failure.log == tmp_path / "run" / "logs" / "cohort-2-of-2.log"
@@ -296,7 +295,7 @@ def test_each_part_is_a_job_with_the_options_given_and_failures_are_told(tmp_pat
 
 def test_a_job_imports_none_of_the_package_beside_the_part(tmp_path, said, cluster, monkeypatch):
     monkeypatch.setenv("PYTHONVERBOSE", "1")  # says on stderr what is imported
-    assert slurm([python("a", "print('well')")], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run([python("a", "print('well')")], tmp_path / "run", Options(), said.append) == []
     errors = next((tmp_path / "run" / "logs" / "submitit").glob("*.err")).read_text()
     assert "import 'submitit" in errors and "import 'sae" not in errors and "import 'jax" not in errors
 
@@ -311,7 +310,7 @@ SIGNALS = {
 def test_a_job_that_is_stopped_saves_once_is_queued_again_and_goes_on(tmp_path, said, cluster, signals):
     saved = tmp_path / "saved"
     thread = cluster.during(tmp_path / "saved.began", *signals)
-    assert slurm([python("a", RESUMABLE, saved)], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run([python("a", RESUMABLE, saved)], tmp_path / "run", Options(), said.append) == []
     thread.join()
     lines = (tmp_path / "run" / "logs" / "a.log").read_text().splitlines()
     assert [line for line in lines if line in ("began", "saved", "went on")] == ["began", "saved", "went on"]
@@ -321,7 +320,7 @@ def test_a_job_that_is_stopped_saves_once_is_queued_again_and_goes_on(tmp_path, 
 
 
 def test_what_does_not_save_in_time_is_killed_and_queued_again(tmp_path, said, cluster, monkeypatch):
-    monkeypatch.setattr(launchers, "GRACE", 0.5)
+    monkeypatch.setattr(slurm, "GRACE", 0.5)
     deaf = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -331,33 +330,33 @@ open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(60)
 """
     thread = cluster.during(tmp_path / "began", "scancel 100 --signal USR2")
-    assert slurm([python("a", deaf, tmp_path / "began")], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run([python("a", deaf, tmp_path / "began")], tmp_path / "run", Options(), said.append) == []
     thread.join()
     assert not alive(int((tmp_path / "began").read_text())) and cluster.read("100", "requeues") == "x"
 
 
 def test_a_cancelled_job_saves_and_is_a_failure(tmp_path, said, cluster, monkeypatch):
     thread = cluster.during(tmp_path / "saved.began", "scancel 100")
-    (failure,) = slurm([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", Options(), said.append)
+    (failure,) = slurm.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", Options(), said.append)
     thread.join()
     assert failure.reason == "Slurm says CANCELLED, job 100"
     assert failure.log.name == "100_0_log.err" and cluster.jobs() == ["100"]
     assert (tmp_path / "saved").exists() and cluster.read("100", "requeues") == ""
 
     (cluster.root / "no-accounting").touch()
-    assert launchers._states(["100"]) == {"100": "GONE"}, "where only the controller can be asked"
+    assert slurm._states(["100"]) == {"100": "GONE"}, "where only the controller can be asked"
     monkeypatch.setenv("PATH", "")
-    assert launchers._states(["100"]) == {}, "where nothing is known, nothing has ended"
+    assert slurm._states(["100"]) == {}, "where nothing is known, nothing has ended"
 
 
 @pytest.mark.parametrize(("times", "why"), [(-1, "timed-out too many times"), (9, "scontrol")])
 def test_a_job_that_cannot_be_queued_again_is_a_failure_with_the_reason(
     tmp_path, said, cluster, monkeypatch, times, why
 ):
-    monkeypatch.setattr(launchers, "TIMEOUTS", times)
+    monkeypatch.setattr(slurm, "TIMEOUTS", times)
     (cluster.root / "no-requeue").touch()
     thread = cluster.during(tmp_path / "saved.began", "scancel 100 --signal USR2")
-    (failure,) = slurm([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", Options(), said.append)
+    (failure,) = slurm.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", Options(), said.append)
     thread.join()
     assert why in failure.reason and (tmp_path / "saved").exists()
 
@@ -372,17 +371,17 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_call_waits_for_them(tmp_path, said,
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Interrupted) as stop:
-        slurm(parts, tmp_path / "run", Options(), said.append)
+        slurm.run(parts, tmp_path / "run", Options(), said.append)
     thread.join()
     assert stop.value.exit_code == 130
     assert said[-1] == "1 job will go on: 100; the same command waits again, `scancel 100` ends"
     assert cluster.read("100") == "RUNNING" and not (tmp_path / "saved").exists()
 
     thread = cluster.during(tmp_path / "saved.began", "scancel 100 --signal USR2")
-    assert slurm(parts[:1], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run(parts[:1], tmp_path / "run", Options(), said.append) == []
     thread.join()
     assert "a: job 100 is there already" in said and cluster.jobs() == ["100", "101"]
-    assert slurm(parts[1:], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run(parts[1:], tmp_path / "run", Options(), said.append) == []
     assert cluster.jobs() == ["100", "101", "102"], "a job that ended is not waited for"
 
 
@@ -390,9 +389,9 @@ def test_slurm_that_is_missing_or_refuses_is_one_line(tmp_path, said, cluster, m
     part = python("a", "print('well')")
     for extra in ("Account=x", "=x", "a b"):
         with pytest.raises(UserError, match="slurm_extra: got .*allowed: sbatch's options as key=value"):
-            slurm([part], tmp_path, Options(slurm_extra=(extra,)), said.append)
+            slurm.run([part], tmp_path, Options(slurm_extra=(extra,)), said.append)
     with pytest.raises(UserError, match="Slurm refused the job: .*Invalid partition") as error:
-        slurm([part], tmp_path, Options(slurm_partition="nowhere"), said.append)
+        slurm.run([part], tmp_path, Options(slurm_partition="nowhere"), said.append)
     assert "\n" not in str(error.value) and cluster.jobs() == []
 
     def say(line):
@@ -400,13 +399,13 @@ def test_slurm_that_is_missing_or_refuses_is_one_line(tmp_path, said, cluster, m
         if "submitted" in line:
             (cluster.root / "full").touch()
 
-    (failure,) = slurm([part, python("b", "")], tmp_path, Options(), say)
+    (failure,) = slurm.run([part, python("b", "")], tmp_path, Options(), say)
     assert failure.name == "b" and failure.reason.startswith("not submitted: sbatch: error")
     assert any("a: job 100 finished" in line for line in said)
 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no `srun` here"):
-        slurm([part], tmp_path, Options(), said.append)
+        slurm.run([part], tmp_path, Options(), said.append)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install 'sparsity-lab\[slurm\]'$"):
-        slurm([part], tmp_path, Options(), said.append)
+        slurm.run([part], tmp_path, Options(), said.append)

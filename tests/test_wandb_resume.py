@@ -112,7 +112,7 @@ def goes_on(job) -> None:
 def assert_whole(server, folder) -> None:
     """Every member's history on the server is that of the tables, every row once and in order."""
     results = sae.load(folder / "run")
-    assert server.unknown == [] and len(server.runs) == 2
+    assert server.unknown == [] and len(server.runs) == 3  # and that of the sweep
     for member in range(2):
         (run,) = (run for name, run in server.runs.items() if name.endswith(f"-{member:04d}"))
         received, history = rows(run), results.history[results.history.member == member]

@@ -4,9 +4,9 @@
         ...  # processes with the environment `server.env` log here
         server.runs["abcd-0000"].history
 
-It answers only what wandb 0.31 asks while a run is logged, and what `wandb sweep` and `wandb agent` ask: it hands out
-the combinations of a grid, one at a time, and then tells the agent to go. A blanket `{"data": {}}` would crash
-wandb-core.
+It answers only what wandb 0.31 asks while a run is logged, what its public API asks when runs are read back, what
+wandb-workspaces asks when it saves, and what `wandb sweep` and `wandb agent` ask: it hands out the combinations of a
+grid, one at a time, and then tells the agent to go. A blanket `{"data": {}}` would crash wandb-core.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import json
 import re
 import threading
 import time
+import urllib.parse
 
 import yaml
 
@@ -31,6 +32,7 @@ class ReceivedRun:
     bucket: dict = dataclasses.field(default_factory=dict)
     lines: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)  # file name -> offset -> line
     times: dict[tuple[str, int], float] = dataclasses.field(default_factory=dict)  # (file, offset) -> when it came
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)  # uploaded ones: images, tables
     exit_code: int | None = None
 
     def receive(self, file: str, offset: int, content: list[str]) -> None:
@@ -89,6 +91,9 @@ class WandbServer:
         self.lag = lag
         self.runs: dict[str, ReceivedRun] = {}
         self.sweeps: dict[str, RegisteredSweep] = {}
+        self.artifacts: list[dict] = []  # the input of every CreateArtifact
+        self.artifact_files: dict[str, bytes] = {}
+        self.views: list[dict] = []  # workspaces and reports: the variables that each was saved with
         self.unknown: list[str] = []
         self._answers = threading.Event()
         self._closing = threading.Event()
@@ -150,16 +155,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._reply({})
 
     def do_PUT(self):
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server_state._answers.wait()
+        owner, name = urllib.parse.unquote(self.path).removeprefix("/upload/").split("/", 1)
+        run = self.server_state.runs.get(owner)
+        (self.server_state.artifact_files if run is None else run.files)[name] = body
         self._reply({})
+
+    def do_GET(self):
+        self.server_state.unknown.append(f"GET {self.path}")
+        self.send_error(404)
 
     def _graphql(self, request: dict) -> dict:
         query, variables = request["query"], request.get("variables") or {}
         asked = re.search(r"(?:query|mutation)\s+(\w+)", query)
         operation = asked[1] if asked else query
-        if operation == "Viewer":
-            viewer = {"id": "user", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}
+        if operation in ("Viewer", "GetViewer"):
+            teams = {"edges": [{"node": {"name": "team"}}]}
+            viewer = {"id": "user", "entity": "tester", "username": "tester", "flags": "{}", "teams": teams}
+            viewer |= {"name": "tester", "email": None, "admin": False, "deletedAt": None, "apiKeys": None}
             return {"data": {"viewer": viewer}}
         if operation == "ServerFeaturesQuery":
             return {"data": {"serverInfo": {"features": []}}}
@@ -186,11 +200,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return {"data": {"model": self._project(variables["project"]) | {"bucket": bucket}}}
         if operation == "CreateRunFiles":
             host = f"http://127.0.0.1:{self.server.server_port}"
-            files = [{"name": name, "uploadUrl": f"{host}/upload/{name}"} for name in variables["files"]]
+            urls = {name: f"{host}/upload/{variables['run']}/{urllib.parse.quote(name)}" for name in variables["files"]}
+            files = [{"name": name, "uploadUrl": url} for name, url in urls.items()]
             created = {"runID": "run", "uploadHeaders": [], "files": files}
             return {"data": {"createRunFiles": created}}
         if operation in ("UpsertSweep", "SweepWithRuns", "CreateAgent", "Heartbeat"):
             return {"data": self._sweep(operation, variables)}
+        if (answer := self._read_back(operation, variables)) is not None:
+            return {"data": answer}
+        if (answer := self._artifact(operation, variables)) is not None:
+            return {"data": answer}
+        if operation in ("upsertView", "UpsertView2", "ProjectInternalId", "GetProjects"):
+            return {"data": self._view(operation, variables)}
         self.server_state.unknown.append(operation)
         return {"data": {}, "errors": [{"message": f"this test server does not know {operation}"}]}
 
@@ -220,6 +241,119 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             # only a run that a process has started has it, not one that a sweep has planned
             "wandbConfig": json.dumps({key: value for key, value in _own_config(config).items() if key == "t"}),
         }
+
+    def _read_back(self, operation: str, variables: dict) -> dict | None:
+        """What wandb's public API asks of runs."""
+        if operation in ("Run", "RunHistoryKeys"):
+            run = self.server_state.runs.get(variables["name"])
+            return {"project": {"run": run and self._described(variables["name"], run)}}
+        if operation == "RunParquetHistory":  # all is live, nothing is exported yet
+            live = [{"_step": row["_step"]} for row in self.server_state.runs[variables["runName"]].history]
+            return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": live}}}}
+        if operation == "HistoryPage":
+            steps = range(variables["minStep"], variables["maxStep"])
+            rows = self.server_state.runs[variables["run"]].rows("wandb-history.jsonl")
+            return {"project": {"run": {"history": [row for row in rows if json.loads(row)["_step"] in steps]}}}
+        if operation == "Runs":
+            if variables["entity"] != "tester":
+                return {"project": None}
+            filters = json.loads(variables["filters"])
+            found = {
+                name: run
+                for name, run in self.server_state.runs.items()
+                if run.bucket.get("project", "uncategorized") == variables["project"]
+                and run.bucket.get("groupName") == filters.get("group", run.bucket.get("groupName"))
+                and re.search(filters.get("name", {}).get("$regex", ""), name)
+            }
+            names = sorted(found)
+            after = int(variables.get("cursor") or 0)
+            page = names[after : after + variables["perPage"]]
+            end = after + len(page)
+            edges = [{"node": self._described(name, found[name]), "cursor": str(end)} for name in page]
+            info = {"endCursor": str(end), "hasNextPage": end < len(names)}
+            runs = {"edges": edges, "pageInfo": info}
+            return {"project": {"internalId": "1", "runCount": len(names), "readOnly": False, "runs": runs}}
+        return None
+
+    def _described(self, name: str, run: ReceivedRun) -> dict:
+        """A run, as the public API reads it."""
+        history, summary = (
+            run.rows(file, self.server_state.lag) for file in ("wandb-history.jsonl", "wandb-summary.json")
+        )
+        steps = [json.loads(row)["_step"] for row in history]
+        return {
+            "id": f"storage-{name}",
+            "projectId": "1",
+            "name": name,
+            "displayName": run.bucket.get("displayName"),
+            "sweepName": run.bucket.get("sweep"),
+            "state": "running" if run.exit_code is None else "failed" if run.exit_code else "finished",
+            "config": run.bucket.get("config", "{}"),
+            "group": run.bucket.get("groupName"),
+            "jobType": run.bucket.get("jobType"),
+            "tags": run.bucket.get("tags") or [],
+            "commit": None,
+            "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00",
+            "heartbeatAt": "2026-01-01T00:00:00",
+            "description": None,
+            "notes": None,
+            "systemMetrics": "{}",
+            "summaryMetrics": (summary or ["{}"])[-1],
+            "historyLineCount": len(history),
+            "user": {"name": "tester", "username": "tester"},
+            "historyKeys": {"lastStep": max(steps)} if steps else None,
+        }
+
+    def _artifact(self, operation: str, variables: dict) -> dict | None:
+        """What wandb-core asks when it uploads an artifact; a table is one too."""
+        if operation == "ArtifactType":
+            return {"project": {"artifact": None}}
+        if operation == "CreateArtifact":
+            self.server_state.artifacts.append(variables["input"])
+            sequence = {"latestArtifact": None}
+            name = f"artifact{len(self.server_state.artifacts)}"
+            return {"createArtifact": {"artifact": {"id": name, "state": "PENDING", "artifactSequence": sequence}}}
+        host = f"http://127.0.0.1:{self.server.server_port}"
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            run, name = variables.get("runName", "artifacts"), urllib.parse.quote(variables["name"])
+            file = {"id": "file", "uploadUrl": f"{host}/upload/{run}/{name}", "uploadHeaders": []}
+            what = operation[0].lower() + operation[1:]
+            return {what: {"artifactManifest": {"id": "manifest", "file": file}}}
+        if operation == "CreateArtifactFiles":
+            nodes = [
+                {
+                    "id": "file",
+                    "name": spec["name"],
+                    "displayName": spec["name"],
+                    "uploadUrl": f"{host}/upload/{spec['artifactID']}/{urllib.parse.quote(spec['name'])}",
+                    "uploadHeaders": [],
+                    "uploadMultipartUrls": None,
+                    "storagePath": f"wandb_artifacts/{spec['name']}",
+                    "artifact": {"id": spec["artifactID"]},
+                }
+                for spec in variables["input"]["artifactFiles"]
+            ]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        if operation == "CommitArtifact":
+            return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}
+        return None
+
+    def _view(self, operation: str, variables: dict) -> dict:
+        """Save a workspace or a report."""
+        if operation == "GetProjects":
+            names = sorted({run.bucket.get("project", "uncategorized") for run in self.server_state.runs.values()})
+            node = {"__typename": "Project", "entityName": "tester", "createdAt": "2026-01-01T00:00:00"}
+            edges = [{"node": node | {"id": name, "name": name, "isBenchmark": False, "user": None}} for name in names]
+            info = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": info, "edges": edges}}
+        if operation == "ProjectInternalId":
+            return {"project": {"id": "project", "internalId": "1"}}
+        self.server_state.views.append(variables)
+        view = {name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")}
+        view |= {"id": f"view{len(self.server_state.views)}", "updatedAt": "2026-01-01T00:00:00"}
+        view |= {"createdAt": "2026-01-01T00:00:00", "user": None}
+        return {"upsertView": {"view": view | {"project": self._project("lab")}, "inserted": True}}
 
     def _sweep(self, operation: str, variables: dict) -> dict:
         sweeps = self.server_state.sweeps

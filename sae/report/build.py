@@ -8,16 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from sae.answers import Answer, AtMatched, Best
-from sae.data.source import Source
 from sae.figures import Dictionaries, coefficients
 from sae.files import write_atomically
-from sae.report import captions, data, dictionaries, draw, matched, paper
+from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
 from sae.report.data import label, metrics
 from sae.report.dictionaries import Dictionary
 from sae.report.page import Page, Table, render
 from sae.report.runs import Runs, gather
 from sae.report.warnings import warnings
 from sae.results import Results
+from sae.sweep import Sweep
 from sae.types import UserError, count
 
 CLAIMS = "claims.json"
@@ -25,14 +25,14 @@ MOST_ROWS = 40  # of a table in the answer
 
 
 def build(
-    results: Sequence[Results], out: Path | None = None, *, source: Source | None = None, say: Callable = print
+    results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Callable = print
 ) -> Path:
     """Write the page to `out` (report.html in the first run's folder), the files for a paper to a folder beside it.
 
-    `source`: of the members' data, where it is at hand. Raises UserError where there is no finished member or a table
-    is damaged. What cannot be shown (data that are not there any more, say) is told in the page.
+    `sweep`: the definition, where it is at hand, for its sources of data. What cannot be shown (data that are not
+    there any more, say) is told in the page. Raises UserError where no member is finished or a table is damaged.
     """
-    out = out or results[0].folder / "report.html"
+    out = out or results[0].folder / NAME
     runs = gather(results)
     flats = [flat for one in results for flat in one.definition["members"]]
     sound, history = runs.sound, data.thin(runs.history)
@@ -50,12 +50,13 @@ def build(
         except (UserError, KeyError) as error:  # an arm that is no frontier, a column that an older run lacks
             say(f"report: no {captions.title(figure)!r}: {error}")
     asked = next((figure for figure in runs.figures if isinstance(figure, Dictionaries)), None)
-    shown, note = _dictionaries(runs, sound, asked, source) if asked and len(sound) else ([], "")
+    shown, note = _dictionaries(runs, sound, asked, sweep) if asked and len(sound) else ([], "")
 
     files = out.with_suffix("")
     page = Page(
         title=" and ".join(runs.names) if len(results) > 1 else results[0].definition["name"],
         question=" / ".join(dict.fromkeys(one.definition.get("question") or "" for one in results)),
+        summary=_summary(runs),
         answers=_answers(runs, sound, along, group) if len(sound) else [],
         claims=[claim for one in results for claim in _claims(one)],
         warnings=[*_unfinished(results), *warnings(runs.members, runs.history, along, group)],
@@ -78,14 +79,14 @@ def build(
 
 
 def _dictionaries(
-    runs: Runs, members: pd.DataFrame, figure: Dictionaries, source: Source | None
+    runs: Runs, members: pd.DataFrame, figure: Dictionaries, sweep: Sweep | None
 ) -> tuple[list[Dictionary], str]:
     """Dictionaries and the rule by which they are chosen; or none, and why."""
     rows, found, missing = dictionaries.choose(members, figure), [], []
     for results, run in zip(runs.results, runs.names, strict=True):
         of_run = [row for row in rows if len(runs.results) == 1 or members.at[row, "run"] == run]
         try:
-            found += dictionaries.look(results, members, of_run, figure, source) if of_run else []
+            found += dictionaries.look(results, members, of_run, figure, sweep) if of_run else []
         except Exception as error:  # whatever a source of the user's own, or its missing files, may raise
             reason = " ".join(str(error).split()) or type(error).__name__
             missing.append(f"The dictionaries of {results.folder.name} are not shown: {reason}.")
@@ -130,11 +131,17 @@ def _claims(results: Results) -> list[dict]:
 
 
 def _unfinished(results: Sequence[Results]) -> list[str]:
-    return [
-        f"{one.folder.name} is not finished: {sum(c.finished for c in one.cohorts)} of {count(len(one.cohorts), 'cohort')}."
-        for one in results
-        if not one.finished
-    ]
+    part = lambda one: f"{sum(c.finished for c in one.cohorts)} of {count(len(one.cohorts), 'cohort')}"
+    return [f"{one.folder.name} is not finished: {part(one)}." for one in results if not one.finished]
+
+
+def _summary(runs: Runs) -> str:
+    """What was done, in a line."""
+    states = [cohort.state for one in runs.results for cohort in one.cohorts]
+    seconds = _duration(sum(state.get("seconds", 0) for state in states))
+    sources = ", ".join(dict.fromkeys(flat["data"] for one in runs.results for flat in one.definition["members"]))
+    n = sum(len(one.definition["members"]) for one in runs.results)
+    return f"{count(n, 'sparse autoencoder')} on {sources}, trained in {count(len(states), 'program')}, {seconds}."
 
 
 def _facts(runs: Runs) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What stands over and under a figure: its title, and what its lines, bands and axes are, with units and definitions."""
+"""What stands over and under a figure: its title, and what its lines, bands and axes are, units and definitions."""
 
 import re
 
@@ -19,7 +19,8 @@ def title(figure: Figure) -> str:
         case Profile():
             return f"{_upper(figure.metric)} along {figure.x}"
         case Heatmap():
-            return f"{_upper(figure.metric)} over {label(figure.y)} and {' and '.join(map(label, figure.along))}"
+            along = figure.along[0] if len(figure.along) == 1 else "each coefficient"
+            return f"{_upper(figure.metric)} over {label(figure.y)} and {along}"
         case Parallel():
             return "All members at once"
         case AtMatched():
@@ -50,13 +51,11 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             note = f"A line is a member, its colour its {colour}. Axes of numbers that span much are logarithmic."
             return f"{note} {_held_out(members)} {meaning(figure.metrics)}"
         case AtMatched():
-            how = f"Interpolated, log-log, along each frontier at the same {label(figure.matched)}, never beyond its ends."
+            how = f"Interpolated, log-log, along each frontier to the same {label(figure.matched)}, never extrapolated."
             bars = "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
             return f"{how} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched])}"
         case Curves():
-            window = (
-                "Over the examples of training since the last log point, not held-out ones; across: optimizer steps."
-            )
+            window = "Over the training examples since the last log point; across: optimizer steps."
             return f"{window} {meaning(figure.metrics)}"
         case FiringRates():
             n = _examples(members)

@@ -55,7 +55,7 @@ def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> 
 def grids(
     members: pd.DataFrame, metric: str, along: Sequence[str], y: str, group: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Per panel (title, coefficient, means of a metric: a row per value of y, a column per value of the coefficient)."""
+    """Per panel: title, coefficient, means of a metric (a row per value of y, a column per one of the coefficient)."""
     group = [name for name in group if name in members]
     for coefficient in along:
         arm = of_arm(members, coefficient, along)

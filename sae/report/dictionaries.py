@@ -20,6 +20,7 @@ from sae.figures import Dictionaries
 from sae.model import unit_rows
 from sae.report.data import hyper, label, lines, number
 from sae.results import Results
+from sae.sweep import Sweep
 
 EXAMPLES = 20_000  # most held-out examples that are looked through
 TOP = 4  # examples shown of a latent
@@ -60,17 +61,18 @@ def rule(figure: Dictionaries) -> str:
 
 
 def look(
-    results: Results, members: pd.DataFrame, rows: Sequence[int], figure: Dictionaries, source: Source | None = None
+    results: Results, members: pd.DataFrame, rows: Sequence[int], figure: Dictionaries, sweep: Sweep | None = None
 ) -> list[Dictionary]:
     """The dictionaries of some members of a run, rows of its members table.
 
-    `source` where it is known, else it is made anew from the run's definition. Raises UserError where data or weights
-    cannot be read, and whatever a source of the user's own raises.
+    The source of data is the sweep's where it is at hand, else it is made anew from the run's definition. Raises
+    UserError where data or weights cannot be read, and whatever a source of the user's own raises.
     """
     found: list[Dictionary] = []
     for index, of_cohort in members.loc[list(rows)].groupby("cohort"):
-        flat = results.definition["members"][results.definition["cohorts"][index][0]]
-        data = (source or source_of(flat)).load()
+        first = results.definition["cohorts"][index][0]
+        flat = results.definition["members"][first]
+        data = (sweep.members[first].data if sweep else source_of(flat)).load()
         found += _look(results, data, flat, results.cohorts[index].firing_rates(), of_cohort, hyper(members), figure)
     return sorted(found, key=lambda d: list(rows).index(d.row))
 
@@ -93,7 +95,10 @@ def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary
     def one(i: int, row: int) -> Dictionary:
         sae = cohorts.unstack(saes, i)
         shown = np.unique(strongest[i][strongest[i] >= 0])
-        outputs = np.asarray(sae(inputs[shown])) if len(shown) else inputs[shown]
+        # every place rather than every example, so that members have one shape and one program
+        outputs = dict(
+            zip(strongest[i].ravel().tolist(), np.asarray(_reconstruct(sae, inputs[strongest[i].ravel()])), strict=True)
+        )
         raw = lambda x: x if isinstance(data, Sampler) else x / np.float32(data.scale) + data.shift
         W_dec = np.asarray(sae.W_dec[...])
         return Dictionary(
@@ -106,11 +111,16 @@ def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary
             strongest=strongest[i],
             values=values[i],
             inputs=dict(zip(shown.tolist(), raw(inputs[shown]), strict=True)),
-            outputs=dict(zip(shown.tolist(), raw(outputs), strict=True)),
+            outputs={at: raw(outputs[at]) for at in shown.tolist()},
             features=_features(data, W_dec) if isinstance(data, Sampler) else None,
         )
 
     return [one(i, int(row)) for i, row in enumerate(members.index)]
+
+
+@jax.jit
+def _reconstruct(sae, x):
+    return sae(x)
 
 
 def _words(member: pd.Series, names: Sequence[str]) -> list[str]:
@@ -170,10 +180,10 @@ def directions_as_tiles(dictionary: Dictionary) -> np.ndarray:
     return tiles(dictionary.directions, dictionary.image_shape, -largest, largest)
 
 
-def sheet(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images [n, height, width(, 3)] side by side, in rows of so many."""
+def sheet(images: np.ndarray, columns: int, empty: int = 0) -> np.ndarray:
+    """Images [n, height, width(, 3)] side by side, in rows of so many; what is left over is `empty`."""
     n_rows = math.ceil(len(images) / columns)
-    padded = np.zeros((n_rows * columns, *images.shape[1:]), np.uint8)
+    padded = np.full((n_rows * columns, *images.shape[1:]), empty, np.uint8)
     padded[: len(images)] = images
     grid = padded.reshape(n_rows, columns, *images.shape[1:]).swapaxes(1, 2)
     return grid.reshape(n_rows * images.shape[1], columns * images.shape[2], *images.shape[3:])

@@ -51,7 +51,9 @@ def frontier(members: pd.DataFrame, figure: Frontier) -> go.Figure:
     """A line of means per arm and group with its band over seeds, and a point per member."""
     shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]  # on log axes
     drawn = _lines(lines(shown, figure.along, figure.group), figure.x, figure.y)
-    return _finish(drawn, figure, members, xaxis=_log(figure.x), yaxis=_log(figure.y), height=520)
+    return _finish(
+        drawn, figure, members, xaxis=_log(figure.x, shown[figure.x]), yaxis=_log(figure.y, shown[figure.y]), height=520
+    )
 
 
 def profile(members: pd.DataFrame, figure: Profile) -> go.Figure:
@@ -60,7 +62,7 @@ def profile(members: pd.DataFrame, figure: Profile) -> go.Figure:
     log = bool(x.max() > WIDE * x[x > 0].min()) if (x > 0).any() else False
     shown = members[x > 0] if log else members
     drawn = _lines(lines(shown, [figure.x], figure.group), figure.x, figure.metric)
-    xaxis = _log(figure.x) if log else {"title": label(figure.x)}
+    xaxis = _log(figure.x, x) if log else {"title": label(figure.x)}
     return _finish(drawn, figure, members, xaxis=xaxis, yaxis={"title": label(figure.metric)}, height=460)
 
 
@@ -143,7 +145,8 @@ def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
             )
         positive = of_metric["mean"].dropna()
         log = bool(len(positive) and positive.min() > 0 and positive.max() > WIDE * positive.min())
-        drawn.update_xaxes(title=metric, row=1, col=column, **(_log("") | {"title": metric} if log else {}))
+        axis = _log(metric, positive) if log else {"title": metric, "rangemode": "tozero"}
+        drawn.update_xaxes(**axis, row=1, col=column)
     one = table[(table["metric"] == names[0]) & (table["arm"] == next(iter(figure.arms)))]
     rows = [", ".join(f"{label(n)} {number(r[n])}" for n in figure.groups) for r in one.to_dict("records")]
     rows = [f"{row}  ·  {label(figure.matched)} = {value:g}" for row, value in zip(rows, one["value"], strict=True)]
@@ -176,7 +179,9 @@ def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen:
         values = history[name].to_numpy(float)
         values = values[np.isfinite(values) & (values > 0)]
         log = values.size and values.max() > WIDE * np.quantile(values, 0.01)
-        drawn.update_yaxes(row=panel, col=1, **(_log(name) if log else {"title": label(name), "rangemode": "tozero"}))
+        drawn.update_yaxes(
+            row=panel, col=1, **(_log(name, values) if log else {"title": label(name), "rangemode": "tozero"})
+        )
     drawn.update_xaxes(title="step", row=len(names), col=1)
     return _finish(drawn, figure, members, height=70 + 210 * len(names), hovermode="x unified")
 
@@ -273,8 +278,14 @@ def _dimension(column: pd.Series, name: str) -> dict:
     return {"label": name, "values": values}
 
 
-def _log(name: str) -> dict:
-    return {"title": label(name), "type": "log", "dtick": "D2" if name else 1, "minor": {"showgrid": False}}
+def _log(name: str, values) -> dict:
+    """A logarithmic axis whose ticks are written out: 1, 2, 5, or powers of ten where there are many."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values) & (values > 0)]
+    low, high = np.log10([values.min(), values.max()]) if values.size else (0, 1)
+    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    ticks = [digit * 10.0**power for power in range(int(low) - 2, int(high) + 3) for digit in digits]
+    return {"title": label(name), "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _finish(drawn: go.Figure, figure: Figure, members: pd.DataFrame, **layout) -> go.Figure:
@@ -288,7 +299,7 @@ def _finish(drawn: go.Figure, figure: Figure, members: pd.DataFrame, **layout) -
         template="simple_white",
         title={"text": title, "subtitle": {"text": "<br>".join(lines_of_caption)}, "yref": "container", "y": 0.98},
         meta={"title": title, "caption": caption, "head": top - 20},
-        legend={"orientation": "h", "y": -0.18, "yref": "paper"},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         **layout | {"height": layout["height"] + top - 20},
     )
     return drawn

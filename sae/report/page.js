@@ -39,7 +39,7 @@ const drawn = new Map();  // element -> what gives its [traces, layout]
 
 function show(node) {
   const [traces, layout] = drawn.get(node)();
-  return Plotly.react(node, traces, themed(layout), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displayModeBar: innerWidth < 640 ? false : "hover" });
+  return Plotly.react(node, traces, themed(layout), { responsive: true, displaylogo: false, displayModeBar: false });
 }
 
 const observer = new IntersectionObserver((entries) => {
@@ -199,7 +199,7 @@ fill();
 markRows();
 
 // -- dictionaries: pieces of one picture for each member ------------------------------------------------------------
-const rate = (r) => (r === null ? "" : r === 0 ? "dead" : `${(100 * r).toPrecision(r < 0.1 ? 1 : 2)} %`);
+const rate = (r) => (r === null ? "" : r === 0 ? "dead" : `${+(100 * r).toPrecision(2)} %`);
 
 function image(sheet, k, size) {
   const scale = Math.max(1, Math.round(size / sheet.width));

@@ -43,6 +43,7 @@ class Page:
 
     title: str
     question: str
+    summary: str
     answers: Sequence[Table]
     claims: Sequence[dict[str, Any]]
     warnings: Sequence[str]
@@ -73,12 +74,15 @@ def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame)
 <style>{_file("page.css")}{sheets}</style>
 </head>
 <body>
-<nav><div><b>{title}</b><a href="#answer">Answer</a><a href="#figures">Figures</a><a href="#members">Members</a>
-{'<a href="#dictionaries">Dictionaries</a>' if page.dictionaries_note else ""}<a href="#run">Run</a></div></nav>
+<nav><div><b>{title}</b><a href="#answer">Answer</a><a href="#run">Run</a><a href="#figures">Figures</a>
+<a href="#members">Members</a>{'<a href="#dictionaries">Dictionaries</a>' if page.dictionaries_note else ""}</div></nav>
 <main>
 <h1>{_text(page.question or page.title)}</h1>
+<p class="lead">{_text(page.summary)}</p>
 <section id="answer">{_answers(page)}</section>
 {_warnings(page.warnings)}
+<section id="run"><h3>How it was run</h3>
+<dl>{"".join(f"<dt>{_text(name)}</dt><dd>{value}</dd>" for name, value in page.facts)}</dl></section>
 <section id="figures"><h2>Figures</h2>{results}</section>
 <section id="members"><h2>Members</h2>
 <p class="lead">Click a point in a figure, or a row below, to add a member here.</p>
@@ -88,10 +92,9 @@ def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame)
 <div class="bar"><input id="filter" type="search" placeholder="filter: d_sae=64 l0&lt;20" aria-label="filter members">
 <span id="count"></span><button id="copy">copy</button><button id="csv">download CSV</button></div>
 <div id="table" tabindex="0"><table><thead></thead><tbody></tbody></table></div>
-<p class="lead">Held-out numbers. A click on a head sorts, on a row chooses; what is copied or downloaded is what is shown.</p>
+<p class="lead">Held-out numbers. A click on a head sorts, on a row chooses; copied and downloaded is what is shown.</p>
 </section>
 {_section_of_dictionaries(page)}
-<section id="run"><h2>Run</h2><dl>{"".join(f"<dt>{_text(k)}</dt><dd>{v}</dd>" for k, v in page.facts)}</dl></section>
 <footer>Made by Sparsity Lab. Nothing on this page is fetched from anywhere.</footer>
 </main>
 <script id="data" type="application/json">{block}</script>
@@ -123,11 +126,17 @@ def as_html(frame: pd.DataFrame, classes: str = "") -> str:
         index = index if isinstance(index, tuple) else (index,)
         same = [i < len(index) - 1 and index[: i + 1] == before[: i + 1] for i in range(len(index))]
         cells = [f"<th>{'' if s else _text(number(v))}</th>" for v, s in zip(index, same, strict=True)]
-        cells += [f"<td>{_text(number(value))}</td>" for value in values]
+        cells += [f"<td>{_cell(value)}</td>" for value in values]
         rows.append(f"<tr>{''.join(cells)}</tr>")
         before = index
     table = f'<table class="{classes}"><thead>{"".join(heads)}</thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _cell(value: Any) -> str:
+    """A number, its interval under it in small."""
+    mean, bracket, interval = _text(number(value)).partition(" [")
+    return f"{mean}<small>[{interval}</small>" if bracket else mean
 
 
 def _answers(page: Page) -> str:
@@ -135,8 +144,13 @@ def _answers(page: Page) -> str:
     for answer in page.answers:
         parts += [f"<h3>{_text(answer.title)}</h3>", as_html(answer.frame)]
         parts += [f"<figcaption>{_text(answer.caption)}</figcaption>" if answer.caption else ""]
-        parts += ["<ul>", *(f"<li>{_text(sentence)}</li>" for sentence in answer.sentences), "</ul>"]
-    return "".join(parts).replace("<ul></ul>", "")
+        if answer.sentences:
+            parts += [f"<details><summary>In words</summary>{_list(answer.sentences)}</details>"]
+    return "".join(parts)
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _claims(claims: Sequence[dict[str, Any]]) -> str:
@@ -158,13 +172,14 @@ def _claims(claims: Sequence[dict[str, Any]]) -> str:
                 f'<td class="{_text(clause["verdict"])}">{_text(clause["verdict"])}</td></tr>'
             )
     head = "".join(f"<th class=words>{name}</th>" for name in ("claim", "clause", "measured", "threshold", "verdict"))
-    return f"<h3>Claims</h3><div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h3>Claims</h3><div class="scroll" tabindex="0">{table}</div>'
 
 
 def _warnings(sentences: Sequence[str]) -> str:
     if not sentences:
         return ""
-    return f"<aside class=warnings><h3>Before you believe it</h3><ul>{''.join(f'<li>{_text(s)}</li>' for s in sentences)}</ul></aside>"
+    return f'<aside class="warnings"><h3>Before you believe it</h3>{_list(sentences)}</aside>'
 
 
 def _figure(figure: Figure, drawn: go.Figure, folder: str) -> str:

@@ -70,17 +70,18 @@ def paint(
 
 def dictionary(shown: Dictionary, columns: int = 16) -> Canvas:
     """Decoder rows as images, the most active first; those that are never active are pale."""
-    images = dictionaries.directions_as_tiles(shown)
-    rows = -(-len(images) // columns)
+    images = dictionaries.directions_as_tiles(shown).astype(float)
+    images[shown.rates == 0] = 255 - 0.25 * (255 - images[shown.rates == 0])
+    images = images.repeat(8, axis=1).repeat(8, axis=2)  # so that a gap can be thinner than a pixel of an image
+    gaps = ((0, 0), (0, 4), (0, 4), *[(0, 0)] * (images.ndim - 3))
+    picture = dictionaries.sheet(np.pad(images, gaps, constant_values=255).round().astype(np.uint8), columns, 255)
+    height, width = picture.shape[:2]
     with matplotlib.rc_context(STYLE):
-        canvas = Canvas(figsize=(WIDTH, WIDTH * rows / columns + 0.3), layout="constrained")
-        grid = canvas.subplots(rows, columns, squeeze=False).ravel()
-        canvas.suptitle(shown.name, size=8)
-        canvas.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
-        for axes in grid:
-            axes.axis("off")
-        for axes, image, rate in zip(grid, images, shown.rates, strict=False):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255, alpha=0.25 if rate == 0 else 1)
+        canvas = Canvas(figsize=(WIDTH, WIDTH * height / width + 0.25), layout="constrained")
+        axes = canvas.subplots()
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
+        axes.set_title(shown.name, size=8)
+        axes.axis("off")
     return canvas
 
 

@@ -12,6 +12,7 @@ DEAD = 0.5  # of the latents
 COLLAPSED = 0.5  # active latents per example
 SPARSE = 0.1  # of d_sae: above it, a frontier's sparse end is not in sight
 FALLS = 0.1  # of the FVU, between the two least coefficients: the dense end is not in sight
+DENSE = 0.02  # FVU below which it is in sight anyway
 RISES = 0.02  # of the FVU, against the order of coefficients
 REBOUND = 1.5  # times the least FVU of training
 CONVERGED = 0.02  # of the FVU, over the last tenth of training
@@ -22,7 +23,7 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
     sound = members[members["status"] == "finished"]
     found = [*_diverged(members), *_of_members(sound), *_of_training(sound, history)]
     if along:
-        found += [sentence for line in lines(sound, along, group) for sentence in _of_line(line)]
+        found += _of_lines(lines(sound, along, group))
     return found
 
 
@@ -70,32 +71,36 @@ def _of_training(members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def _of_line(line: Line) -> Iterator[str]:
-    coefficients = line.members[line.along].astype(float)
-    means = line.members.assign(along=coefficients).groupby("along")[["eval/fvu", "eval/l0"]].mean()
-    positive = means[means.index > 0]
-    if len(positive) < 3:
-        return
-    widths = line.members["d_sae"].max()
-    name = f"{line.name}: at {label(line.along)}"
-    # of activation.k a smaller value is the sparser one
-    sparse_last = positive["eval/l0"].iloc[-1] < positive["eval/l0"].iloc[0]
-    ordered = positive if sparse_last else positive[::-1]
-    l0, fvu = ordered["eval/l0"], ordered["eval/fvu"]
-    if l0.iloc[-1] > max(SPARSE * widths, 2) and fvu.iloc[-1] < 0.5:
+def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
+    sparse, dense, back = [], [], []
+    for line in drawn:
+        coefficients = line.members[line.along].astype(float)
+        means = line.members.assign(along=coefficients).groupby("along")[["eval/fvu", "eval/l0"]].mean()
+        means = means[means.index > 0]
+        if len(means) < 3:
+            continue
+        if means["eval/l0"].iloc[-1] > means["eval/l0"].iloc[0]:
+            means = means[::-1]  # of activation.k the least is the sparsest
+        l0, fvu, width = means["eval/l0"], means["eval/fvu"], line.members["d_sae"].max()
+        if l0.iloc[-1] > max(SPARSE * width, 2) and fvu.iloc[-1] < 0.5:
+            sparse.append(f"{line.name} (l0 {l0.iloc[-1]:.3g} at {label(line.along)} {l0.index[-1]:g})")
+        if fvu.iloc[0] < (1 - FALLS) * fvu.iloc[1] and fvu.iloc[0] > DENSE:
+            dense.append(f"{line.name} (FVU {fvu.iloc[0]:.2g} at {label(line.along)} {fvu.index[0]:g})")
+        falls = fvu[fvu < (1 - RISES) * fvu.shift(1)]
+        if len(falls):
+            back.append(f"{line.name} (at {label(line.along)} {', '.join(f'{value:g}' for value in falls.index)})")
+    if sparse:
         yield (
-            f"{name} = {l0.index[-1]:g}, the last, l0 is still {l0.iloc[-1]:.3g} of {widths} and FVU {fvu.iloc[-1]:.2g}: "
-            "the sparse end of the frontier is not reached."
+            f"The sparse end of the frontier is not reached: l0 stays above {SPARSE:.0%} of d_sae, FVU below .5, in "
+            f"{'; '.join(sparse)}."
         )
-    if fvu.iloc[0] < (1 - FALLS) * fvu.iloc[1] and fvu.iloc[0] > 0.02:
+    if dense:
         yield (
-            f"{name} = {fvu.index[0]:g}, the first, FVU still falls by {1 - fvu.iloc[0] / fvu.iloc[1]:.0%} from the one "
-            "before: the dense end of the frontier is not reached."
+            f"The dense end of the frontier is not reached, as FVU still falls by more than {FALLS:.0%} to the last "
+            f"coefficient there, in {'; '.join(dense)}."
         )
-    back = fvu[fvu < (1 - RISES) * fvu.shift(1)]
-    if len(back):
-        at = ", ".join(f"{value:g}" for value in back.index)
-        yield f"{name} = {at} the mean FVU falls where sparsity rises, by more than {RISES:.0%}: not monotone."
+    if back:
+        yield f"FVU is not monotone: its mean falls by more than {RISES:.0%} where sparsity rises: {'; '.join(back)}."
 
 
 def _who(some: pd.DataFrame, all_members: pd.DataFrame) -> str:

@@ -17,6 +17,8 @@ class Record:
     step: int
     examples: int
     values: dict[str, np.ndarray]
+    dictionaries: tuple[np.ndarray, np.ndarray] | None = None  # at chosen steps: W_dec [member, d_sae, d_in], and
+    # which latents are dead [member, d_sae]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Start:
     compile_seconds: float
     step: int = 0  # from which it goes on; above 0 where an earlier process was stopped
     history: tuple[Record, ...] = ()  # what that process recorded up to there
+    image_shape: tuple[int, ...] | None = None  # of an example, where it is an image
 
 
 @dataclasses.dataclass(frozen=True)

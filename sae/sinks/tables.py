@@ -1,7 +1,9 @@
 """The local tables: the durable record of a run."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -34,6 +36,7 @@ class Tables:
             n_steps=start.cohort.example.n_steps,
             lanes=start.lanes,
             compile_seconds=round(start.compile_seconds, 2),
+            image_shape=start.image_shape,
             checksums={},
         )
 
@@ -51,13 +54,14 @@ class Tables:
     def finish(self, outcome: Outcome) -> None:
         """Write a cohort's weights, history and members."""
         cohort = outcome.cohort
-        hyper = pd.DataFrame([_plain(flatten(experiment)) for experiment in cohort.experiments], dtype=object)
+        hyper = pd.DataFrame([plain(flatten(experiment)) for experiment in cohort.experiments], dtype=object)
         row = {"member": cohort.members, "cohort": outcome.index, "status": outcome.status, **outcome.values}
         n_steps = cohort.example.n_steps
         self._write("running", n_steps)
         members = storage.join_members([pd.concat([hyper, pd.DataFrame(row)], axis=1)])
-        spent = {"seconds": self._seconds(), "peak_bytes": peak_bytes()}
-        self.files.finish(members, outcome.saes, outcome.firing_rates, step=n_steps, **spent)
+        known = {"step": n_steps, "seconds": self._seconds(), "peak_bytes": peak_bytes()}
+        self.files.write_weights(cohort.members, outcome.saes, outcome.firing_rates)
+        self.files.finish(members, **known)
         self.files = None
 
     def close(self) -> None:
@@ -81,7 +85,7 @@ def _rows(record: Record) -> pd.DataFrame:
     )
 
 
-def _plain(flat: dict) -> dict:
+def plain(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Values that a table column can hold."""
     return {n: v if v is None or isinstance(v, bool | int | float | str) else _text(v) for n, v in flat.items()}
 

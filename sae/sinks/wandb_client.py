@@ -23,8 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from sae.types import UserError, nearest
+
+Pictures = Callable[[], np.ndarray]
+"""Makes uint8 [member, height, width] or [member, height, width, 3], in the thread that feeds the child."""
 
 # These describe one run, often that of a surrounding `wandb agent`, and every member here is a run of its own.
 _NOT_INHERITED = (
@@ -52,10 +56,10 @@ def resolve_mode(choice: str) -> Literal["online", "offline"] | None:
         mode = {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
         source = "WANDB_MODE=online"
         if mode not in ("online", "offline", "disabled"):
-            mode = "online" if _has_key(settings) else "offline"
-    if mode == "online" and not _has_key(settings):
+            mode = "online" if has_key() else "offline"
+    if mode == "online" and not has_key():
         raise UserError(
-            f"{source} needs an API key for {_host(settings)}, and none is configured; "
+            f"{source} needs an API key for {host()}, and none is configured; "
             "set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
         )
     return mode if mode in ("online", "offline") else None
@@ -70,12 +74,15 @@ def _settings() -> dict[str, str]:
     return dict(parser["default"]) if "default" in parser else {}
 
 
-def _host(settings: Mapping[str, str]) -> str:
-    url = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+def host() -> str:
+    """The W&B server, as configured."""
+    url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or "https://api.wandb.ai"
     return urllib.parse.urlsplit(url).netloc
 
 
-def _has_key(settings: Mapping[str, str]) -> bool:
+def has_key() -> bool:
+    """Whether an API key is configured for the host."""
+    settings = _settings()
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
         return True
     if "NETRC" in os.environ:
@@ -83,7 +90,7 @@ def _has_key(settings: Mapping[str, str]) -> bool:
     else:
         files = [file for name in ("~/.netrc", "~/_netrc") if (file := pathlib.Path(name).expanduser()).exists()]
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        return any((netrc.netrc(file).authenticators(_host(settings)) or ("", "", ""))[2] for file in files[:1])
+        return any((netrc.netrc(file).authenticators(host()) or ("", "", ""))[2] for file in files[:1])
     return False
 
 
@@ -101,7 +108,8 @@ class Client:
     """The runs of a sweep. No method but `close` ever waits, and none raises for anything that W&B does.
 
     `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at a time, from the thread that calls the
-    sink. With a `trial`, the only member is that run of that sweep, in the agent's project.
+    sink. With a `trial`, the only member is that run of that sweep, in the agent's project. Without `fall_back`,
+    runs that cannot be online are not recorded offline instead.
     """
 
     def __init__(
@@ -114,6 +122,8 @@ class Client:
         token: str,
         say: Callable[[str], None],
         trial: Trial | None = None,
+        entity: str | None = None,
+        fall_back: bool = True,
     ):
         self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
@@ -121,6 +131,7 @@ class Client:
         self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # as wandb names it
         self.log = self.folder / "wandb-process.log"
         env["WANDB_DIR"] = str(root)
+        env |= {"WANDB_ENTITY": entity} if entity else {}
         env.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         env.setdefault("WANDB_CACHE_DIR", str(self.folder / "cache"))
         env.setdefault("WANDB_PROGRAM", pathlib.Path(sys.argv[0]).name)
@@ -129,9 +140,14 @@ class Client:
             if name in ("base_url", "entity"):  # the child looks for the project's settings file elsewhere
                 env.setdefault(f"WANDB_{name.upper()}", value)
 
+        if trial:
+            project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
+        self.project, self.entity = project, env.get("WANDB_ENTITY")
+        self._sync = f"sae sync {shlex.quote(str(out))}"
         self._queue: queue.SimpleQueue[list | None] = queue.SimpleQueue()
-        self._started: set[int] = set()
-        self._lost: dict[int, str] = {}  # member -> reason, as the child reports it
+        self._started: set[int | str] = set()
+        self._lost: dict[int | str, str] = {}  # member, or "sweep" -> reason, as the child reports it
+        self._n_pictures = 0
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._gone = threading.Event()  # the child is, too early, no more
         self._done = self._closed = False
@@ -150,32 +166,51 @@ class Client:
         except OSError as error:
             self._give_up(str(error))
             return
-        sweep = {}
-        if trial:
-            sweep = {"sweep_id": trial.sweep_id, "run_id": trial.run_id}
-            project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
-        self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **sweep)
+        more = {"fall_back": fall_back} | ({"sweep_id": trial.sweep_id, "run_id": trial.run_id} if trial else {})
+        self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **more)
         self._reader = threading.Thread(target=self._read, name="wandb-reader", daemon=True)
         self._reader.start()
         threading.Thread(target=self._write, name="wandb-writer", daemon=True).start()
 
-    def run_id(self, member: int) -> str:
+    def run_id(self, member: int | str) -> str:
         """The W&B run id of a member.
 
         Only where the server vanished between two cohorts, or a run that began online goes on offline, "-offline" is
         added to it.
         """
+        if member == "sweep":
+            return f"{self.token}-sweep"
         return self._trial.run_id if self._trial else f"{self.token}-{member:04d}"
 
-    def start_cohort(self, members: Sequence[int], configs: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    @property
+    def lost(self) -> dict[int | str, str]:
+        """{member, or "sweep": why its run is not, or not wholly, in W&B}, as far as wandb knows."""
+        return dict(self._lost)
+
+    def start_cohort(
+        self,
+        members: Sequence[int],
+        configs: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        tags: Sequence[Sequence[str]] = (),
+    ) -> None:
         """Start one run per member. A config is flat, its names dotted ("penalty.l1")."""
         self._started |= set(map(int, members))
-        self._send("start_cohort", members=_plain(members), configs=list(configs), names=list(names))
+        tags = [list(of) for of in tags] or [[]] * len(members)
+        self._send("start_cohort", members=_plain(members), configs=list(configs), names=list(names), tags=tags)
 
-    def record(self, members: Sequence[int], step: int, examples: int, values: Mapping[str, Any]) -> None:
+    def record(
+        self,
+        members: Sequence[int],
+        step: int,
+        examples: int,
+        values: Mapping[str, Any],
+        images: Mapping[str, Pictures] | None = None,
+    ) -> None:
         """Log one chunk of a cohort; `values` maps a W&B key ("train/l0") to an array [member]."""
         columns = {name: _plain(column) for name, column in values.items()}
-        self._send("record", members=_plain(members), step=int(step), examples=int(examples), values=columns)
+        numbers = {"step": int(step), "examples": int(examples), "values": columns}
+        self._send("record", members=_plain(members), **numbers, images=dict(images or {}))
 
     def finish_cohort(
         self,
@@ -183,6 +218,7 @@ class Client:
         status: Sequence[str],
         values: Mapping[str, Any],
         histograms: Mapping[str, tuple[Any, Any]],
+        images: Mapping[str, Pictures] | None = None,
     ) -> None:
         """Write the held-out evaluation and finish the runs.
 
@@ -195,6 +231,30 @@ class Client:
             status=list(status),
             values={name: _plain(column) for name, column in values.items()},
             histograms={name: (_plain(edges), _plain(counts)) for name, (edges, counts) in histograms.items()},
+            images=dict(images or {}),
+        )
+
+    def sweep(
+        self,
+        config: Mapping[str, Any],
+        tags: Sequence[str],
+        summary: Mapping[str, Any],
+        tables: Mapping[str, pd.DataFrame],
+        images: Mapping[str, pathlib.Path],
+        artifact: Mapping[str, pathlib.Path] | None = None,
+    ) -> None:
+        """Write the run of the sweep itself, with tables, PNG files, and files to upload as an artifact."""
+        plain = {name: json.loads(table.to_json(orient="split", index=False)) for name, table in tables.items()}
+        path = lambda of: {name: str(file.absolute()) for name, file in of.items()}
+        self._started |= {"sweep"}
+        self._send(
+            "sweep",
+            config=dict(config),
+            tags=list(tags),
+            summary=dict(summary),
+            tables=plain,
+            images=path(images),
+            artifact={"name": f"{self.group}-{self.token}", "files": path(artifact)} if artifact else None,
         )
 
     def close(self, timeout: float = 15.0) -> None:
@@ -212,18 +272,14 @@ class Client:
                     self._gone.set()
                     self._news.put(
                         f"W&B is still not done after {timeout:g} s and is stopped; {_TABLES}. "
-                        f"What it has is in {self.folder}; to upload it: "
-                        f"{self._sync_command('--include-online ', '*run')}"
+                        f"to upload what it lacks: {self._sync}"
                     )
             finally:  # also for a Ctrl-C while we wait
                 self._end()
         if self._lost and not self._gone.is_set():
-            member, reason = min(self._lost.items())
+            member, reason = min(self._lost.items(), key=lambda item: str(item[0]))
             line = f"W&B lost {len(self._lost)} of {len(self._started)} runs ({self.run_id(member)}: {reason}; "
-            line += f"more in {self.log}); {_TABLES}"
-            if reason.startswith("TimeoutError"):  # the upload; the rest of it is on disk
-                line += f"; to upload the rest: {self._sync_command('--include-online ', 'run')}"
-            self._news.put(line)
+            self._news.put(f"{line}more in {self.log}); {_TABLES}; to upload from them: {self._sync}")
         self._tell()
 
     def _send(self, method: str, **arguments) -> None:
@@ -236,6 +292,8 @@ class Client:
         pipe = self._child.stdin
         try:
             while message := self._queue.get():
+                if message[0] in ("record", "finish_cohort"):
+                    message[1]["images"] = self._store(message[1]["images"])
                 pipe.write(json.dumps(message, default=_encode).encode() + b"\n")
                 pipe.flush()
         except OSError:
@@ -245,6 +303,17 @@ class Client:
         with contextlib.suppress(OSError):
             pipe.close()
 
+    def _store(self, images: Mapping[str, Pictures]) -> dict[str, str]:
+        """Make pictures and write each key's into a file, which the child removes."""
+        files = {}
+        with contextlib.suppress(OSError):  # no picture is worth more than the rest
+            for key, make in images.items():
+                self._n_pictures += 1
+                path = self.folder / f"pictures-{self._n_pictures}-{os.getpid()}.npy"
+                np.save(path, make())
+                files[key] = str(path)
+        return files
+
     def _read(self) -> None:
         with contextlib.suppress(ValueError):  # half a line from a child that was killed
             for event in map(json.loads, self._child.stdout):
@@ -253,7 +322,7 @@ class Client:
                 elif "offline" in event:
                     self._news.put(
                         f"W&B does not answer or refuses ({event['offline']}); from here on its runs are recorded "
-                        f"offline, to upload them: {self._sync_command('', 'offline-run')}"
+                        f"offline, to upload them: {self._sync}"
                     )
                 elif "error" in event:
                     self._give_up(f"{event['error']}, see {self.log}")
@@ -269,15 +338,14 @@ class Client:
     def _give_up(self, reason: str) -> None:
         if not self._gone.is_set():
             self._gone.set()
-            self._news.put(f"W&B is lost: {reason}. The sweep goes on without it; {_TABLES}")
+            self._news.put(
+                f"W&B is lost: {reason}. The sweep goes on without it; {_TABLES}; to upload from them: {self._sync}"
+            )
 
     def _tell(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._say(self._news.get_nowait())
-
-    def _sync_command(self, option: str, kind: str) -> str:
-        return f"wandb sync {option}{shlex.quote(str(self.folder))}/{kind}-*-{self.token}-*"
 
     def _end(self) -> None:
         """Leave nothing running: neither the child nor wandb-core, which is in the child's session."""

@@ -32,12 +32,14 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 # A program's own folder comes first on its path, and there `import wandb` finds our sink of that name.
 _HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
 
 INIT_SECONDS = float(os.environ.get("WANDB_INIT_TIMEOUT", 8))  # then runs are recorded offline, and nothing is lost
-FINISH_SECONDS = 60.0  # how long one run may go on uploading after its end; `wandb sync` can do the rest
+FINISH_SECONDS = 60.0  # how long one run may go on uploading after its end; `sae sync` can do the rest
 COUNT_SECONDS = 5.0  # until W&B, asked what it has of a run, knows of the last rows it got; 2 to 4 s as a rule
 
 
@@ -52,12 +54,14 @@ class Runs:
         token: str,
         folder: str,
         report,
+        fall_back: bool = True,
         sweep_id: str | None = None,
         run_id: str | None = None,
     ):
         import wandb
 
         self.wandb, self.report = wandb, report
+        self.fall_back, self.dead = fall_back, None
         self.mode, self.project, self.group, self.token, self.run_id = mode, project, group, token, run_id
         self.folder = pathlib.Path(folder)
         settings = dict(
@@ -83,29 +87,51 @@ class Runs:
         self.lock = threading.Lock()
         self.finishers = ThreadPoolExecutor(64)  # they only wait for wandb-core
 
-    def start_cohort(self, members, configs, names):
+    def start_cohort(self, members, configs, names, tags):
         """Start one run per member. The first goes alone, so that an absent server costs INIT_SECONDS once."""
-        first, *others = zip(members, configs, names, strict=True)
+        first, *others = zip(members, configs, names, tags, strict=True)
         self._start(*first)
         with ThreadPoolExecutor(8 if self.mode == "online" else 1) as starters:  # online, each waits for an answer
             list(starters.map(lambda run: self._start(*run), others))
 
-    def record(self, members, step, examples, values):
-        """Log one row per member; `values` holds a column [member] per name."""
+    def record(self, members, step, examples, values, images):
+        """Log one row per member; `values` holds a column [member] per name, `images` the file of one."""
+        images = self._read(images)
         for index, member in enumerate(members):
             if run := self.running.get(member):
                 with self._surviving(member):
-                    row = {name: column[index] for name, column in values.items()}
+                    row = {name: column[index] for name, column in values.items()} | self._drawn(images, index)
                     self.steps[member] = step
                     _log(run, {"train/step": step, "train/examples": examples, **row}, step)
 
-    def finish_cohort(self, members, status, values, histograms):
+    def finish_cohort(self, members, status, values, histograms, images):
         """Write each member's held-out evaluation and finish its run, in the background."""
+        images = self._read(images)
         for index, member in enumerate(members):
             with self._surviving(member):
                 summary = {name: column[index] for name, column in values.items()} | {"status": status[index]}
                 bars = {name: (counts[index], edges) for name, (edges, counts) in histograms.items()}
-                self._finish_later(member, summary, bars, exit_code=0)
+                last = {name: self.wandb.Histogram(np_histogram=bar) for name, bar in bars.items()}
+                self._finish_later(member, summary, last | self._drawn(images, index), exit_code=0)
+
+    def sweep(self, config, tags, summary, tables, images, artifact):
+        """Write the run of the sweep itself: `tables` {name: {columns, data}}, `images` {name: path of a PNG}.
+
+        `artifact`, if any, is {"name", "files": {name in it: path}}; the files stay where they are.
+        """
+        self._start("sweep", config, self.group, tags, job_type="sweep")
+        if not (run := self.running.get("sweep")):
+            return
+        with self._surviving("sweep"):
+            row = {name: self.wandb.Table(**table) for name, table in tables.items()}
+            run.log(row | {name: self.wandb.Image(path) for name, path in images.items()})
+        with self._surviving("sweep"):
+            if artifact:
+                weights = self.wandb.Artifact(artifact["name"], type="sae-weights")
+                for name, path in artifact["files"].items():
+                    weights.add_file(path, name=name, policy="immutable")
+                run.log_artifact(weights)
+        self._finish_later("sweep", summary, {}, exit_code=0)
 
     def close(self):
         """Finish what the sweep did not finish (it was interrupted; W&B shows such runs as failed), wait for all."""
@@ -121,16 +147,21 @@ class Runs:
                 if not _is_whole(path):
                     raise OSError(f"{path} lacks its end, is the disk full?")
 
-    def _start(self, member, config, name):
+    def _start(self, member, config, name, tags, job_type="train"):
         with self._surviving(member):
+            if self.dead:
+                raise self.dead
             older = self._older(member)
             if self.mode == "online":
                 _let_it_count(older)
             try:
-                run = self._init(member, config, name, older)
+                run = self._init(member, config, name, tags, job_type, older)
             except (self.wandb.errors.CommError, self.wandb.errors.UsageError) as error:
+                if not self.fall_back:
+                    self.dead = error
+                    raise
                 self._go_offline(error)
-                run = self._init(member, config, name, older)
+                run = self._init(member, config, name, tags, job_type, older)
             for folder in older:  # all it holds comes again, and `wandb sync` would upload it a second time
                 shutil.rmtree(folder, ignore_errors=True)
             run.define_metric("train/*", step_metric="train/step")
@@ -140,14 +171,14 @@ class Runs:
                 self.offline_files[member] = run.settings.sync_file
 
     def _id(self, member):
-        return self.run_id or f"{self.token}-{member:04d}"
+        return self.run_id or f"{self.token}-{member:04d}" if member != "sweep" else f"{self.token}-sweep"
 
     def _older(self, member):
         """The folders that processes which were stopped have left of a run."""
         name = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(self._id(member))}(-offline)?(-\d+)?")
         return [path for path in self.folder.glob("*run-*") if name.fullmatch(path.name)]
 
-    def _init(self, member, config, name, older):
+    def _init(self, member, config, name, tags, job_type, older):
         online = self.mode == "online"
         # W&B may have rows of a run that began online, and `wandb sync` would double them: this is a run of its own
         apart = not online and any(path.name.startswith("run-") or "-offline" in path.name for path in older)
@@ -155,7 +186,8 @@ class Runs:
             mode=self.mode,
             project=self.project,
             group=self.group,
-            job_type="train",
+            job_type=job_type,
+            tags=[tag[:64] for tag in tags],  # the server's limit
             id=self._id(member) + ("-offline" if apart else self.suffix),
             resume="allow" if online else None,
             name=name[:128],  # the server's limit
@@ -177,15 +209,25 @@ class Runs:
             else:
                 self.wandb.teardown()
 
-    def _finish_later(self, member, summary, bars, exit_code):
+    def _read(self, files):
+        """Pictures of members, {name: uint8 [member, height, width] or with channels}, of files that then go."""
+        images = {}
+        for name, path in files.items():
+            images[name] = np.load(path)
+            os.unlink(path)
+        return images
+
+    def _drawn(self, images, index):
+        return {name: self.wandb.Image(pictures[index]) for name, pictures in images.items()}
+
+    def _finish_later(self, member, summary, last, exit_code):
         if run := self.running.pop(member, None):
             self.finishing[member] = run
-            self.finishers.submit(self._finish, member, run, summary, bars, exit_code)
+            self.finishers.submit(self._finish, member, run, summary, last, exit_code)
 
-    def _finish(self, member, run, summary, bars, exit_code):
+    def _finish(self, member, run, summary, row, exit_code):
         with self._surviving(member):
-            if bars:
-                row = {name: self.wandb.Histogram(np_histogram=bar) for name, bar in bars.items()}
+            if row:
                 step = self.steps.get(member, 0)
                 _log(run, {"train/step": step, **row}, step + 1)
         with self._surviving(member):
