@@ -13,17 +13,21 @@ bound or a seed has no number. A claim holds if all of its cells hold, and fails
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from sae.answers import bootstrap
+from sae.files import write_json
 from sae.quantities import Cells
 from sae.types import UserError
 
+NAME = "claims.json"
 Verdict = Literal["holds", "fails", "undecided"]
 
 
@@ -151,11 +155,18 @@ class Decided:
 
 def decide(claim: Claim, results) -> Decided:
     """A claim's verdict on a run's results, finished or not."""
+    try:
+        found = claim.clause.quantity(results)
+    except Exception as error:  # of any quantity, a user's too: it decides nothing, and costs no result
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Decided(claim, (Cell("", Estimate(math.nan, math.nan, math.nan, 0, reason), "undecided"),))
     cells = []
-    for label, per_seed in claim.clause.quantity(results).items():
-        found = estimate(per_seed)
-        verdict = "undecided" if math.isnan(found.low) else claim.clause.judge(found.low, found.high)
-        cells.append(Cell(label, found, verdict))
+    for label, per_seed in found.items():
+        over_seeds = estimate(per_seed)
+        known = not math.isnan(over_seeds.low)
+        cells.append(
+            Cell(label, over_seeds, claim.clause.judge(over_seeds.low, over_seeds.high) if known else "undecided")
+        )
     return Decided(claim, tuple(cells))
 
 
@@ -183,3 +194,33 @@ def as_json(decided: Sequence[Decided]) -> list[dict[str, Any]]:
         }
         for one in decided
     ]
+
+
+def settle(claims: Sequence[Claim], results) -> list[dict[str, Any]]:
+    """Decide all claims on a run's results, write claims.json into its folder -> what it holds."""
+    decided = as_json([decide(claim, results) for claim in claims])
+    write_json(results.folder / NAME, decided)
+    return decided
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """What claims.json holds; [] where there is none that can be read."""
+    try:
+        return json.loads((folder / NAME).read_text())
+    except (OSError, ValueError):
+        return []
+
+
+def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A row per cell: claim, at, measured, low, high, threshold, verdict, reason, source."""
+    rows = [
+        {
+            "claim": claim["text"],
+            "at": cell["text"],
+            **{name: cell[name] for name in ("measured", "low", "high", "threshold", "verdict", "reason")},
+            "source": claim["source"],
+        }
+        for claim in decided
+        for cell in claim["clauses"]
+    ]
+    return pd.DataFrame(rows)

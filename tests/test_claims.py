@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae import UserError, claims
+from sae import Sweep, UserError, claims, cli, grid, replace, run
 from sae.claims import AtLeast, AtMost, Claim, Within
 from sae.quantities import (
     Arm,
@@ -137,3 +137,55 @@ def test_what_a_claim_reads_is_checked_before_training():
         Claim("x", AtMost(Peak(arm=L1, metric="eval/lo"), 1)).check(names)
     with pytest.raises(UserError, match="allowed: AtMost"):
         Claim("x", Peak(arm=L1, metric="eval/l0")).check(names)
+
+
+SWEEP = """
+from sae import *
+from sae.quantities import *
+
+base = Experiment(name="x", data=Digits(), d_sae=32, n_steps=60, batch_size=64, optimizer=Adam(lr=3e-3))
+L1 = Arm(along="penalty.l1")
+sweep = Sweep(
+    name="x",
+    members=grid(base, {"penalty.l1": (0.01, 0.1, 1.0), "seed": range(2)}),
+    claims=(
+        Claim("a larger coefficient leaves fewer active", AtMost(Monotone(arm=L1, metric="eval/l0"), -0.95), "?"),
+        Claim("nothing is lost", AtMost(Peak(arm=L1, metric="eval/fvu"), 0.0)),
+        Claim("out of reach", AtLeast(Matched(arm=L1, metric="eval/l0", at=(1e-6,)), 0.0)),
+        Claim("no number at all", AtLeast(lambda results: {}["x"], 0.0)),
+    ),
+)
+"""
+
+
+def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "x.py").write_text(SWEEP)
+    flags = ["--wandb", "off", "--no-report", "--check"]
+    assert cli.main(["run", "x.py", *flags]) == 2
+    out = capsys.readouterr().out
+    assert "claims: 4, of which 1 holds, 1 fails, 2 undecided" in out and "2 of 2 seeds have no number" in out
+    decided = claims.read(tmp_path / "runs/x")
+    assert [claim["verdict"] for claim in decided] == ["holds", "fails", "undecided", "undecided"]
+    assert decided[0]["clauses"][0]["measured"] <= -0.95 and decided[3]["clauses"][0]["reason"] == "'x'"
+    assert list(claims.table(decided)["at"]) == ["d_sae 32", "d_sae 32", "d_sae 32, fvu 1e-06", ""]
+    (tmp_path / "x.py").write_text(SWEEP.replace('"eval/fvu"), 0.0', '"eval/fvu"), 2.0'))
+    assert cli.main(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
+    assert "1 fails" not in capsys.readouterr().out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
+    (tmp_path / "x.py").unlink()
+    assert cli.main(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
+
+
+def test_members_of_a_run_that_is_not_finished_are_missing(tmp_path, quiet, tiny):
+    sweep = Sweep(name="x", members=grid(replace(tiny, {"n_steps": 20}), {"d_sae": (16, 24), "seed": (0, 1)}))
+    results = run(sweep, out=tmp_path / "run", wandb="off", console=quiet, only=[1])
+    everyone = results.everyone
+    assert list(everyone["status"]) == ["missing", "missing", "finished", "finished"]
+    assert list(everyone["d_sae"]) == [16, 16, 24, 24] and list(everyone["eval/l0"].isna()) == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert list(everyone["member"]) == [0, 1, 2, 3]

@@ -1,12 +1,12 @@
 """The report of one or several runs: their tables, figures and dictionaries, as a page and as files for a paper."""
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from sae import claims
 from sae.answers import Answer, AtMatched, Best
 from sae.figures import Dictionaries, coefficients
 from sae.files import write_atomically
@@ -20,7 +20,6 @@ from sae.results import Results
 from sae.sweep import Sweep
 from sae.types import UserError, count
 
-CLAIMS = "claims.json"
 MOST_ROWS = 40  # of a table in the answer
 
 
@@ -58,7 +57,7 @@ def build(
         question=" / ".join(dict.fromkeys(one.definition.get("question") or "" for one in results)),
         summary=_summary(runs),
         answers=_answers(runs, sound, along, group) if len(sound) else [],
-        claims=[claim for one in results for claim in _claims(one)],
+        claims=[claim for one in results for claim in claims.read(one.folder)],
         warnings=[*_unfinished(results), *warnings(runs.members, runs.history, along, group)],
         drawn=drawn,
         dictionaries=shown,
@@ -121,13 +120,6 @@ def _answer(answer: Answer, members: pd.DataFrame) -> Table:
     interval = "Means over seeds [bootstrap 95 % interval]; –: not reached."
     caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched])}"
     return Table(answer.title, matched.table(compared, answer), matched.statements(compared, answer), caption)
-
-
-def _claims(results: Results) -> list[dict]:
-    try:
-        return json.loads((results.folder / CLAIMS).read_text())
-    except (OSError, ValueError):
-        return []
 
 
 def _unfinished(results: Sequence[Results]) -> list[str]:
