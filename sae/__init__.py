@@ -2,6 +2,7 @@
 
 from sae.activations import Relu, TopK
 from sae.answers import AtMatched, Best
+from sae.claims import AtLeast, AtMost, Claim, Within
 from sae.constraints import Free, UnitNorm
 from sae.data import Arrays, Digits, ImagePatches, Superposition, Tfds
 from sae.data.source import Rows, Sampler, rows
@@ -18,9 +19,12 @@ from sae.types import UserError, definition, leaf, static
 
 __all__ = [
     "Adam",
+    "AtLeast",
     "Arrays",
     "AtMatched",
+    "AtMost",
     "Best",
+    "Claim",
     "Curves",
     "Dictionaries",
     "Digits",
@@ -46,6 +50,7 @@ __all__ = [
     "TopK",
     "UnitNorm",
     "UserError",
+    "Within",
     "definition",
     "grid",
     "leaf",

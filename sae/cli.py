@@ -25,6 +25,7 @@ from rich.table import Table
 import sae
 from sae import (
     bench,
+    claims,
     files,
     launchers,
     loading,
@@ -51,6 +52,7 @@ MOST_ROWS = 40  # of a printed table
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
        sae report DIR... [-o FILE]                 what came of runs, as one page
+       sae claims DIR [FILE] [--check]             decide a run's claims again
        sae watch DIR [--once]                      how a run goes on, from any terminal; it only reads
        sae bench [FILE] [--FIELD VALUE ...]        how fast it trains, beside bare matrix products; --json
        sae list                                    definition files, data sources, choices
@@ -60,7 +62,19 @@ USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a defi
        sae pull ENTITY/PROJECT [--group G]         tables of W&B's runs, as a run's folder
        sae dashboard DIR [--entity E --project P]  a W&B workspace and a W&B report of a run's figures; --dry-run"""
 
-COMMANDS = ["run", "report", "watch", "bench", "list", "sweep-config", "agent-run", "sync", "pull", "dashboard"]
+COMMANDS = [
+    "run",
+    "report",
+    "claims",
+    "watch",
+    "bench",
+    "list",
+    "sweep-config",
+    "agent-run",
+    "sync",
+    "pull",
+    "dashboard",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +119,8 @@ class Options(launchers.Options):
     """Which of them this is, from 0."""
     report: bool = True
     """Write report.html, and its figures for a paper, when every member is finished."""
+    check: bool = False
+    """Exit with 2 where a claim of the sweep fails."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +139,14 @@ class ReportOptions:
 
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """The file; report.html in the first folder if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimsOptions:
+    """Claims decided again."""
+
+    check: bool = False
+    """Exit with 2 where one fails."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +196,8 @@ def _command(argv: list[str]) -> int:
             return _run(rest)
         case ["report", *rest]:
             return _report(rest)
+        case ["claims", *rest]:
+            return _claims(rest)
         case ["watch", *rest]:
             return _watch(rest)
         case ["bench", *rest]:
@@ -259,6 +285,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         if options.report and not trial and not drawn:  # it was finished before
             write_report(sweep, results)
         print_answer(sweep, results, console)
+        return print_claims(claims.read(results.folder), console, options.check)
     return 0
 
 
@@ -301,6 +328,7 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
         if options.report:
             write_report(sweep, results)
         print_answer(sweep, results, console)
+        return print_claims(claims.read(results.folder), console, options.check) or (1 if failures else 0)
     elif not failures and not options.only:
         print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
         return 1
@@ -338,6 +366,54 @@ def _report(argv: list[str]) -> int:
     page = build.build([sae.load(folder) for folder in folders], options.out)
     print(f"wrote {page}, and its figures to {page.with_suffix('')}")
     return 0
+
+
+def _claims(argv: list[str]) -> int:
+    paths = [Path(token) for token in itertools.takewhile(lambda token: not token.startswith("-"), argv)]
+    if not 1 <= len(paths) <= 2:
+        print(USAGE)
+        return 0 if {"-h", "--help"} & set(argv) else 1
+    about = "The claims of the definition file that a run was made from, or of FILE, decided again without training."
+    options = _options(ClaimsOptions(), argv[len(paths) :], "claims DIR [FILE]", about)
+    results = sae.load(paths[0])
+    if len(paths) == 2:
+        path = paths[1]
+    else:
+        command = results.definition.get("command", [])
+        path = Path(command[2]) if len(command) > 2 else None
+        if path is None or not path.exists():
+            raise UserError(f"{paths[0]}: its definition file {path or ''} is not here; name it: sae claims DIR FILE")
+    sweep = as_sweep(loading.load_file(path))
+    if not sweep.claims:
+        raise UserError(f"{path} makes no claims; allowed: a sweep with claims=(Claim(...), ...)")
+    return print_claims(claims.settle(sweep.claims, results), Console(), options.check)
+
+
+def print_claims(decided: list[dict], console: Console, check: bool = False) -> int:
+    """The verdicts, a row per cell -> exit code: 2 where one fails and that is to be told, else 0."""
+    if not decided:
+        return 0
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
+    for column in ("claim", "at", "measured", "", "verdict"):
+        table.add_column(column, overflow="fold")
+    number = lambda value: "-" if value is None else f"{value:.3g}"
+    for claim in decided:
+        for i, cell in enumerate(claim["clauses"]):
+            interval = "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
+            reason = f": {cell['reason']}" if cell["reason"] else ""
+            measured = number(cell["measured"]) + interval
+            row = (claim["text"] if i == 0 else "", cell["text"], measured, cell["threshold"], cell["verdict"] + reason)
+            table.add_row(*map(escape, row))
+    of = [claim["verdict"] for claim in decided]
+    console.print()
+    console.print(table)
+    verdicts = ", ".join(f"{of.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
+    console.print(
+        f"claims: {len(of)}, of which {verdicts}; means over seeds [bootstrap 95 % interval]",
+        highlight=False,
+        markup=False,
+    )
+    return 2 if check and "fails" in of else 0
 
 
 def _watch(argv: list[str]) -> int:

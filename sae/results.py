@@ -57,6 +57,17 @@ class Results:
         return storage.join_members(self._some(tables, "finished member"))
 
     @property
+    def everyone(self) -> pd.DataFrame:
+        """A row per member of the sweep, as in `members`; one without results has status "missing" and no numbers."""
+        rows = pd.DataFrame(self.definition["members"]).rename_axis("member").reset_index()
+        if not any(cohort.finished for cohort in self.cohorts):
+            return rows.assign(status="missing")
+        members = self.members
+        found = members[[name for name in members if name in ("member", "status") or name.startswith("eval/")]]
+        joined = rows.merge(found, on="member", how="left")
+        return joined.assign(status=joined["status"].fillna("missing"))
+
+    @property
     def history(self) -> pd.DataFrame:
         """A row per member and chunk: `member`, `step`, `examples`, `train/...`."""
         tables = [table for cohort in self.cohorts if (table := cohort.history()) is not None]

@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from sae import claims, processes, storage
 from sae import cohort as cohorts
 from sae import folder as folders
 from sae import plan as plans
-from sae import processes, storage
 from sae.checkpoint import Checkpoints
 from sae.cohort import Cohort, CohortState, Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
@@ -151,6 +151,8 @@ def run(
                 _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], placement)
             processes.of_lead(lambda: _join(results))
         if results and results.finished:
+            if sweep.claims:
+                claims.settle(sweep.claims, results)
             if conclude is not None:
                 conclude(results)
             for sink in to_wandb:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae import figures as figure_definitions
 from sae.answers import Answer
+from sae.claims import Claim
 from sae.experiment import Experiment, flatten, replace, validate
 from sae.figures import Figure
 from sae.types import UserError
@@ -23,12 +24,15 @@ class Sweep:
     """The table that is printed at the end."""
     figures: tuple[Figure, ...] = ()
     """What the report shows; none for what `figures.default_figures` finds worth seeing."""
+    claims: tuple[Claim, ...] = ()
+    """What would count as the answer, with thresholds; decided at the end."""
 
     def __post_init__(self):
         if isinstance(self.members, Experiment):
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
         object.__setattr__(self, "members", tuple(self.members))
         object.__setattr__(self, "figures", tuple(self.figures))
+        object.__setattr__(self, "claims", tuple(self.claims))
 
 
 def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment]:
@@ -65,6 +69,10 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
             raise UserError(f"sweep {value.name!r}: figures: got {reader!r}, allowed: {kinds}")
         if reader is not None:
             reader.check(names)
+    for claim in value.claims:
+        if not isinstance(claim, Claim):
+            raise UserError(f"sweep {value.name!r}: claims: got {claim!r}, allowed: Claim(text, clause)")
+        claim.check(names)
     first: dict[tuple, int] = {}
     for i, member in enumerate(value.members):
         twin = first.setdefault(tuple(map(repr, flatten(dataclasses.replace(member, name="")).items())), i)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae import claims
 from sae.answers import AtMatched, short
 from sae.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.files import write_json
@@ -137,8 +138,8 @@ def sections(results: Results) -> list[Section]:
     members = results.members if any(cohort.finished for cohort in results.cohorts) else pd.DataFrame()
     if answer := _answer(results, members):
         made.append(answer)
-    if claims := _claims(results.folder):
-        made.append(claims)
+    if section := _claims(results.folder):
+        made.append(section)
     for figure in figures:
         if isinstance(figure, Heatmap):
             made += [_heatmaps(heatmaps, members)] if figure is heatmaps[0] else []
@@ -232,11 +233,10 @@ def _answer(results: Results, members: pd.DataFrame) -> Section | None:
 
 
 def _claims(folder: Path) -> Section | None:
-    try:
-        claims = pd.DataFrame.from_records(json.loads((folder / "claims.json").read_text()))
-    except (OSError, ValueError, TypeError):
+    decided = claims.read(folder)
+    if not decided:
         return None
-    return Section("Claims", "Fixed before the first run.", [], text=_markdown(claims))
+    return Section("Claims", "Fixed before the first run.", [], text=_markdown(claims.table(decided)))
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -22,7 +22,8 @@ FLOORS = [
     ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
     ["data"],
     ["experiment", "answers"],
-    ["figures"],
+    ["figures", "quantities"],
+    ["claims"],
     ["sweep"],
     ["train"],
     ["cohort", "storage"],
@@ -119,6 +120,7 @@ def test_a_published_definition_is_what_it_was(path):
     if sweep.answer is not None:
         lines += [f"answer.{k} = {v!r}" for k, v in dataclasses.asdict(sweep.answer).items()]
     lines += [repr(figure) for figure in sweep.figures]
+    lines += [repr(claim) for claim in sweep.claims]
     golden = ROOT / "tests" / "goldens" / f"{path.parent.name}-{path.stem}.txt"
     if not golden.exists():
         golden.parent.mkdir(exist_ok=True)

@@ -1,7 +1,6 @@
 """The report of one or several runs: their tables, figures and dictionaries, as a page and as files for a paper."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
+from sae import claims
 from sae.answers import Answer, AtMatched, Best
 from sae.figures import Dictionaries, Figure
 from sae.files import write_atomically
@@ -22,7 +22,6 @@ from sae.results import Results
 from sae.sweep import Sweep
 from sae.types import UserError, count
 
-CLAIMS = "claims.json"
 MOST_ROWS = 40  # of a table in the answer
 
 
@@ -78,7 +77,7 @@ def write_page(shown: Shown, out: Path) -> None:
         question=" / ".join(dict.fromkeys(one.definition.get("question") or "" for one in results)),
         summary=_summary(runs),
         answers=_answers(runs) if len(runs.sound) else [],
-        claims=[claim for one in results for claim in _claims(one)],
+        claims=[claim for one in results for claim in claims.read(one.folder)],
         warnings=[*_unfinished(results), *warnings(runs.members, runs.history, runs.along, runs.group)],
         drawn=shown.drawn,
         dictionaries=shown.dictionaries,
@@ -156,13 +155,6 @@ def _answer(answer: Answer, members: pd.DataFrame) -> Table:
     middle = by_value.pop(list(by_value)[len(by_value) // 2])
     others = [sentence for sentences in by_value.values() for sentence in sentences]
     return Table(answer.title, matched.table(compared, answer), middle, others, caption)
-
-
-def _claims(results: Results) -> list[dict]:
-    try:
-        return json.loads((results.folder / CLAIMS).read_text())
-    except (OSError, ValueError):
-        return []
 
 
 def _unfinished(results: Sequence[Results]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from sae import claims
 from sae.answers import of_arm
 from sae.experiment import flatten
 from sae.figures import Heatmap
@@ -145,8 +145,8 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
     for figure in results.figures:
         if isinstance(figure, Heatmap):
             found |= {heatmap_key(figure, arm): pivot(members, figure, arm) for arm in figure.along}
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        found["claims"] = pd.DataFrame.from_records(json.loads((results.folder / "claims.json").read_text()))
+    if decided := claims.read(results.folder):
+        found["claims"] = claims.table(decided)
     return found
 
 
@@ -171,8 +171,8 @@ def figures(folder: Path) -> list[Path]:
 def digest(results: Results) -> str:
     """Of what a sweep's run shows: another one, another digest."""
     members = [cohort.state["checksums"][MEMBERS][:8] for cohort in results.cohorts]
-    claims = results.folder / "claims.json"
-    more = [*figures(results.folder), *([claims] if claims.exists() else [])]
+    verdicts = results.folder / claims.NAME
+    more = [*figures(results.folder), *([verdicts] if verdicts.exists() else [])]
     return "-".join([*members, *(sha256(path)[:8] for path in more)])
 
 

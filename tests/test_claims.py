@@ -1,0 +1,191 @@
+"""Claims decided on tables made by hand, whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sae import Sweep, UserError, claims, cli, grid, replace, run
+from sae.claims import AtLeast, AtMost, Claim, Within
+from sae.quantities import (
+    Arm,
+    AtEnd,
+    Decades,
+    Difference,
+    Matched,
+    Monotone,
+    Onset,
+    Peak,
+    PeakAt,
+    Ratio,
+    Spread,
+    Zone,
+    longest_run,
+    onset,
+    spearman,
+)  # fmt: skip
+
+LAMBDAS = (0.01, 0.1, 1.0, 10.0)
+L1, L2 = (Arm(along=f"penalty.{a}", others=(f"penalty.{b}",)) for a, b in (("l1", "l2"), ("l2", "l1")))
+
+
+class Table:
+    """Results of which only the table is known."""
+
+    def __init__(self, members: pd.DataFrame):
+        self.everyone = members
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """fvu = λ / 20; l0 = 2 / λ under L1, four times as much under L2; seeds differ by a factor in both alike."""
+    rows = [
+        {
+            "member": i, "status": "finished", "d_sae": d_sae, "seed": seed, "penalty.l1": λ * (arm == "l1"),
+            "penalty.l2": λ * (arm == "l2"), "eval/fvu": λ / 20,
+            "eval/l0": (2 if arm == "l1" else 8) / λ * (1 + seed / 10),
+            "eval/mmcs": {0.01: 0.3, 0.1: 0.95, 1.0: 0.92, 10.0: 0.2}[λ] + seed / 1000,
+            "eval/dead_fraction": {0.01: 0.0, 0.1: 0.01, 1.0: 0.09, 10.0: 0.9}[λ],
+        }
+        for i, (arm, d_sae, seed, λ) in enumerate(
+            (arm, d, s, λ) for arm in ("l1", "l2") for d in (64, 128) for s in range(3) for λ in LAMBDAS
+        )
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def results(table) -> Table:
+    return Table(table)
+
+
+def test_matched_values_are_interpolated_in_both_logarithms_and_never_extrapolated(results):
+    cells = Matched(arm=L1, metric="eval/l0", at=(0.05, 0.02, 0.9))(results)
+    assert list(cells) == [f"d_sae {d}, fvu {v}" for v in ("0.05", "0.02", "0.9") for d in (64, 128)]
+    np.testing.assert_allclose(cells["d_sae 64, fvu 0.05"], [2.0, 2.2, 2.4])
+    np.testing.assert_allclose(cells["d_sae 64, fvu 0.02"], np.array([5.0, 5.5, 6.0]), rtol=1e-12)
+    assert cells["d_sae 128, fvu 0.9"].isna().all()
+
+
+def test_ratios_pair_seeds(results):
+    ratio = Ratio(*(Matched(arm=arm, metric="eval/l0", at=(0.02,)) for arm in (L1, L2)))
+    (cell, _) = claims.decide(Claim("x", AtMost(ratio, 0.25 + 1e-9)), results).cells
+    assert cell.verdict == "holds" and cell.estimate.value == pytest.approx(0.25)
+    assert cell.estimate.low == pytest.approx(cell.estimate.high), "seeds differ alike in both, so not in the ratio"
+    other = Difference(Matched(arm=L1, metric="eval/l0"), Peak(arm=L2, metric="eval/l0"))
+    with pytest.raises(UserError, match="two quantities have other cells"):
+        other(results)
+
+
+def test_what_is_read_off_a_line(results):
+    one = lambda quantity: quantity(results)["d_sae 64"].iloc[0]
+    assert one(Peak(arm=L1, metric="eval/mmcs")) == 0.95 and one(PeakAt(arm=L1, metric="eval/mmcs")) == 0.1
+    assert one(Peak(arm=L1, metric="eval/mmcs", smallest=True)) == 0.2
+    assert (
+        one(AtEnd(arm=L1, metric="eval/mmcs")) == 0.2 and one(AtEnd(arm=L1, metric="eval/mmcs", smallest=True)) == 0.3
+    )
+    assert one(Zone(arm=L1, metric="eval/mmcs", level=0.9)) == 2
+    assert one(Monotone(arm=L1, metric="eval/l0")) == pytest.approx(-1)
+    assert one(Monotone(arm=L1, metric="eval/dead_fraction")) == pytest.approx(1)
+    assert one(Onset(arm=L1, metric="eval/dead_fraction", level=0.05)) == pytest.approx(10**-0.5)
+    apart = Decades(Onset(arm=L1, metric="eval/dead_fraction", level=0.05), PeakAt(arm=L1, metric="eval/mmcs"))
+    assert one(apart) == pytest.approx(0.5)
+    spread = Spread(Peak(arm=L1, metric="eval/l0"))(results)
+    np.testing.assert_allclose(spread["largest / smallest"], 1)
+
+
+def test_the_pieces():
+    assert onset(pd.Series([1, 10, 100]), pd.Series([0, 0.0, 1.0]), 0.5) == pytest.approx(10**1.5)
+    assert np.isnan(onset(pd.Series([1, 10]), pd.Series([0.6, 1.0]), 0.5)), "where it starts above, it has no onset"
+    assert np.isnan(onset(pd.Series([1, 10]), pd.Series([0, 0.2]), 0.5))
+    assert spearman(pd.Series([1, 2, 3, 4]), pd.Series([1, 4, 9, 16])) == pytest.approx(1)
+    assert spearman(pd.Series([1, 2, 3, 4]), pd.Series([1, 2, 4, 3])) == pytest.approx(0.8)
+    assert np.isnan(spearman(pd.Series([1, 2, 3]), pd.Series([1, 1, 1])))
+    assert longest_run(pd.Series([True, True, False, True])) == 2
+
+
+def test_verdicts_follow_the_interval():
+    cell = lambda low, high: lambda results: {"": pd.Series([low, high] * 20, dtype=float)}
+    around_one = cell(0.9, 1.1)  # mean 1, interval about [0.97, 1.03]
+    verdict = lambda clause: claims.decide(Claim("x", clause), None).verdict
+    assert [verdict(AtMost(around_one, b)) for b in (0.9, 1.0, 1.1)] == ["fails", "undecided", "holds"]
+    assert [verdict(AtLeast(around_one, b)) for b in (0.9, 1.0, 1.1)] == ["holds", "undecided", "fails"]
+    bounds = [(0.9, 1.1), (1.0, 1.1), (1.1, 1.2), (0.7, 0.8)]
+    assert [verdict(Within(around_one, *b)) for b in bounds] == ["holds", "undecided", "fails", "fails"]
+    assert verdict(AtMost(lambda results: {"": pd.Series([0.0])}, 1)) == "undecided", "one seed has no interval"
+    several = lambda results: {"a": pd.Series([0.0, 0.0]), "b": pd.Series([2.0, 2.0])}
+    assert verdict(AtMost(several, 1)) == "fails" and verdict(AtMost(several, 3)) == "holds"
+
+
+@pytest.mark.parametrize("status", ["diverged", "missing"])
+def test_a_line_with_a_member_that_is_missing_or_diverged_decides_nothing(table, status):
+    broken = (table["penalty.l1"] == 10) & (table["seed"] == 1) & (table["d_sae"] == 64)
+    table.loc[broken, "status"] = status
+    results = Table(table)
+    decided = claims.decide(Claim("x", AtLeast(Matched(arm=L1, metric="eval/l0", at=(0.02,)), 1)), results)
+    assert [cell.verdict for cell in decided.cells] == ["undecided", "holds"] and decided.verdict == "undecided"
+    assert decided.cells[0].estimate.reason.startswith("1 of 3 seeds have no number")
+    (first, second) = claims.as_json([decided])[0]["clauses"]
+    assert first["low"] is None and second["low"] > 1 and second["threshold"] == "≥ 1"
+
+
+def test_what_a_claim_reads_is_checked_before_training():
+    names = ["d_sae", "penalty.l1", "penalty.l2"]
+    Claim("x", AtMost(Ratio(Peak(arm=L1, metric="eval/l0"), Peak(arm=L2, metric="eval/l0")), 1)).check(names)
+    with pytest.raises(UserError, match="claim: members have no 'penalty.l3'; close names"):
+        Claim("x", AtMost(Peak(arm=Arm(along="penalty.l3"), metric="eval/l0"), 1)).check(names)
+    with pytest.raises(UserError, match="claim: no metric 'eval/lo'; close names"):
+        Claim("x", AtMost(Peak(arm=L1, metric="eval/lo"), 1)).check(names)
+    with pytest.raises(UserError, match="allowed: AtMost"):
+        Claim("x", Peak(arm=L1, metric="eval/l0")).check(names)
+
+
+SWEEP = """
+from sae import *
+from sae.quantities import *
+
+base = Experiment(name="x", data=Digits(), d_sae=32, n_steps=60, batch_size=64, optimizer=Adam(lr=3e-3))
+L1 = Arm(along="penalty.l1")
+sweep = Sweep(
+    name="x",
+    members=grid(base, {"penalty.l1": (0.01, 0.1, 1.0), "seed": range(2)}),
+    claims=(
+        Claim("a larger coefficient leaves fewer active", AtMost(Monotone(arm=L1, metric="eval/l0"), -0.95), "?"),
+        Claim("nothing is lost", AtMost(Peak(arm=L1, metric="eval/fvu"), 0.0)),
+        Claim("out of reach", AtLeast(Matched(arm=L1, metric="eval/l0", at=(1e-6,)), 0.0)),
+        Claim("no number at all", AtLeast(lambda results: {}["x"], 0.0)),
+    ),
+)
+"""
+
+
+def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "x.py").write_text(SWEEP)
+    flags = ["--wandb", "off", "--no-report", "--check"]
+    assert cli.main(["run", "x.py", *flags]) == 2
+    out = capsys.readouterr().out
+    assert "claims: 4, of which 1 holds, 1 fails, 2 undecided" in out and "2 of 2 seeds have no number" in out
+    decided = claims.read(tmp_path / "runs/x")
+    assert [claim["verdict"] for claim in decided] == ["holds", "fails", "undecided", "undecided"]
+    assert decided[0]["clauses"][0]["measured"] <= -0.95 and decided[3]["clauses"][0]["reason"] == "'x'"
+    assert list(claims.table(decided)["at"]) == ["d_sae 32", "d_sae 32", "d_sae 32, fvu 1e-06", ""]
+    (tmp_path / "x.py").write_text(SWEEP.replace('"eval/fvu"), 0.0', '"eval/fvu"), 2.0'))
+    assert cli.main(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
+    assert "1 fails" not in capsys.readouterr().out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
+    (tmp_path / "x.py").unlink()
+    assert cli.main(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
+
+
+def test_members_of_a_run_that_is_not_finished_are_missing(tmp_path, quiet, tiny):
+    sweep = Sweep(name="x", members=grid(replace(tiny, {"n_steps": 20}), {"d_sae": (16, 24), "seed": (0, 1)}))
+    results = run(sweep, out=tmp_path / "run", wandb="off", console=quiet, only=[1])
+    everyone = results.everyone
+    assert list(everyone["status"]) == ["missing", "missing", "finished", "finished"]
+    assert list(everyone["d_sae"]) == [16, 16, 24, 24] and list(everyone["eval/l0"].isna()) == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert list(everyone["member"]) == [0, 1, 2, 3]
