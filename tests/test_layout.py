@@ -30,13 +30,14 @@ FLOORS = [
     ["report.data"],
     ["report.captions"],
     ["report.draw"],
-    ["checkpoint", "results", "loop"],
+    ["checkpoint", "results", "loop", "analysis", "analysis.members"],
     ["report"],
     ["report.warnings", "report.matched", "report.dictionaries", "report.runs"],
     ["report.paper", "report.page"],
     ["report.build"],
-    ["lanes", "folder", "sinks.records"],
-    ["plan", "bench"],
+    ["lanes", "folder", "sinks.records", "analysis.controls", "analysis.denoising", "analysis.one_latent"]
+    + ["analysis.copying", "analysis.small_latents", "analysis.recovery", "analysis.gabor_fit"],
+    ["plan", "bench", "analysis.gabor"],
     ["sinks.wandb_client", "sinks.wandb_process"],
     ["sinks.terminal", "sinks.tables", "sinks.wandb"],
     ["runner", "watch"],
@@ -94,8 +95,10 @@ def test_only_the_wandb_process_and_the_commands_that_ask_its_server_import_wand
 
 
 # Why each of these maps over something else than members: steps of a block, batches of candidates, random dictionaries
-# and z draws, bare matrix products. Everything that maps over members is in cohort.py.
+# and z draws, bare matrix products; in analysis/ parts of the examples, noise levels, directions, shuffled labels,
+# images and starts. Everything that maps over members is in cohort.py.
 MAPS = {"cohort.py", "feed.py", "revival.py", "metrics.py", "superposition.py", "bench.py"}
+MAPS |= {"members.py", "denoising.py", "copying.py", "one_latent.py", "gabor.py", "gabor_fit.py"}
 
 
 def test_the_member_axis_is_in_one_file():

@@ -25,9 +25,16 @@ class Digits:
 
     def load(self) -> Rows:
         """Training rows [1797 - n_held_out, 64] and held-out rows [n_held_out, 64]."""
-        pixels = (load_digits().data / 16).astype(np.float32)
-        if not 0 < self.n_held_out < len(pixels):
-            raise UserError(f"Digits: n_held_out is {self.n_held_out}; allowed: 1 to {len(pixels) - 1}")
-        order = np.random.default_rng(self.split_seed).permutation(len(pixels))
+        train, held_out = self._split((load_digits().data / 16).astype(np.float32))
+        return rows(train, held_out, self.normalize, "Digits", image_shape=(8, 8))
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The digits, 0 to 9, of the training and of the held-out rows, in the order of `load`."""
+        return self._split(load_digits().target)
+
+    def _split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 < self.n_held_out < len(values):
+            raise UserError(f"Digits: n_held_out is {self.n_held_out}; allowed: 1 to {len(values) - 1}")
+        order = np.random.default_rng(self.split_seed).permutation(len(values))
         held_out, train = np.split(order, [self.n_held_out])
-        return rows(pixels[train], pixels[held_out], self.normalize, "Digits", image_shape=(8, 8))
+        return values[train], values[held_out]

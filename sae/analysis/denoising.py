@@ -1,0 +1,195 @@
+"""Does it take out what it was not trained on: noise, blobs, aberrant pixels? (Founding question, claim S1.)
+
+A corruption changes clean examples; the autoencoder, trained on clean ones only, sees the corrupted ones.
+
+    scale = denoising.scale_of(train)
+    corrupted, mask = denoising.AberrantPixel()(key, x, scale, (8, 8))
+    denoising.delta_psnr(one, corrupted, x).mean()
+    denoising.auroc(denoising.residual(one, corrupted), mask)
+
+Every function takes a control (see `controls`) as well as a trained autoencoder, and `members.each` maps those of
+one autoencoder over stacked ones.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from sklearn.metrics import roc_auc_score
+
+from sae.analysis import members
+from sae.model import Sae
+from sae.types import Array, Key, definition, leaf, static
+
+
+@struct.dataclass
+class Scale:
+    """What corruptions are measured by. `std []`; `low` and `high`, [] or [d_in]: the values of pepper and salt."""
+
+    std: Array
+    low: Array
+    high: Array
+
+
+def scale_of(train: np.ndarray, tail: float = 0.001) -> Scale:
+    """The scale of training examples [n, d_in].
+
+    std = sqrt(mean (x - x̄)²) over all pixels, x̄ [d_in] the mean example. `low` and `high` are the `tail` and
+    1 - `tail` quantiles of all pixels: whitened pixels have no natural extremes, and their largest is an outlier.
+    """
+    low, high = np.quantile(train, (tail, 1 - tail))
+    std = np.sqrt(np.mean(np.var(train, axis=0, dtype=np.float64)))
+    return Scale(*(jnp.asarray(value, jnp.float32) for value in (std, low, high)))
+
+
+@definition
+class Gaussian:
+    """x + sigma std n, n ~ N(0, I): every pixel is corrupted."""
+
+    sigma: float = leaf(0.3, min=0)
+    """Standard deviation of the noise, in units of the data's."""
+
+    @functools.partial(jax.jit, static_argnames="image_shape")
+    def __call__(self, key: Key, x: Array, scale: Scale, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Examples x [n, d_in] -> (corrupted [n, d_in], mask [n, d_in] of the pixels that changed)."""
+        return _changed(x, x + self.sigma * scale.std * jax.random.normal(key, x.shape))
+
+
+@definition
+class SaltAndPepper:
+    """Each pixel, with probability `share`, becomes the scale's `high` or `low`, one as likely as the other."""
+
+    share: float = leaf(0.05, min=0, max=1)
+    """Share of the pixels hit, in the mean. Some examples have none."""
+
+    @functools.partial(jax.jit, static_argnames="image_shape")
+    def __call__(self, key: Key, x: Array, scale: Scale, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Examples x [n, d_in] -> (corrupted [n, d_in], mask [n, d_in] of the pixels that changed)."""
+        hit_key, salt_key = jax.random.split(key)
+        salt = jnp.where(jax.random.bernoulli(salt_key, 0.5, x.shape), scale.high, scale.low)
+        return _changed(x, jnp.where(jax.random.bernoulli(hit_key, self.share, x.shape), salt, x))
+
+
+@definition
+class Blob:
+    """One square of `size` x `size` pixels, wholly inside the image, becomes `high` or `low`: what is farther off.
+
+    Farther from the square's mean before, so that a blob always shows.
+    """
+
+    size: int = static(2, min=1)
+    """Side, pixels."""
+
+    @functools.partial(jax.jit, static_argnames="image_shape")
+    def __call__(self, key: Key, x: Array, scale: Scale, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Examples x [n, d_in] -> (corrupted [n, d_in], mask [n, d_in] of the pixels that changed)."""
+        height, width, *channels = image_shape
+        n, down, across = len(x), height - self.size + 1, width - self.size + 1
+        top, left = jnp.divmod(jax.random.randint(key, (n,), 0, down * across), across)
+        inside = lambda start, length: (
+            (jnp.arange(length) >= start[:, None]) & (jnp.arange(length) < start[:, None] + self.size)
+        )
+        square = inside(top, height)[:, :, None] & inside(left, width)[:, None, :]
+        square = jnp.repeat(square.reshape(n, -1), channels[0] if channels else 1, axis=1)
+        middle = (scale.low + scale.high) / 2
+        below = jnp.sum(jnp.where(square, x - middle, 0), axis=1, keepdims=True) < 0
+        return _changed(x, jnp.where(square, jnp.where(below, scale.high, scale.low), x))
+
+
+@definition
+class AberrantPixel:
+    """One pixel becomes `high` or `low`: what is farther off. A blob of one pixel."""
+
+    @functools.partial(jax.jit, static_argnames="image_shape")
+    def __call__(self, key: Key, x: Array, scale: Scale, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """Examples x [n, d_in] -> (corrupted [n, d_in], mask [n, d_in] of the pixels that changed)."""
+        return Blob(size=1)(key, x, scale, image_shape)
+
+
+def _changed(x: Array, corrupted: Array) -> tuple[Array, Array]:
+    return corrupted, corrupted != x
+
+
+def psnr(a: Array, x: Array, peak: Array | float) -> Array:
+    """Peak signal-to-noise ratio, 10 log10(peak² / mean_i (a_i - x_i)²) dB of each example: [n, d_in] -> [n].
+
+    peak: the range of the data, `scale.high - scale.low`. It cancels in a difference of two.
+    """
+    return 10 * jnp.log10(peak**2 / jnp.mean((a - x) ** 2, axis=-1))
+
+
+@jax.jit
+def delta_psnr(sae: Sae, corrupted: Array, clean: Array) -> Array:
+    """PSNR(x̂(x̃), x) - PSNR(x̃, x) = 10 log10(‖x̃ - x‖² / ‖x̂(x̃) - x‖²) dB of each example, [n].
+
+    Above 0: nearer to the clean example than what it was given. NaN where the corruption changed nothing.
+    """
+
+    def part(corrupted, clean):
+        before = jnp.sum((corrupted - clean) ** 2, axis=1)
+        after = jnp.sum((sae(corrupted) - clean) ** 2, axis=1)
+        return jnp.where(before > 0, 10 * jnp.log10(before / after), jnp.nan)
+
+    return members.over_examples(part, corrupted, clean)
+
+
+@jax.jit
+def mean_delta_psnr(sae: Sae, corrupted: Array, clean: Array) -> Array:
+    """The mean of `delta_psnr` over the examples that were changed, [] dB."""
+    return jnp.nanmean(delta_psnr(sae, corrupted, clean))
+
+
+@jax.jit
+def noise_curve(sae: Sae, key: Key, clean: Array, sigmas: Array, scale: Scale) -> Array:
+    """`mean_delta_psnr` under Gaussian noise of each sigma, [n_sigmas] dB; the same draws, scaled."""
+    d_in = clean.shape[1]
+
+    def at(sigma):
+        return mean_delta_psnr(sae, Gaussian(sigma=sigma)(key, clean, scale, (d_in,))[0], clean)
+
+    return jax.lax.map(at, jnp.asarray(sigmas))
+
+
+def crossover(sigmas: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """sigma*: from which noise level on filtering pays. gains [..., n_sigmas] dB of rising sigmas -> [...].
+
+    Where gains last go from below 0 to 0 or above, linear in log sigma. NaN where they never do: filtering pays already
+    at the smallest sigma, or does not even at the largest.
+    """
+    gains, logs = np.asarray(gains, float), np.log(np.asarray(sigmas, float))
+    up = (gains[..., :-1] < 0) & (gains[..., 1:] >= 0)
+    last = up.shape[-1] - 1 - np.argmax(up[..., ::-1], axis=-1)
+    low, high = (np.take_along_axis(gains, (last + shift)[..., None], -1)[..., 0] for shift in (0, 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log = logs[last] + (logs[last + 1] - logs[last]) * -low / (high - low)
+    return np.where(up.any(-1) & (gains[..., -1] >= 0), np.exp(log), np.nan)
+
+
+@jax.jit
+def residual(sae: Sae, corrupted: Array) -> Array:
+    """abs(x̃ - x̂(x̃)) of every pixel, [n, d_in]: where the autoencoder does not believe what it sees."""
+    return members.over_examples(lambda rows: jnp.abs(rows - sae(rows)), corrupted)
+
+
+def auroc(residuals: Array, mask: Array) -> np.ndarray:
+    """Area under the ROC curve of residuals [..., n, d_in] as a detector of the pixels in mask [n, d_in] -> [...].
+
+    The chance that a corrupted pixel, of any example, has a larger residual than an intact one; 1/2 for a blind
+    detector. NaN where all pixels are corrupted (Gaussian noise), or none.
+    """
+    residuals, corrupted = np.asarray(residuals), np.asarray(mask).reshape(-1)
+    if corrupted.all() or not corrupted.any():
+        return np.full(residuals.shape[:-2], np.nan)
+    flat = residuals.reshape(-1, corrupted.size)
+    return np.array([roc_auc_score(corrupted, r) for r in flat]).reshape(residuals.shape[:-2])
+
+
+def best(saes: Sae, corrupted: Array, clean: Array) -> int:
+    """Which of stacked autoencoders, or controls, has the highest `mean_delta_psnr`.
+
+    To be asked of validation examples, then measured on others: the rank of `controls.pca_of_each_rank`, the width
+    of a blur, the coefficient of a sweep.
+    """
+    return int(np.argmax(members.each(mean_delta_psnr, saes, corrupted, clean)))

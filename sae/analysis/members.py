@@ -1,0 +1,59 @@
+"""One function of one autoencoder, over many of them and over many examples, on the device.
+
+from sae.analysis import copying, members
+
+results = sae.load("runs/width_l1_l2")
+saes = members.stack([results.sae(i) for i in (0, 1, 2)])
+members.each(copying.degrees_of_freedom, saes, x)  # [3, n]
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sae import cohort
+from sae.model import Sae
+from sae.types import Array, UserError
+
+EXAMPLES_AT_ONCE = 1024
+
+
+def stack(saes: Sequence[Sae]) -> Sae:
+    """Autoencoders of one shape -> one whose parameters have a leading member axis. Raises UserError for others."""
+    shapes = [sae.W_dec[...].shape for sae in saes]
+    if len({(jax.tree.structure(sae), shape) for sae, shape in zip(saes, shapes, strict=True)}) != 1:
+        unlike = sorted({f"{sae.activation} {list(shape)}" for sae, shape in zip(saes, shapes, strict=True)})
+        raise UserError(f"stack: got {', '.join(unlike) or 'nothing'}; allowed: one activation and one shape at a time")
+    return cohort.stack(saes)
+
+
+def each(function: Callable, members: Any, *shared, **static) -> Any:
+    """function(member, *shared, **static) for every member, one after another, in one compiled program.
+
+    members: a tree of leaves [member, ...], such as `stack` gives. Gives function's result, leaves [member, ...].
+    The program is compiled once for a function that is defined once (no fresh lambda) and the same shapes.
+    """
+    return _each(members, shared, function=function, static=tuple(sorted(static.items())))
+
+
+@functools.partial(jax.jit, static_argnames=("function", "static"))
+def _each(members, shared, *, function, static):
+    one = lambda member: function(member, *shared, **dict(static))
+    return cohort.over_members(one, members, cohort.Placement(lanes=1))
+
+
+def over_examples(function: Callable, *arrays: Array, at_once: int = EXAMPLES_AT_ONCE) -> Any:
+    """function of rows [b, ...] -> leaves [b, ...], applied to [n, ...] a part at a time: memory for one part only."""
+    n = len(arrays[0])
+    whole = n - n % at_once
+    parts = [a[:whole].reshape(-1, at_once, *a.shape[1:]) for a in arrays]
+    done = []
+    if whole:
+        stacked = jax.lax.map(lambda part: function(*part), parts)
+        done.append(jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), stacked))
+    if n > whole or not n:
+        done.append(function(*(a[whole:] for a in arrays)))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *done)
