@@ -1,23 +1,16 @@
 """The command line: read a definition, override it, plan it, run it, print the answer."""
 
-import contextlib
 import dataclasses
 import errno
-import io
 import itertools
 import json
 import os
-import re
 import signal
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
-import numpy as np
-import pandas as pd
 import tyro
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,14 +33,13 @@ from sae import (
     watch,
 )
 from sae import cohort as cohorts
-from sae.answers import AtMatched
-from sae.experiment import Experiment, flatten, kind, replace
+from sae.experiment import Experiment, kind
+from sae.overrides import kinds, only_options, override, parse
 from sae.plan import describe_plan, load_data, part, stored
+from sae.printing import print_answer, print_claims
 from sae.runtime import keep_compiled_programs
-from sae.sweep import Sweep, as_sweep, varying
-from sae.types import Interrupted, UserError, count, nearest
-
-MOST_ROWS = 40  # of a printed table
+from sae.sweep import Sweep, as_sweep
+from sae.types import Interrupted, UserError, nearest
 
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
@@ -159,14 +151,6 @@ class WatchOptions:
     """Between two looks."""
 
 
-def _parsed(options: type) -> type:
-    """What the command line gives: an experiment's fields and the options, side by side."""
-    flat = tyro.conf.arg(name="")
-    return dataclasses.make_dataclass(
-        "Parsed", [("experiment", Annotated[Experiment, flat]), ("options", Annotated[options, flat])], frozen=True
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 for bad input, 130 or 143 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -231,8 +215,10 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
     as_sweep(definition)  # the file as it is, so that its faults are not blamed on an override
     if of_agent:
         definition, tokens, trial = wandb_sweeps.read_trial(definition, tokens)
-    description = f"{loading.question(path)}\n\n{_kinds()}"
-    definition, options = override(definition, tokens, prog=f"sae run {path}", description=description)
+    description = f"{loading.question(path)}\n\n{kinds()}"
+    definition, options = override(
+        definition, tokens, prog=f"sae run {path}", options=Options(), description=description
+    )
     sweep = as_sweep(definition)
     if trial:
         online = "online" if options.wandb == "auto" else options.wandb
@@ -357,7 +343,7 @@ def _report(argv: list[str]) -> int:
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
     description = "One HTML file, and PNG and SVG of every figure in a folder beside it."
-    options = _parse(ReportOptions(), argv[len(folders) :], "sae report DIR...", description)
+    options = parse(ReportOptions(), argv[len(folders) :], "sae report DIR...", description)
     if options.out is not None and options.out.suffix != ".html":
         raise UserError(f"--out: got {options.out}, allowed: a .html file")
     from sae.report import build
@@ -374,7 +360,7 @@ def _claims(argv: list[str]) -> int:
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
     about = "The claims of the definition file that a run was made from, or of FILE, decided again without training."
-    options = _options(ClaimsOptions(), argv[len(paths) :], "claims DIR [FILE]", about)
+    options = only_options(ClaimsOptions(), argv[len(paths) :], "claims DIR [FILE]", about)
     results = sae.load(paths[0])
     if len(paths) == 2:
         path = paths[1]
@@ -389,38 +375,11 @@ def _claims(argv: list[str]) -> int:
     return print_claims(claims.settle(sweep.claims, results), Console(), options.check)
 
 
-def print_claims(decided: list[dict], console: Console, check: bool = False) -> int:
-    """The verdicts, a row per cell -> exit code: 2 where one fails and that is to be told, else 0."""
-    if not decided:
-        return 0
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
-    for column in ("claim", "at", "measured", "", "verdict"):
-        table.add_column(column, overflow="fold")
-    number = lambda value: "-" if value is None else f"{value:.3g}"
-    for claim in decided:
-        for i, cell in enumerate(claim["clauses"]):
-            interval = "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
-            reason = f": {cell['reason']}" if cell["reason"] else ""
-            measured = number(cell["measured"]) + interval
-            row = (claim["text"] if i == 0 else "", cell["text"], measured, cell["threshold"], cell["verdict"] + reason)
-            table.add_row(*map(escape, row))
-    of = [claim["verdict"] for claim in decided]
-    console.print()
-    console.print(table)
-    verdicts = ", ".join(f"{of.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
-    console.print(
-        f"claims: {len(of)}, of which {verdicts}; means over seeds [bootstrap 95 % interval]",
-        highlight=False,
-        markup=False,
-    )
-    return 2 if check and "fails" in of else 0
-
-
 def _watch(argv: list[str]) -> int:
     if argv[:1] == [] or argv[0].startswith("-"):
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
-    options = _parse(WatchOptions(), argv[1:], "sae watch DIR", "How a run goes on. It only reads.")
+    options = parse(WatchOptions(), argv[1:], "sae watch DIR", "How a run goes on. It only reads.")
     watch.watch(sae.load(argv[0]), Console(), once=options.once, seconds=options.seconds)
     return 0
 
@@ -431,12 +390,12 @@ def _bench(argv: list[str]) -> int:
         unknown = [token for token in argv if token.split("=")[0] not in ("--json", "--lanes", "--help")]
         if any(token.startswith("--") for token in unknown):
             raise UserError(f"bench has no option '{unknown[0]}'; {nearest(unknown[0], ['--json', '--lanes', 'FILE'])}")
-        options = _parse(BenchOptions(), argv, "sae bench", "The shapes of benchmarks/README.md.")
+        options = parse(BenchOptions(), argv, "sae bench", "The shapes of benchmarks/README.md.")
         work = [bench.shape(*shape) for shape in bench.SHAPES]
     else:
         definition = loading.load_file(path)
         definition, options = override(
-            definition, argv[1:], prog=f"sae bench {path}", description=_kinds(), options=BenchOptions()
+            definition, argv[1:], prog=f"sae bench {path}", description=kinds(), options=BenchOptions()
         )
         plan = cohorts.plan(as_sweep(definition).members)
         data = load_data(plan)
@@ -455,7 +414,7 @@ def _sweep_config(argv: list[str]) -> int:
         return 0 if {"-h", "--help"} & set(argv) else 1
     path = Path(argv[0])
     definition, question = loading.load_file(path), loading.question(path)
-    options = _options(wandb_sweeps.Options(), argv[1:], f"sweep-config {path}", "Print a W&B sweep's YAML.")
+    options = only_options(wandb_sweeps.Options(), argv[1:], f"sweep-config {path}", "Print a W&B sweep's YAML.")
     text = wandb_sweeps.sweep_yaml(definition, path, options, question)
     if options.out is None:
         print(text, end="")
@@ -472,7 +431,7 @@ def _wandb(command: str, argv: list[str]) -> int:
     if argv[:1] == [] or argv[0].startswith("-"):
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
-    asked = lambda default, about: _options(default, argv[1:], f"{command} {argv[0]}", about)
+    asked = lambda default, about: only_options(default, argv[1:], f"{command} {argv[0]}", about)
     match command:
         case "sync":
             options = asked(wandb_sync.Options(), "Bring to W&B what it lacks of a run, from its tables.")
@@ -484,211 +443,6 @@ def _wandb(command: str, argv: list[str]) -> int:
             about = "Save a W&B workspace and a W&B report with a run's figures."
             wandb_dashboard.dashboard(Path(argv[0]), asked(wandb_dashboard.Options(), about))
     return 0
-
-
-def _options(default: Any, argv: list[str], command: str, about: str) -> Any:
-    """The options of a command that takes nothing else."""
-    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(default)]
-    for token in argv:
-        if token.startswith("--") and token != "--help" and token.split("=", 1)[0].replace("_", "-") not in flags:
-            raise UserError(f"{command.split()[0]} has no option '{token}'; {nearest(token, flags)}")
-    return _parse(default, argv, f"sae {command}", about)
-
-
-def _kinds() -> str:
-    """For --help: the choices, each with its kinds."""
-    hints = get_type_hints(Experiment)
-    kinds = {
-        name: [kind(c) for c in getattr(hint, "__args__", ()) if dataclasses.is_dataclass(c)]
-        for name, hint in hints.items()
-    }
-    flags = [f"--{name} {'|'.join(of)}" for name, of in kinds.items() if of]
-    return f"A choice is replaced by its kind: {', '.join(flags)}. The fields listed are those of the present kinds."
-
-
-def override(
-    definition: Experiment | Sweep, tokens: list[str], *, prog: str, description: str = "", options: Any = None
-) -> tuple[Experiment | Sweep, Any]:
-    """Apply `--dotted.name value` flags to every member -> (definition, options).
-
-    A choice is replaced by its kind (`--activation top-k`), its fields by theirs (`--activation.k 8`). Members that
-    an override makes equal are kept once, so `--seed 0` runs a sweep at one seed. Raises UserError.
-    """
-    members = list(definition.members) if isinstance(definition, Sweep) else [definition]
-    members, tokens = _replace_choices(members, tokens)
-    options, parsed = options or Options(), {}
-    given = _given(members, tokens, options)
-    for i, member in enumerate(members):
-        kinds = tuple(
-            (name, value) for name, value in flatten(member).items() if "." not in name and isinstance(value, str)
-        )
-        if kinds not in parsed:
-            parsed[kinds] = _parse(_parsed(type(options))(member, options), tokens, prog, description)
-        values, chosen = parsed[kinds].experiment, parsed[kinds].options
-        members[i] = replace(member, {name: _get(values, name) for name in given})
-    if not isinstance(definition, Sweep):
-        return members[0], chosen
-    unique = {repr(replace(member, {"name": ""})): member for member in members}
-    if len(unique) < len(members):
-        print(
-            f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}"
-        )
-    name = members[0].name if "name" in given else definition.name
-    return dataclasses.replace(definition, name=name, members=tuple(unique.values())), chosen
-
-
-def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list[Experiment], list[str]]:
-    """Take `--activation top-k` and its like out of the tokens, and do what they say."""
-    hints = get_type_hints(Experiment)
-    rest, tokens = [], [part for token in tokens for part in _split(token)]
-    while tokens:
-        token = tokens.pop(0)
-        name = _name(token)
-        hint = hints.get(name)
-        choices = {kind(c): c for c in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(c)}
-        if not choices or not token.startswith("--"):
-            rest.append(token)
-            continue
-        wanted = tokens.pop(0) if tokens else ""
-        plain = lambda text: text.lower().replace("-", "").replace("_", "")
-        wanted = next((k for k in choices if plain(k) == plain(wanted)), wanted)
-        if wanted not in choices:
-            raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, choices)}")
-        try:
-            members = [
-                m if kind(getattr(m, name)) == wanted else replace(m, {name: choices[wanted]()}) for m in members
-            ]
-        except TypeError as error:  # a source with a field that has no default
-            raise UserError(f"--{name} {wanted}: {error}; write it in a definition file") from None
-    return members, rest
-
-
-def _given(members: list[Experiment], tokens: list[str], of: Any) -> list[str]:
-    """The dotted names of fields that the tokens set. Raises UserError for a flag that does not exist."""
-    fields = set.intersection(*(set(flatten(member)) for member in members))
-    options = {field.name for field in dataclasses.fields(of)}
-    given = []
-    for token in tokens:
-        if not token.startswith("--") or token == "--help":
-            continue
-        name = _name(token)
-        head, _, last = name.rpartition(".")
-        positive = f"{head}.{last.removeprefix('no_')}".lstrip(".") if last.startswith("no_") else name
-        if positive in fields:
-            given.append(positive)
-        elif positive not in options:
-            flags = ["--" + known.replace("_", "-") for known in [*sorted(fields), *sorted(options)]]
-            inner = [flag for flag in flags if flag.endswith("." + token.removeprefix("--"))]
-            close = f"close names: {', '.join(inner)}" if inner else nearest(token, flags)
-            raise UserError(f"{members[0].name!r} has no field or option '{token}'; {close}")
-    return list(dict.fromkeys(given))
-
-
-def _parse(default: Any, tokens: list[str], prog: str, description: str) -> Any:
-    """The default, changed by the tokens."""
-    text = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about choices of one's own, which are not among the annotated ones
-            return tyro.cli(
-                type(default),
-                args=tokens,
-                prog=prog,
-                description=description,
-                default=default,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as stop:
-        if stop.code == 0:  # --help
-            print(text.getvalue(), end="")
-            raise
-        raise UserError(_one_line(text.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """The message inside tyro's box: what stands between the title and the next rule, which help follows."""
-    groups: list[list[str]] = [[]]
-    for line in box.splitlines():
-        if "──" in line or "---" in line:
-            groups.append([])
-        else:
-            groups[-1].append(line.strip(" │|"))
-    return re.sub(r"^Error parsing ", "", " ".join(groups[1]))
-
-
-def _split(token: str) -> list[str]:
-    return token.split("=", 1) if token.startswith("--") else [token]
-
-
-def _name(token: str) -> str:
-    return token.removeprefix("--").split("=", 1)[0].replace("-", "_")
-
-
-def _get(value: Any, name: str) -> Any:
-    for field in name.split("."):
-        value = getattr(value, field)
-    return value
-
-
-def print_answer(sweep: Sweep, results: sae.Results, console: Console) -> None:
-    """The sweep's answer, or the held-out numbers where it asks for none; and where everything lies."""
-    members = results.members
-    everyone, members = members, members[members["status"] == "finished"]
-    if len(members) == 0:
-        table, title = pd.DataFrame(), "every member diverged: no answer"
-    elif sweep.answer is not None:
-        table, title = sweep.answer.table(members), sweep.answer.title
-    elif len(members) == 1:
-        numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
-        table, title = pd.DataFrame({"": numbers}, dtype=object), sweep.name
-    else:
-        axes = [name for name in varying(sweep.members) if name != "seed"]
-        numbers = [f"eval/{name}" for name in ("fvu", "l0", "dead_fraction")]
-        table, title = (
-            members.groupby(axes, dropna=False)[numbers].mean() if axes else members[numbers],
-            "means over seeds",
-        )
-    console.print(f"\n{title} ({count(len(members), 'member')}, held out)", highlight=False, markup=False)
-    if len(table):
-        console.print(_rich_table(table.head(MOST_ROWS)))
-    if len(table) > MOST_ROWS:
-        console.print(f"... {len(table) - MOST_ROWS} more rows in members.parquet", highlight=False)
-    if isinstance(sweep.answer, AtMatched) and len(table) and table.isna().any(axis=None):
-        low, high = members[sweep.answer.matched].min(), members[sweep.answer.matched].max()
-        console.print(
-            f"-: not reached; {sweep.answer.matched} spans {low:.3g} to {high:.3g} over all members", highlight=False
-        )
-    if diverged := len(everyone) - len(members):
-        console.print(f"{diverged} of {len(everyone)} members diverged and are left out", highlight=False)
-    names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
-    console.print(f"results: {results.folder} ({', '.join(names)})", soft_wrap=True, highlight=False, markup=False)
-
-
-def _rich_table(frame: pd.DataFrame) -> Table:
-    """A data frame whose index names its rows, as a table for the terminal."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in frame.index.names:
-        table.add_column(name or "", justify="left", no_wrap=True)
-    for column in frame.columns:
-        table.add_column("\n".join(column) if isinstance(column, tuple) else str(column), justify="right")
-    before: tuple = ()
-    for index, row in zip(frame.index, frame.to_numpy(), strict=True):
-        labels = index if isinstance(index, tuple) else (index,)
-        # a label that repeats the one above it is left out
-        shown = [
-            ("" if i == 0 and len(labels) > 1 and labels[:1] == before[:1] else str(v)) for i, v in enumerate(labels)
-        ]
-        table.add_row(*shown, *map(_cell, row))
-        before = labels
-    return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float | np.floating):
-        return "-" if value != value else f"{value:.3g}"
-    return str(value)
 
 
 def _list() -> int:

@@ -42,7 +42,7 @@ FLOORS = [
     ["sinks.terminal", "sinks.tables", "sinks.wandb"],
     ["runner", "watch"],
     [""],
-    ["loading", "wandb_sweeps", "wandb_api"],
+    ["loading", "overrides", "printing", "wandb_sweeps", "wandb_api"],
     ["wandb_sync", "wandb_pull"],
     ["wandb_dashboard"],
     ["cli"],

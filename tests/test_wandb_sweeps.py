@@ -15,6 +15,7 @@ import sae.cli
 from sae import ElasticNet, Experiment, Sweep, TopK, grid, wandb_sweeps
 from sae.experiment import flatten
 from sae.loading import load_file
+from sae.overrides import override
 from sae.sweep import as_sweep
 from sae.types import UserError
 from sae.wandb_sweeps import Options, read_trial, sweep_yaml
@@ -198,7 +199,7 @@ def asked(tiny, monkeypatch, values=None, *argv) -> Experiment:
     for name, value in agent_env(values).items():
         monkeypatch.setenv(name, value)
     base, tokens, _ = read_trial(tiny, argv)
-    definition, _ = sae.cli.override(base, tokens, prog="test")
+    definition, _ = override(base, tokens, prog="test", options=sae.cli.Options())
     return as_sweep(definition).members[0]
 
 
