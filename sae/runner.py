@@ -123,7 +123,7 @@ def run(
         sinks, wandb_sink = [terminal, tables], None
         if mode is not None and any(not results.cohorts[index].finished for index in part):
             labels = {"project": wandb_project, "group": sweep.name, "token": results.definition["token"]}
-            labels |= {"trial": trial, "artifacts": wandb_artifacts}
+            labels |= {"trial": trial, "artifacts": wandb_artifacts, "cohorts": part}
             wandb_sink = Wandb(folder, mode=mode, say=terminal.say, **labels)
             sinks.append(wandb_sink)
         for sink in reversed(sinks):
