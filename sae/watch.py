@@ -25,15 +25,15 @@ X, Y = "train/fvu", "train/l0"
 def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 2.0) -> None:
     """Show a run until it is finished, or once."""
     if once or not console.is_terminal:
-        console.print(frame(results, console.width))
+        console.print(frame(results, *console.size))
         return
-    with Live(frame(results, console.width), console=console, auto_refresh=False, transient=False) as live:
+    with Live(frame(results, *console.size), console=console, auto_refresh=False, transient=False) as live:
         while not results.finished:
             time.sleep(seconds)
-            live.update(frame(results, console.width), refresh=True)
+            live.update(frame(results, *console.size), refresh=True)
 
 
-def frame(results: Results, width: int = 100) -> Group:
+def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     """What there is to see now."""
     head = Text(f"{results.definition['name']}: {results.status}  ", style="bold")
     head.append(results.definition.get("question", ""), style="not bold dim")
@@ -41,7 +41,7 @@ def frame(results: Results, width: int = 100) -> Group:
         latest = _latest(results)
     except UserError:  # nothing is written yet, or it is being written at this moment
         return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
-    return Group(head, _cohorts(results), Text(), *_frontier(results, latest, width), *_troubles(latest))
+    return Group(head, _cohorts(results), Text(), *_frontier(results, latest, width, height), *_troubles(latest))
 
 
 def scatter(points: list[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
@@ -92,7 +92,7 @@ def _cohorts(results: Results) -> Table:
     return table
 
 
-def _frontier(results: Results, latest: pd.DataFrame, width: int) -> list[Text]:
+def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -> list[Text]:
     shown = latest[(latest[[X, Y]] > 0).all(axis=1)]
     if shown.empty:
         return []
@@ -103,7 +103,8 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int) -> list[Text]:
     legend = Text("l0 (upwards) against fvu, last log points of training, log axes  ", style="dim")
     for name, (mark, colour) in arms.items():
         legend.append(f"{mark} {arm_name(name)}  ", style=f"not dim {colour}")
-    return [legend, *scatter(points, width=max(20, min(width - 14, 72)))]
+    rows = min(16, height - len(results.cohorts) - 12)
+    return [legend, *scatter(points, max(20, min(width - 14, 72)), max(6, rows))]
 
 
 def _troubles(latest: pd.DataFrame) -> list[Text]:
