@@ -136,7 +136,7 @@ def run(
         for index in part:  # that it can be, before any is trained
             plan[index].placement(data[plan[index].example.data].d_in, lanes, spread)
         labels = {"project": wandb_project, "group": sweep.name, "trial": trial, "artifacts": wandb_artifacts}
-        opened = processes.of_lead(lambda: _open(stack, console, results, part, mode, labels))
+        opened = processes.of_lead(lambda: _open(stack, console, results, part, mode, labels | {"cohorts": part}))
         sinks, say, todo = opened or ((), lambda line: None, None)
         caught = stack.enter_context(_signals())
         to_wandb = [sink for sink in sinks if isinstance(sink, Wandb)]

@@ -244,6 +244,7 @@ class _Upload:
             say=lambda line: None,  # the server says what is lacking
             trial=self.trial,
             entity=self.server.entity,
+            cohorts=[cohort.index for cohort in self.cohorts],
             fall_back=False,
         )
         try:

@@ -16,7 +16,7 @@ from PIL import Image
 import sae
 from sae import AtMatched, Digits, Sweep, UserError, cli, grid, replace, runner, storage, watch
 from sae import folder as folders
-from sae.figures import Dictionaries
+from sae.figures import Curves, Dictionaries, Frontier
 from sae.report import data, dictionaries, matched, warnings
 from sae.report.build import build, collect, write_page
 
@@ -86,7 +86,7 @@ def test_warnings_are_what_the_tables_support_and_no_others():
     assert warn() == []
 
     bad = fine.assign(status=["finished"] * 3 + ["diverged"])
-    assert re.match("member 3 diverged", warn(bad)[0])
+    assert re.match("Member 3 diverged", warn(bad)[0])
     assert re.match("L0 collapsed in member 3", warn(fine.assign(**{"eval/l0": [60, 30, 10, 0.2]}))[0])
     assert "are dead in members 2-3" in warn(fine.assign(**{"eval/dead_fraction": [0, 0.1, 0.6, 0.7]}))[0]
     assert "sparse end" in warn(fine.assign(**{"eval/l0": [90, 60, 50, 40], "eval/fvu": [0.01, 0.1, 0.2, 0.3]}))[0]
@@ -197,6 +197,15 @@ def test_the_command_line_writes_a_report_and_a_failure_there_costs_nothing(tmp_
     assert "How well?" in text and "sae run one.py --wandb off --no-report" in text
     assert cli.main(["report", "runs/two"]) == 1 and "no definition.json" in capsys.readouterr().err
     assert cli.main(["report", "runs/one", "-o", "r.pdf"]) == 1 and "allowed: a .html file" in capsys.readouterr().err
+
+
+def test_figures_that_a_finished_sweep_names_anew_are_shown_without_training(results, sweep, tmp_path, quiet):
+    shutil.copytree(results.folder, tmp_path / "again")
+    assert isinstance(results.figures[0], Frontier) and results.answer == sweep.answer
+    named = dataclasses.replace(sweep, figures=[Curves(metrics=("train/l0",))])
+    again = runner.run(named, out=tmp_path / "again", wandb="off", console=quiet)
+    assert "finished already" in quiet.file.getvalue()
+    assert sae.load(again.folder).figures == named.figures
 
 
 def test_watch_reads_an_unfinished_run_and_changes_nothing(results, tmp_path, quiet, capsys):

@@ -273,6 +273,20 @@ def test_the_process_of_a_killed_sweep_is_waited_for(online, sink):
     assert_whole(online, (10, 20, 30))
 
 
+def test_parts_of_a_sweep_do_not_wait_for_each_other(tmp_path, lines):
+    where = {"mode": "offline", "project": "lab", "group": "widths", "token": "tok", "say": lines.append}
+    first, second = (Client(tmp_path / "out", **where, cohorts=[cohort]) for cohort in (0, 1))
+    try:
+        first.start_cohort([0], CONFIGS[:1], NAMES[:1])
+        wait_until(lambda: list(first.folder.glob("offline-run-*-tok-0000")))
+        second.start_cohort([1], CONFIGS[1:2], NAMES[1:2])
+        second.close(timeout=60)
+        assert first._child.poll() is None and lines == []
+        assert offline_run(second.folder, 1)[3]["exit_code"] == 1
+    finally:
+        first.close(timeout=0)
+
+
 def test_a_run_that_began_online_goes_on_offline_as_another(online, sink):
     """The rows of an offline run are appended by `wandb sync` to what the server has."""
     for mode in ("online", "offline"):
@@ -317,7 +331,7 @@ def test_a_silent_server_is_not_waited_for(sink, lines, monkeypatch, tmp_path):
 
 
 def test_a_server_that_falls_silent_is_told_of(sink, lines, monkeypatch, tmp_path):
-    """The runs are stopped, and the lines name the command that brings the rest (tests/test_wandb_sync.py runs it)."""
+    """The runs are stopped, and the lines name what brings the rest (tests/test_wandb_commands.py runs it)."""
     with WandbServer() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)

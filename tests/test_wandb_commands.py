@@ -5,6 +5,9 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,14 @@ from sae.images import dictionary_grid
 from sae.sinks import wandb as sink
 from sae.types import UserError
 
+ROOT = Path(__file__).parents[1]
 GROUP = "some_sweep"
+QUESTION = """
+from sae import Digits, ElasticNet, Experiment, Sweep, grid
+
+base = Experiment(name="q", data=Digits(), d_sae=32, penalty=ElasticNet(l1=0.1), batch_size=64, n_steps=2_000)
+sweep = Sweep(name="q", members=grid(base, {"d_sae": (32, 48), "seed": (0, 1)}))
+"""
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 
@@ -187,6 +197,41 @@ def test_what_the_server_lacks_comes_from_the_tables(server, uploaded, sync, lin
     assert "media/images/eval/dictionary" in " ".join(of(server, run, 6).files)
     untouched = [name for name in before if not name.endswith(("-0001", "-sweep"))]
     assert {name: snapshot(server)[name] for name in untouched} == {name: before[name] for name in untouched}
+
+
+@pytest.mark.long
+def test_a_run_whose_server_fell_silent_is_whole_after_sync(tmp_path):
+    (tmp_path / "question.py").write_text(QUESTION)
+    command = [
+        sys.executable,
+        "-m",
+        "sae.cli",
+        "run",
+        "question.py",
+        "--out",
+        "run",
+        "--wandb",
+        "online",
+        "--no-report",
+    ]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    env |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    with WandbServer() as server:
+        job = subprocess.Popen(command, cwd=tmp_path, env=env | server.env, stderr=subprocess.PIPE, text=True)
+        while job.poll() is None and len(server.runs) < 2:
+            time.sleep(0.05)
+        server.fall_silent()
+        _, err = job.communicate()
+        assert job.returncode == 0 and "sae sync run" in err, err
+        assert sum(len(run.rows("wandb-history.jsonl")) for run in server.runs.values()) < 2 * 50
+    with WandbServer() as server:
+        command = [sys.executable, "-m", "sae.cli", "sync", "run"]
+        done = subprocess.run(command, cwd=tmp_path, env=env | server.env, capture_output=True, text=True)
+        assert done.returncode == 0 and "5 of 5 runs arrived" in done.stdout, done.stdout + done.stderr
+        results = sae.load(tmp_path / "run")
+        for member in range(4):
+            steps = [row["train/step"] for row in of(server, results, member).history if "train/l0" in row]
+            assert steps == list(results.history[results.history.member == member].step)
 
 
 def test_rows_that_an_older_upload_doubled_are_told_of(server, uploaded, sync, lines, monkeypatch):

@@ -1,6 +1,7 @@
 """The report of one or several runs: their tables, figures and dictionaries, as a page and as files for a paper."""
 
 import dataclasses
+import html
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,7 +134,7 @@ def _answers(runs: Runs) -> list[Table]:
     for answer in [runs.answer, *asked] if runs.answer else asked:
         try:
             tables.append(_answer(answer, members))
-        except UserError:
+        except (UserError, KeyError):
             continue  # said where the figure is drawn
     if not tables:
         columns = [name for name in metrics(members) if label(name) in ("fvu", "l0", "dead_fraction", "mmcs")]
@@ -185,21 +186,23 @@ def _facts(runs: Runs) -> list[tuple[str, str]]:
         packages = [f"{name} {version}" for name, version in definition["packages"].items() if version]
         steps = sorted({flat["n_steps"] for flat in flats})
         batches = sorted({flat["batch_size"] for flat in flats})
-        text = lambda words: "".join(c if c not in "<&" else {"<": "&lt;", "&": "&amp;"}[c] for c in words)
-        facts += [("run", f"<b>{text(run)}</b>")] if len(runs.results) > 1 else []
+        facts += [("run", f"<b>{html.escape(run)}</b>")] if len(runs.results) > 1 else []
         facts += [
             ("members", f"{len(flats)}" + (f", {diverged} diverged" if diverged else "")),
             ("cohorts", f"{len(states)}, each one compiled program"),
             ("training", f"{' or '.join(map(str, steps))} steps of {' or '.join(map(str, batches))} examples"),
-            ("data", text(", ".join(dict.fromkeys(str(flat["data"]) for flat in flats)))),
+            ("data", html.escape(", ".join(dict.fromkeys(str(flat["data"]) for flat in flats)))),
             ("wall time", f"{_duration(training)} of training and evaluation, {_duration(compiling)} of compiling"),
-            ("device", text(f"{device['count']} × {device['kind']} ({device['platform']}), host {definition['host']}")),
+            (
+                "device",
+                html.escape(f"{device['count']} × {device['kind']} ({device['platform']}), host {definition['host']}"),
+            ),
             ("started", definition["started"]),
-            ("versions", text(", ".join([f"Python {definition['python']}", *packages]))),
+            ("versions", html.escape(", ".join([f"Python {definition['python']}", *packages]))),
             ("commit", definition.get("git_commit") or "none"),
         ]
         if command := definition.get("command"):
-            facts.append(("repeat", f"<pre>{text(shlex.join(command))}</pre>"))
+            facts.append(("repeat", f"<pre>{html.escape(shlex.join(command))}</pre>"))
     return facts
 
 

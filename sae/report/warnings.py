@@ -24,7 +24,7 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
     found = [*_diverged(members), *_of_members(sound), *_of_training(sound, history)]
     if along:
         found += _of_lines(lines(sound, along, group))
-    return found
+    return [sentence[:1].upper() + sentence[1:] for sentence in found]
 
 
 def _diverged(members: pd.DataFrame) -> Iterator[str]:

@@ -40,8 +40,10 @@ class Wandb:
         say,
         trial: Trial | None = None,
         artifacts: bool = False,
+        cohorts: Sequence[int] = (),
     ):
-        self.client = Client(folder, mode=mode, project=project, group=group, token=token, say=say, trial=trial)
+        where = {"mode": mode, "project": project, "group": group, "token": token}
+        self.client = Client(folder, **where, say=say, trial=trial, cohorts=cohorts)
         self.trial, self.artifacts, self.say = trial, artifacts, say
         with contextlib.suppress(OSError):  # what W&B needs costs no result
             place = {"entity": self.client.entity, "project": self.client.project, "artifacts": artifacts}

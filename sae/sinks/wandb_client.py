@@ -108,8 +108,8 @@ class Client:
     """The runs of a sweep. No method but `close` ever waits, and none raises for anything that W&B does.
 
     `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at a time, from the thread that calls the
-    sink. With a `trial`, the only member is that run of that sweep, in the agent's project. Without `fall_back`,
-    runs that cannot be online are not recorded offline instead.
+    sink. With a `trial`, the only member is that run of that sweep, in the agent's project. `cohorts` are
+    those that this process works on. Without `fall_back`, runs that cannot be online are not recorded offline instead.
     """
 
     def __init__(
@@ -123,6 +123,7 @@ class Client:
         say: Callable[[str], None],
         trial: Trial | None = None,
         entity: str | None = None,
+        cohorts: Sequence[int] = (),
         fall_back: bool = True,
     ):
         self.group, self.token, self._say, self._trial = group, token, say, trial
@@ -166,7 +167,10 @@ class Client:
         except OSError as error:
             self._give_up(str(error))
             return
-        more = {"fall_back": fall_back} | ({"sweep_id": trial.sweep_id, "run_id": trial.run_id} if trial else {})
+        locks = [f"{token}-cohort-{cohort}" for cohort in cohorts] or [token]
+        more = {"locks": locks, "fall_back": fall_back} | (
+            {"sweep_id": trial.sweep_id, "run_id": trial.run_id} if trial else {}
+        )
         self._send("open", folder=str(self.folder), mode=mode, project=project, group=group, token=token, **more)
         self._reader = threading.Thread(target=self._read, name="wandb-reader", daemon=True)
         self._reader.start()
@@ -271,7 +275,7 @@ class Client:
                 if not self._gone.is_set():
                     self._gone.set()
                     self._news.put(
-                        f"W&B is still not done after {timeout:g} s and is stopped; {_TABLES}. "
+                        f"W&B is still not done after {timeout:g} s and is stopped; {_TABLES}; "
                         f"to upload what it lacks: {self._sync}"
                     )
             finally:  # also for a Ctrl-C while we wait

@@ -119,6 +119,7 @@ class Runs:
 
         `artifact`, if any, is {"name", "files": {name in it: path}}; the files stay where they are.
         """
+        _wait_for_an_older_process(self.folder, [self._id("sweep")])  # two parts may end at once
         self._start("sweep", config, self.group, tags, job_type="sweep")
         if not (run := self.running.get("sweep")):
             return
@@ -299,23 +300,28 @@ class _PopenHere(subprocess.Popen):
     It shares our lock: after a kill -9 it may live, and upload, a little longer than we.
     """
 
-    lock = None
+    locks: list[int] = []
 
     def __init__(self, *args, **kwargs):
-        shared = [self.lock] if self.lock else []
-        super().__init__(*args, **(kwargs | {"start_new_session": False, "pass_fds": shared}))
+        super().__init__(*args, **(kwargs | {"start_new_session": False, "pass_fds": self.locks}))
 
 
-def _wait_for_an_older_process(folder, token):
-    """Take the lock of a sweep's W&B runs: after a kill -9 of the sweep, its W&B process still uploads what it has."""
+def _wait_for_an_older_process(folder, names):
+    """Take the locks of W&B runs: after a kill -9 of the sweep, its W&B process still uploads what it has.
+
+    Other parts of the sweep have other locks, and are not waited for.
+    """
     deadline = time.monotonic() + 2 * FINISH_SECONDS  # more than it may take
-    with contextlib.suppress(OSError):  # a file system without locks
-        _PopenHere.lock = lock = os.open(os.path.join(folder, f"{token}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-        while time.monotonic() < deadline:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.1)
+    for name in names:
+        with contextlib.suppress(OSError):  # a file system without locks
+            lock = os.open(os.path.join(folder, f"{name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            _PopenHere.locks.append(lock)
+            while time.monotonic() < deadline:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
 
 
 def main():
@@ -343,7 +349,7 @@ def main():
             except ValueError:
                 break  # the parent died while it wrote this line
             if method == "open":
-                _wait_for_an_older_process(arguments["folder"], arguments["token"])
+                _wait_for_an_older_process(arguments["folder"], arguments.pop("locks"))
                 runs = Runs(**arguments, report=report)
             else:
                 getattr(runs, method)(**arguments)
