@@ -63,6 +63,8 @@ class AtMatched:
         `of_seeds`; `lowest` and `highest` are the ends of the arm's frontier in the matched metric.
         """
         rows, values = [], self.values(members)
+        if not values:
+            raise UserError(f"no round value of {short(self.matched)} that every group reaches; name some with `at`")
         for metric in self.metrics:
             for group, of_group in members.groupby(self.groups, dropna=False):
                 for value in values:

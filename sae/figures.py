@@ -133,7 +133,7 @@ def default_figures(members: Sequence[Mapping[str, Any]], answer: Answer | None 
     if isinstance(answer, Best):
         figures += [Profile(metric=answer.metric, x=answer.along, group=(answer.group,))]
     if arms:
-        named = {name.rpartition(".")[2].upper(): name for name in arms}
+        named = {arm_name(name): name for name in arms}
         figures += [
             Frontier(along=arms, group=group),
             AtMatched(arms=named, matched="eval/l0", at=(), metrics=("eval/fvu", *["eval/mmcs"] * truth), group=group),
@@ -150,7 +150,7 @@ def default_figures(members: Sequence[Mapping[str, Any]], answer: Answer | None 
 
 
 def coefficients(members: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what trades sparsity for error and varies, one arm each; what else varies, but seeds) of flattened experiments.
+    """(what trades sparsity for error and varies, one arm each; what else varies in an arm, but seeds) of members.
 
     Coefficients are the numbers of a penalty, but for its warm-up, and k of an activation. Where some member has two
     of them, only that with most values makes an arm.
@@ -160,7 +160,16 @@ def coefficients(members: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...],
     arms = [n for n in names if not n.endswith("_steps") and all(number(m[n]) for m in members if n in m)]
     if any(sum(bool(member.get(name)) for name in arms) > 1 for member in members):
         arms = [max(arms, key=lambda name: len({member.get(name) for member in members}))]
-    return tuple(arms), tuple(name for name in varying(members) if name not in (*arms, "seed"))
+    # what is one value all along each arm (the kind of activation, where one arm has its k) the arm's name tells
+    inside = [varying(m for m in members if c in m and not any(m.get(o) for o in arms if o != c)) for c in arms]
+    told = [name for name in varying(members) if arms and not any(name in of_arm for of_arm in inside)]
+    return tuple(arms), tuple(name for name in varying(members) if name not in (*arms, *told, "seed"))
+
+
+def arm_name(coefficient: str) -> str:
+    """ "penalty.l1" -> "L1"; "activation.k" -> "k"."""
+    last = coefficient.rpartition(".")[2]
+    return last.upper() if last in ("l1", "l2") else last
 
 
 def varying(members: Iterable[Mapping[str, Any]]) -> list[str]:

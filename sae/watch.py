@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae.figures import coefficients
-from sae.report.data import ARMS, arm_name
+from sae.figures import arm_name, coefficients
+from sae.report.data import ARMS
 from sae.report.warnings import DEAD
 from sae.results import Results
 from sae.storage import HISTORY, STATE

@@ -148,8 +148,6 @@ def _answer(answer: Answer, members: pd.DataFrame) -> Table:
     if isinstance(answer, Best):
         return Table(answer.title, answer.table(members), caption=captions.meaning([answer.metric, *answer.also]))
     compared = answer.compare(members)
-    if compared.empty:
-        raise UserError("no value that the frontiers share")
     interval = "Means over seeds [bootstrap 95 % interval]; –: not reached."
     caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched])}"
     by_value = matched.statements(compared, answer)

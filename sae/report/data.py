@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sae.answers import bootstrap, of_arm, short
+from sae.figures import arm_name
 from sae.metrics import MEANINGS
 from sae.storage import OWN
 
@@ -98,12 +99,6 @@ def label(name: str) -> str:
     return short(name).removeprefix("train/")
 
 
-def arm_name(coefficient: str) -> str:
-    """ "penalty.l1" -> "L1"; "activation.k" -> "k"."""
-    last = coefficient.rpartition(".")[2]
-    return last.upper() if last in ("l1", "l2") else last
-
-
 def meaning(names: Iterable[str]) -> str:
     """Definitions of metrics, for a caption."""
     names = dict.fromkeys(map(label, names))
@@ -112,6 +107,8 @@ def meaning(names: Iterable[str]) -> str:
 
 def number(value, digits: int = 3) -> str:
     """A value for a person."""
+    if value is None or value is pd.NA:
+        return "–"
     if isinstance(value, float | np.floating):
         return "–" if value != value else f"{value:,.0f}" if 100 <= abs(value) < 1e15 else f"{value:.{digits}g}"
     return str(value)

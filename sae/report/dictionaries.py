@@ -129,11 +129,7 @@ def _reconstruct(sae, x):
 def _words(member: pd.Series, names: Sequence[str]) -> list[str]:
     """What sets a member apart, and its main numbers."""
     shown = [*names, *(f"eval/{name}" for name in ("fvu", "l0", "mmcs") if f"eval/{name}" in member)]
-    return [
-        f"{label(name)} {number(member[name])}"
-        for name in shown
-        if name not in ("run",) and member[name] == member[name]
-    ]
+    return [f"{label(name)} {number(member[name])}" for name in shown if name != "run" and pd.notna(member[name])]
 
 
 def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

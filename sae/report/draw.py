@@ -78,7 +78,15 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     log = bool(values.size and values.min() > 0 and values.max() > WIDE * values.min())
     scale = np.log10 if log else lambda z: z
     written = max(grid.shape[1] for _, _, grid in panels) <= 14  # else there is no room in the cells
-    drawn = make_subplots(rows=len(panels), cols=1, subplot_titles=[title for title, _, _ in panels])
+    rows, gap = [34 * len(grid) for _, _, grid in panels], 84  # pixels
+    area = sum(rows) + gap * (len(panels) - 1)
+    drawn = make_subplots(
+        rows=len(panels),
+        cols=1,
+        subplot_titles=[title for title, _, _ in panels],
+        row_heights=rows,
+        vertical_spacing=gap / area if len(panels) > 1 else 0,
+    )
     for row, (_, coefficient, grid) in enumerate(panels, 1):
         z = grid.to_numpy(float)
         text = [[number(value, 2) for value in line] for line in z]
@@ -97,19 +105,19 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
         )
         drawn.update_xaxes(title=label(coefficient), type="category", showgrid=False, row=row, col=1)
         drawn.update_yaxes(title=label(figure.y), type="category", showgrid=False, row=row, col=1)
-    rows = sum(len(grid) for _, _, grid in panels)
     name = f"log10 {label(figure.metric)}" if log else label(figure.metric)
     bar = {"thickness": 10, "outlinewidth": 0, "title": name}
-    flat = {"cmin": 0, "cmax": 1} if not values.size or values.min() == values.max() else {}
-    drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **flat})
-    return _finish(drawn, _meta(figure, members), height=max(220, 34 * rows + 90 * len(panels) + 40))
+    ends = scale(np.array([values.min(), values.max()])) if values.size else (0, 1)
+    ends = {"cmin": ends[0], "cmax": ends[1] if ends[1] > ends[0] else ends[0] + 1}
+    drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **ends})
+    return _finish(drawn, _meta(figure, members), height=area + 80)
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
     """A line per member, coloured by the first metric; drag along an axis to keep some of them."""
     names = [name for name in (*figure.hyper, *figure.metrics) if members[name].nunique() > 1]
-    dimensions = [_dimension(members[name], label(name)) for name in names]
-    colour = _dimension(members[figure.metrics[0]], label(figure.metrics[0]))
+    dimensions = [_dimension(members[name], label(name), name in figure.hyper) for name in names]
+    colour = _dimension(members[figure.metrics[0]], "", False)
     line = {"color": colour["values"], "colorscale": COLOURS, "showscale": False}
     drawn = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelside="top"))
     return _finish(drawn, _meta(figure, members), height=420, margin={"t": 60, "l": 50, "r": 50, "b": 24})
@@ -289,25 +297,27 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     return drawn
 
 
-def _dimension(column: pd.Series, name: str) -> dict:
-    """An axis of parallel coordinates: numbers, on a log scale where they span much, or words."""
+def _dimension(column: pd.Series, name: str, each: bool) -> dict:
+    """An axis of parallel coordinates: words, or numbers, on a log scale where they span much. `each`: a tick each."""
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         words = list(dict.fromkeys(column.astype(str)))
         values = column.astype(str).map(words.index).to_numpy(float)
         return {"label": name, "values": values, "tickvals": list(range(len(words))), "ticktext": words}
     values = column.to_numpy(float, na_value=np.nan)
     unique = np.unique(values[np.isfinite(values)])
-    positive = unique[unique > 0]
-    if positive.size and (len(unique) <= 12 or (positive.max() > WIDE * positive.min())):
-        few = unique if len(unique) <= 12 else np.geomspace(positive.min(), positive.max(), 5)
+    positive, place = unique[unique > 0], lambda v: v
+    ticks = unique if each and len(unique) <= 12 else np.linspace(unique[0], unique[-1], 5)
+    if positive.size and positive.max() > 4 * positive.min():
         # 0 stands a step below the least of the others
-        least = positive.min() / (2 if len(positive) < 2 else positive[1] / positive[0] if len(unique) <= 12 else 2)
-        if positive.max() > 4 * positive.min():
-            place = lambda v: np.log10(np.maximum(v, least))
-        else:
-            place = lambda v: v
-        return {"label": name, "values": place(values), "tickvals": place(few), "ticktext": [number(v) for v in few]}
-    return {"label": name, "values": values}
+        least = positive.min() / (positive[1] / positive[0] if each and len(unique) <= 12 else 2)
+        place = lambda v: np.log10(np.maximum(v, least))
+        if not each or len(unique) > 12:
+            ticks = np.geomspace(positive.min(), positive.max(), 5)
+    values, at, text = place(values), place(ticks), [number(v) for v in ticks]
+    if np.isnan(values).any():  # not a field of that member: a place of its own, at the bottom
+        nowhere = at.min() - 0.2 * max(np.ptp(at), 0.1)
+        values, at, text = np.nan_to_num(values, nan=nowhere), np.append(at, nowhere), [*text, "none"]
+    return {"label": name, "values": values, "tickvals": at, "ticktext": text}
 
 
 def _log(name: str, values) -> dict:

@@ -233,7 +233,7 @@ def _dictionary(shown: Dictionary) -> str:
             },
             index=pd.Index(shown.latents, name="latent"),
         )
-        body = as_html(table)
+        body = f"<details><summary>Latents and their strongest held-out examples</summary>{as_html(table)}</details>"
     return f'<figure id="dictionary-{shown.row}"><h3>{_text(shown.name)}</h3>{body}</figure>'
 
 
