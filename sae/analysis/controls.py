@@ -68,7 +68,8 @@ def k_means(train: np.ndarray, k: int, seed: int = 0) -> Sae:
 
     Nearest is the largest of c·y - ‖c‖²/2, y = x - mean and c = centroid - mean: W_enc y + b_enc.
     """
-    found = KMeans(n_clusters=k, n_init=4, random_state=seed).fit(np.asarray(train, np.float32))
+    train = np.asarray(train, np.float32)
+    found = KMeans(n_clusters=k, n_init=4, random_state=seed).fit(train)
     mean = np.mean(train, axis=0, dtype=np.float64)
     c = found.cluster_centers_ - mean
     half = -0.5 * np.sum(c**2, axis=1)

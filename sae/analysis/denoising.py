@@ -39,6 +39,7 @@ def scale_of(train: np.ndarray, tail: float = 0.001) -> Scale:
     std = sqrt(mean (x - x̄)²) over all pixels, x̄ [d_in] the mean example. `low` and `high` are the `tail` and
     1 - `tail` quantiles of all pixels: whitened pixels have no natural extremes, and their largest is an outlier.
     """
+    train = np.asarray(train)
     low, high = np.quantile(train, (tail, 1 - tail))
     std = np.sqrt(np.mean(np.var(train, axis=0, dtype=np.float64)))
     return Scale(*(jnp.asarray(value, jnp.float32) for value in (std, low, high)))
