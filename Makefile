@@ -10,10 +10,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/sae run sweeps/width_l1_l2.py
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "not long"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -18,10 +18,10 @@ LARGE = """
 from sae import Experiment, ElasticNet, Superposition, Sweep, grid
 
 base = Experiment(
-    name="large", data=Superposition(d_in=256, n_features=512, n_held_out=2048), d_sae=2048, batch_size=512, n_steps=4,
+    name="large", data=Superposition(d_in=256, n_features=512, n_held_out=1024), d_sae=2048, batch_size=512, n_steps=2,
     penalty=ElasticNet(l1=0.1),
 )
-sweep = Sweep(name="large", members=grid(base, {"seed": range(24)}))
+sweep = Sweep(name="large", members=grid(base, {"seed": range(16)}))
 """
 
 

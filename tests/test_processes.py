@@ -75,10 +75,10 @@ def wait_for(process: subprocess.Popen, word: str) -> str:
     raise AssertionError(f"never said {word}: {''.join(said)}")
 
 
-def ends(both) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of both, where they end within a minute."""
+def ends(both, seconds: float = 300) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of both, where they end within so many seconds."""
     try:
-        said = [process.communicate(timeout=60) for process in both]
+        said = [process.communicate(timeout=seconds) for process in both]
     finally:
         for process in both:
             process.kill()
@@ -149,7 +149,7 @@ def test_however_one_is_stopped_the_other_ends_too_and_the_same_commands_go_on(f
         said = wait_for(both[0], "step")
         assert "goes on from step" in said, said
         both[victim].kill()
-        code, _, err = ends(both)[1 - victim]
+        code, _, err = ends(both, 60)[1 - victim]
         assert code != 0
         assert err.splitlines()[-1].startswith(f"sae: process {victim} of 2 is gone; what was saved is kept"), err
         assert "Traceback" not in err and "*** Check failure" not in err, err

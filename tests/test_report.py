@@ -329,7 +329,8 @@ def large(results, folder, n=500, points=200):
     files.mark(status="running", step=points, members=list(range(n)), seconds=1.0)
     files.write_history(pd.DataFrame(past))
     saes = sae.cohort.stack([results.sae(0)] * n)
-    files.finish(table, saes, rng.random((n, 32)) ** 4)
+    files.write_weights(range(n), saes, rng.random((n, 32)) ** 4)
+    files.finish(table)
     return sae.load(folder)
 
 

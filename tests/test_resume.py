@@ -23,7 +23,7 @@ DEFINITION = """
 from sae import Adam, Digits, ElasticNet, Experiment, Resample, Sweep, grid
 
 base = Experiment(
-    name="long", data=Digits(), d_sae=64, penalty=ElasticNet(l1=0.3), batch_size=128, n_steps=5_000, dead_after=3_000,
+    name="long", data=Digits(), d_sae=64, penalty=ElasticNet(l1=0.3), batch_size=128, n_steps=4_000, dead_after=3_000,
     optimizer=Adam(lr=3e-3), revival=Resample(every=700, times=3, n_candidates=512),
 )
 sweep = Sweep(name="long", members=grid(base, {"d_sae": (64, 96), "penalty.l1": (0.1, 0.5), "seed": (0, 1)}))
@@ -112,7 +112,7 @@ def test_kill_9_at_many_moments_changes_no_bit(folder, whole):
     assert sum(killed_at_random(folder, whole, kills=6, seed=seed) for seed in range(1, 7)) >= 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_saves_and_exits_and_the_same_command_goes_on(folder, whole, number):
     results, _ = whole
     shutil.rmtree(folder / "run", ignore_errors=True)

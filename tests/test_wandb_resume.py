@@ -151,9 +151,10 @@ def test_kill_9_of_the_sweep_alone(server, start, tmp_path):
     assert_whole(server, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "more",
-    [pytest.param(True, id="server-has-more"), pytest.param(False, id="checkpoint-has-more", marks=pytest.mark.long)],
+    [pytest.param(True, id="server-has-more"), pytest.param(False, id="checkpoint-has-more")],
 )
 def test_kill_9_of_everything(server, start, tmp_path, more):
     job = start(transmit="1" if more else "60")
