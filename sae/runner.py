@@ -129,6 +129,8 @@ def run(
         if processes.decided(lambda: results.finished and not _damaged(results.cohorts, lambda line: None)):
             if results:
                 say(f"{results.folder}: this run is finished already; nothing to do (--fresh runs it again)")
+                if sweep.claims:  # they may be others than when it was trained
+                    claims.settle(sweep.claims, results)
             return results
         data = plans.load_data([plan[index] for index in part])
 

@@ -173,6 +173,8 @@ def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tm
     (tmp_path / "x.py").write_text(SWEEP.replace('"eval/fvu"), 0.0', '"eval/fvu"), 2.0'))
     assert cli.main(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
     assert "1 fails" not in capsys.readouterr().out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
+    (tmp_path / "x.py").write_text(SWEEP)
+    assert cli.main(["run", "x.py", *flags]) == 2, "and so does the run's own command, which trains nothing"
     (tmp_path / "x.py").unlink()
     assert cli.main(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
 
