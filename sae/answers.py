@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
+from sae.measures import PREFIX
 from sae.metrics import EVALUATED
 from sae.types import UserError, nearest
 
@@ -179,9 +180,11 @@ def require(
 ) -> None:
     """Check that hyper-parameters are among `names`, and metrics among those of a window (eval or train).
 
-    Raises UserError that begins with `what`.
+    Columns of measures are among `names` too, and count as metrics. Raises UserError that begins with `what`.
     """
-    names, metrics = list(names), [f"{window}/{metric}" for metric in EVALUATED]
+    measured = [name for name in names if name.startswith(PREFIX)]
+    names = [name for name in names if not name.startswith(PREFIX)]
+    metrics = [f"{window}/{metric}" for metric in EVALUATED] + measured
     for name in hyper:
         if name not in names:
             raise UserError(f"{what}: members have no '{name}'; {nearest(name, names)}")
@@ -192,4 +195,4 @@ def require(
 
 def short(name: str) -> str:
     """ "eval/l0" -> "l0"."""
-    return name.removeprefix("eval/")
+    return name.removeprefix("eval/").removeprefix(PREFIX)

@@ -33,6 +33,7 @@ from sae import (
     watch,
 )
 from sae import cohort as cohorts
+from sae.analysis import ask
 from sae.experiment import Experiment, kind
 from sae.overrides import kinds, only_options, override, parse
 from sae.plan import describe_plan, load_data, part, stored
@@ -372,6 +373,8 @@ def _claims(argv: list[str]) -> int:
     sweep = as_sweep(loading.load_file(path))
     if not sweep.claims:
         raise UserError(f"{path} makes no claims; allowed: a sweep with claims=(Claim(...), ...)")
+    if results.finished:
+        ask.settle(sweep.measures, results)
     return print_claims(claims.settle(sweep.claims, results), Console(), options.check)
 
 
@@ -449,7 +452,7 @@ def _list() -> int:
     console, root = Console(), loading.checkout()
     for folder in loading.FOLDERS:
         table = Table("file", "question", title=folder, title_justify="left")
-        for path in sorted((root / folder).glob("*.py")):
+        for path in sorted((root / folder).rglob("*.py")):
             table.add_row(str(path.relative_to(root)), escape(loading.question(path)))
         console.print(table)
     hints = get_type_hints(Experiment)

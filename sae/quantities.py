@@ -63,15 +63,27 @@ class OfLine:
     metric: str
     """A column of the members table."""
 
+    def read(self) -> tuple[str, ...]:
+        """Every column that it reads."""
+        return (self.metric,)
+
     def check(self, names) -> None:
         """Check before training that what it reads is there. Raises UserError."""
         self.arm.check(names)
-        require(names, (), [self.metric], "claim")
+        require(names, (), self.read(), "claim")
+
+    def lines(self, results) -> Iterator[tuple[str, int, pd.DataFrame]]:
+        """Those of the arm, with every column that is read. Raises UserError where one was not measured."""
+        everyone = results.everyone
+        for name in self.read():
+            if name not in everyone:
+                raise UserError(f"{name} was not measured")
+        return self.arm.lines(everyone)
 
     def cells(self, results, read: Callable[[pd.DataFrame], float], label: str = "") -> Cells:
         """{line: read(its members) per seed}; NaN for a line that is not whole."""
         found: dict[str, dict[int, float]] = {}
-        for name, seed, line in self.arm.lines(results.everyone):
+        for name, seed, line in self.lines(results):
             whole = (line["status"] == "finished").all()
             key = ", ".join(part for part in (name, label) if part)
             found.setdefault(key, {})[seed] = read(line) if whole else np.nan
@@ -85,10 +97,9 @@ class Matched(OfLine):
     matched: str = "eval/fvu"
     at: tuple[float, ...] = (0.1, 0.2, 0.4)
 
-    def check(self, names) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
-        super().check(names)
-        require(names, (), [self.matched], "claim")
+    def read(self) -> tuple[str, ...]:
+        """Both."""
+        return (self.metric, self.matched)
 
     def __call__(self, results) -> Cells:
         """A cell per line and value."""
@@ -138,9 +149,37 @@ class Onset(OfLine):
 class Monotone(OfLine):
     """Spearman's rank correlation of a metric with the coefficient along a line."""
 
+    most: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """{metric: bound}: only over the members where these are at most so much."""
+
+    def read(self) -> tuple[str, ...]:
+        """The metric, and those that choose."""
+        return (self.metric, *self.most)
+
+    def __call__(self, results) -> Cells:
+        """A cell per line; NaN of fewer than three members."""
+
+        def of(line):
+            for name, bound in self.most.items():
+                line = line[line[name] <= bound]
+            return spearman(line[self.arm.along], line[self.metric])
+
+        return self.cells(results, of)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Follows(OfLine):
+    """Spearman's rank correlation of one metric with another along a line."""
+
+    other: str
+
+    def read(self) -> tuple[str, ...]:
+        """Both."""
+        return (self.metric, self.other)
+
     def __call__(self, results) -> Cells:
         """A cell per line."""
-        return self.cells(results, lambda line: spearman(line[self.arm.along], line[self.metric]))
+        return self.cells(results, lambda line: spearman(line[self.other], line[self.metric]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,6 +191,67 @@ class AtEnd(OfLine):
     def __call__(self, results) -> Cells:
         """A cell per line."""
         return self.cells(results, lambda line: float(line[self.metric].iloc[0 if self.smallest else -1]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtBest(OfLine):
+    """A metric at the member of a line where another is largest: chosen on one split, say, and read on another."""
+
+    by: str
+
+    def read(self) -> tuple[str, ...]:
+        """Both."""
+        return (self.metric, self.by)
+
+    def __call__(self, results) -> Cells:
+        """A cell per line."""
+        return self.cells(results, lambda line: float(line[self.metric][line[self.by].idxmax()]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtSome(OfLine):
+    """A metric at the one group and coefficient that come closest to meeting several bounds at once.
+
+    For claims that there is some member with all of a, b and c: each is a claim of its own, about the same members.
+    Those are chosen by their means over seeds: the largest of min over the bounds of mean / least and most / mean.
+    """
+
+    least: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    most: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def read(self) -> tuple[str, ...]:
+        """The metric, and those that choose."""
+        return (self.metric, *self.least, *self.most)
+
+    def __call__(self, results) -> Cells:
+        """One cell, named by the group and the coefficient. NaN for seeds without these numbers."""
+        along = self.arm.along
+        table = pd.concat(line.assign(_line=name) for name, _, line in self.lines(results))
+        table = table.assign(**{name: table[name].where(table["status"] == "finished") for name in self.read()})
+        means = table.groupby(["_line", along])[list(dict.fromkeys(self.read()))].agg(lambda of: of.mean(skipna=False))
+        margins = [means[name] / bound for name, bound in self.least.items()]
+        margins += [bound / means[name] for name, bound in self.most.items()]
+        worst = pd.concat(margins, axis=1).min(axis=1, skipna=False).dropna()
+        if worst.empty:
+            raise UserError(f"no members have all of {', '.join([*self.least, *self.most])}")
+        name, value = worst.idxmax()
+        chosen = table[(table["_line"] == name) & (table[along] == value)]
+        label = ", ".join(part for part in (name, f"{short(along)} {value:g}") if part)
+        return {label: chosen.set_index("seed")[self.metric].astype(float)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span(OfLine):
+    """The largest over the smallest coefficient of a line, those at 0 left out: over what range it was looked at."""
+
+    def __call__(self, results) -> Cells:
+        """A cell per line."""
+
+        def of(line):
+            values = line[self.arm.along][line[self.arm.along] > 0]
+            return float(values.max() / values.min())
+
+        return self.cells(results, of)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +301,21 @@ class Decades(Pair):
     """abs(log10(a / b)): how many decades lie between them."""
 
     combine = staticmethod(lambda a, b: np.abs(np.log10(a / b)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """The largest of a quantity's cells, seed by seed."""
+
+    of: Any
+
+    def check(self, names) -> None:
+        """Check what it is of."""
+        self.of.check(names)
+
+    def __call__(self, results) -> Cells:
+        """One cell."""
+        return {"largest": pd.DataFrame(self.of(results)).max(axis=1, skipna=False)}
 
 
 @dataclasses.dataclass(frozen=True)

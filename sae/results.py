@@ -11,8 +11,10 @@ import pandas as pd
 
 from sae import figures, storage
 from sae.answers import Answer, AtMatched
+from sae.data.source import Source
 from sae.experiment import Experiment, unflatten
 from sae.figures import Figure
+from sae.measures import PREFIX
 from sae.model import Sae
 from sae.storage import DEFINITION, PARAMETERS, CohortFiles
 from sae.types import UserError, ranges
@@ -52,9 +54,12 @@ class Results:
 
     @property
     def members(self) -> pd.DataFrame:
-        """A row per finished member: hyper-parameters by dotted name, `member`, `cohort`, `status`, `eval/...`."""
+        """A row per finished member: hyper-parameters by dotted name, `member`, `cohort`, `status`, `eval/...`, and
+        `analysis/...` once the sweep's measures were asked.
+        """
         tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
-        return storage.join_members(self._some(tables, "finished member"))
+        members = storage.join_members(self._some(tables, "finished member"))
+        return members.join(storage.read_analysis(self.folder), on="member")
 
     @property
     def everyone(self) -> pd.DataFrame:
@@ -63,7 +68,7 @@ class Results:
         if not any(cohort.finished for cohort in self.cohorts):
             return rows.assign(status="missing")
         members = self.members
-        found = members[[name for name in members if name in ("member", "status") or name.startswith("eval/")]]
+        found = members[[name for name in members if name in ("member", "status") or name.startswith(storage.NUMBERS)]]
         joined = rows.merge(found, on="member", how="left")
         return joined.assign(status=joined["status"].fillna("missing"))
 
@@ -72,6 +77,20 @@ class Results:
         """A row per member and chunk: `member`, `step`, `examples`, `train/...`."""
         tables = [table for cohort in self.cohorts if (table := cohort.history()) is not None]
         return storage.join_history(self._some(tables, "history"))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The measures whose columns the members table has (each as its `repr`)."""
+        return tuple(storage.read_analysis(self.folder).attrs["asked"])
+
+    def keep(self, measure: str, found: pd.DataFrame) -> None:
+        """Add a measure's columns to the members table: a row per member, indexed by its number."""
+        storage.write_analysis(self.folder, measure, found)
+
+    def source(self, member: int) -> Source:
+        """The definition of a member's data. Raises UserError for a class of the user's own: it is not known here."""
+        flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
+        return unflatten(Experiment, "data", flat)
 
     @property
     def answer(self) -> Answer | None:
@@ -126,8 +145,9 @@ class Results:
             except TypeError as error:
                 names = ", ".join(field.name for field in dataclasses.fields(figure))
                 raise UserError(f"{figure.__name__}: {' '.join(str(error).split())}; fields: {names}") from None
-        figure.check(dict.fromkeys(name for flat in self.definition["members"] for name in flat))
         table = self.members
+        names = [name for flat in self.definition["members"] for name in flat]
+        figure.check(dict.fromkeys([*names, *(name for name in table if name.startswith(PREFIX))]))
         sound = table[table["status"] == "finished"]
         rates = {m: of for cohort in self.cohorts if cohort.finished for m, of in cohort.firing_rates().items()}
         chosen = [int(row) for member in members for row in sound.index[sound["member"] == member]]

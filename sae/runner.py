@@ -16,6 +16,7 @@ from sae import claims, processes, storage
 from sae import cohort as cohorts
 from sae import folder as folders
 from sae import plan as plans
+from sae.analysis import ask
 from sae.checkpoint import Checkpoints
 from sae.cohort import Cohort, CohortState, Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
@@ -58,6 +59,11 @@ class _Work:
         for sink in self.sinks:
             if isinstance(sink, Tables):
                 sink.interrupt(step)
+
+    def stop_if_asked(self) -> None:
+        """Raises Interrupted where a signal came: what is written is kept."""
+        if self.signals:
+            raise Interrupted(self.signals[0])
 
     def orders(self, since_save: float | None) -> tuple[int, bool]:
         """What all processes do at this step: (the signal they stop for or 0, whether they save)."""
@@ -129,6 +135,7 @@ def run(
         if processes.decided(lambda: results.finished and not _damaged(results.cohorts, lambda line: None)):
             if results:
                 say(f"{results.folder}: this run is finished already; nothing to do (--fresh runs it again)")
+                ask.settle(sweep.measures, results, say)
                 if sweep.claims:  # they may be others than when it was trained
                     claims.settle(sweep.claims, results)
             return results
@@ -153,6 +160,7 @@ def run(
                 _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], placement)
             processes.of_lead(lambda: _join(results))
         if results and results.finished:
+            ask.settle(sweep.measures, results, say, between=work.stop_if_asked)
             if sweep.claims:
                 claims.settle(sweep.claims, results)
             if conclude is not None:

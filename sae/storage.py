@@ -7,6 +7,7 @@
                        weights.safetensors  once finished
                        checkpoints/         until then
     runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
+    runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
 
 A finished file that is not, byte for byte, what was written is found out by its checksum and never read.
 """
@@ -32,7 +33,9 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
     "weights.safetensors",
     "cohort.json",
 )
-OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor eval/...
+OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
+NUMBERS = ("eval/", "analysis/")  # how the names of columns with numbers begin
+ANALYSIS = "analysis.parquet"
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 RATES = "firing_rate"  # beside the parameters
 
@@ -142,7 +145,7 @@ class CohortFiles:
 
 def join_members(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Members tables as one, in the members' order; a field that only some cohorts have keeps its type."""
-    own = dict.fromkeys(name for table in tables for name in table if name in OWN or name.startswith("eval/"))
+    own = dict.fromkeys(name for table in tables for name in table if name in OWN or name.startswith(NUMBERS))
     hyper = [table.drop(columns=[name for name in own if name in table]).astype(object) for table in tables]
     numbers = [table[[name for name in own if name in table]] for table in tables]
     stack = lambda parts: pd.concat(parts, ignore_index=True)
@@ -162,9 +165,34 @@ def write_joined(folder: Path, cohorts: Sequence[CohortFiles]) -> None:
     _write_table(folder / MEMBERS, join_members([files.members() for files in finished]))
 
 
-def _write_table(path: Path, table: pd.DataFrame) -> None:
+def read_analysis(folder: Path) -> pd.DataFrame:
+    """What measures have found, a row per member, indexed by its number; which they are is in `attrs["asked"]`.
+
+    Empty where there is nothing that can be read: it is asked again.
+    """
+    try:
+        return pd.read_parquet(folder / ANALYSIS, page_checksum_verification=True)
+    except (OSError, ValueError):
+        return _with_asked(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {})
+
+
+def write_analysis(folder: Path, measure: str, found: pd.DataFrame) -> None:
+    """Add what one measure has found."""
+    older = read_analysis(folder)
+    asked = {name: columns for name, columns in older.attrs["asked"].items() if not set(columns) & set(found)}
+    kept = older[[name for columns in asked.values() for name in columns]]
+    table = kept.join(found, how="outer")
+    _write_table(folder / ANALYSIS, _with_asked(table, asked | {measure: list(found)}), index=True)
+
+
+def _with_asked(table: pd.DataFrame, asked: dict[str, list[str]]) -> pd.DataFrame:
+    table.attrs = {"asked": asked}
+    return table
+
+
+def _write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, write_page_checksum=True)
+    table.to_parquet(buffer, index=index, write_page_checksum=True)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sae import figures as figure_definitions
+from sae import measures as measure_definitions
 from sae.answers import Answer
 from sae.claims import Claim
 from sae.experiment import Experiment, flatten, replace, validate
 from sae.figures import Figure
+from sae.measures import Measure
 from sae.types import UserError
 
 
@@ -24,6 +26,8 @@ class Sweep:
     """The table that is printed at the end."""
     figures: tuple[Figure, ...] = ()
     """What the report shows; none for what `figures.default_figures` finds worth seeing."""
+    measures: tuple[Measure, ...] = ()
+    """What else is asked of the trained members: more columns of the members table."""
     claims: tuple[Claim, ...] = ()
     """What would count as the answer, with thresholds; decided at the end."""
 
@@ -32,6 +36,7 @@ class Sweep:
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
         object.__setattr__(self, "members", tuple(self.members))
         object.__setattr__(self, "figures", tuple(self.figures))
+        object.__setattr__(self, "measures", tuple(self.measures))
         object.__setattr__(self, "claims", tuple(self.claims))
 
 
@@ -63,6 +68,11 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
         raise UserError(f"name: got {value.name!r}, allowed: letters, digits, '_', '-', '.', as it names a folder")
     value = dataclasses.replace(value, members=[validate(member) for member in value.members])
     names = dict.fromkeys(name for member in value.members for name in flatten(member))
+    for measure in value.measures:
+        measure_definitions.check(measure, f"sweep {value.name!r}: measures")
+        if twice := [name for name in measure.columns if name in names]:
+            raise UserError(f"sweep {value.name!r}: two measures have the column {twice[0]!r}; allowed: one")
+        names |= dict.fromkeys(measure.columns)
     for reader in (value.answer, *value.figures):
         if not isinstance(reader, Figure | Answer | None):
             kinds = ", ".join(kind.__name__ for kind in Figure.__args__)

@@ -21,6 +21,7 @@ FLOORS = [
     ["launchers"],
     ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
     ["data"],
+    ["measures"],
     ["experiment", "answers"],
     ["figures", "quantities"],
     ["claims"],
@@ -31,7 +32,7 @@ FLOORS = [
     ["report.captions"],
     ["report.draw"],
     ["checkpoint", "results", "loop", "analysis", "analysis.members"],
-    ["report"],
+    ["analysis.ask", "report"],
     ["report.warnings", "report.matched", "report.dictionaries", "report.runs"],
     ["report.paper", "report.page"],
     ["report.build"],
@@ -109,7 +110,7 @@ def test_the_member_axis_is_in_one_file():
     assert {p.name for p in paths if any(map(maps, ast.walk(ast.parse(p.read_text()))))} == MAPS
 
 
-DEFINITIONS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "sweeps").glob("*.py")])
+DEFINITIONS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda p: p.stem)
@@ -123,8 +124,9 @@ def test_a_published_definition_is_what_it_was(path):
     if sweep.answer is not None:
         lines += [f"answer.{k} = {v!r}" for k, v in dataclasses.asdict(sweep.answer).items()]
     lines += [repr(figure) for figure in sweep.figures]
+    lines += [repr(measure) for measure in sweep.measures]
     lines += [repr(claim) for claim in sweep.claims]
-    golden = ROOT / "tests" / "goldens" / f"{path.parent.name}-{path.stem}.txt"
+    golden = ROOT / "tests" / "goldens" / f"{'-'.join(path.relative_to(ROOT).with_suffix('').parts)}.txt"
     if not golden.exists():
         golden.parent.mkdir(exist_ok=True)
         golden.write_text("\n".join(lines) + "\n")
@@ -136,4 +138,4 @@ def test_a_published_definition_is_what_it_was(path):
 def test_a_definition_file_opens_with_its_question_and_its_command(path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert len(docstring.split("\n")[0]) <= 116
-    assert f"sae run {path.parent.name}/{path.name}" in docstring
+    assert f"sae run {path.relative_to(ROOT)}" in docstring

@@ -4,9 +4,15 @@ An autoencoder that copies gives back what no training example looks like, passe
 that are single pixels. A ReLU autoencoder with W_dec = [I; -I] does: 0, 1, 1 by the three measures below.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
+import pandas as pd
 
+from sae.analysis import members
+from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
 from sae.model import Sae, unit_rows
 from sae.types import Array, Key
@@ -56,3 +62,28 @@ def copying(sae: Sae, x: Array, key: Key) -> dict[str, Array]:
         "degrees_of_freedom": jnp.mean(degrees_of_freedom(sae, x)),
         "copy_index": copy_index(sae),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Copying:
+    """The measures of held-out examples, for a sweep's members: `Sweep(..., measures=[Copying()])`."""
+
+    n: int = 2_048
+    """Held-out examples, the first ones."""
+    seed: int = 0
+    """Of the order of pixels."""
+
+    columns: ClassVar = {
+        "analysis/fvu_permuted": "FVU on held-out examples with their pixels permuted, each in an order of its own",
+        "analysis/degrees_of_freedom": "tr(∂x̂/∂x) / d_in, mean over held-out examples: 1 passes every direction",
+        "analysis/copy_index": "mean over latents of the largest share of a decoder row's power on one pixel",
+    }
+
+    def __call__(self, results) -> pd.DataFrame:
+        """The results of a run -> a row per member. Raises UserError where data or weights cannot be read."""
+
+        def ask(saes, data, _):
+            found = members.each(copying, saes, jnp.asarray(data.held_out[: self.n]), jax.random.key(self.seed))
+            return {name: found[name.removeprefix("analysis/")] for name in self.columns}
+
+        return by_cohort(results, ask)

@@ -8,8 +8,9 @@ import pandas as pd
 
 from sae.answers import bootstrap, of_arm, short
 from sae.figures import arm_name
+from sae.measures import PREFIX
 from sae.metrics import MEANINGS
-from sae.storage import OWN
+from sae.storage import NUMBERS, OWN
 
 ARMS = ("#3b76c4", "#d9722e", "#2f9e6e", "#a45cb8", "#b89b2b", "#4aa8c0")  # one hue per arm, on light and on dark
 GROUPS = ("#5578d8", "#2f9fb8", "#3fa860", "#a9a52c", "#dd8a30", "#d4553d")  # in order, where there is one arm
@@ -68,13 +69,14 @@ def grids(
 def hyper(members: pd.DataFrame) -> list[str]:
     """The hyper-parameters that differ between members."""
     own = (*OWN, "name", "number")
-    names = [name for name in members if name not in own and not name.startswith("eval/")]
+    names = [name for name in members if name not in own and not name.startswith(NUMBERS)]
     return [name for name in names if members[name].astype(str).nunique() > 1]
 
 
 def metrics(members: pd.DataFrame) -> list[str]:
     """The columns of held-out numbers, in the order of their definitions."""
-    return [f"eval/{name}" for name in MEANINGS if f"eval/{name}" in members]
+    evaluated = [f"eval/{name}" for name in MEANINGS if f"eval/{name}" in members]
+    return evaluated + [name for name in members if name.startswith(PREFIX)]
 
 
 def hover(members: pd.DataFrame) -> list[str]:

@@ -14,8 +14,7 @@ import pandas as pd
 
 from sae import cohort as cohorts
 from sae.data.feed import Feed
-from sae.data.source import Rows, Sampler, Source
-from sae.experiment import Experiment, unflatten
+from sae.data.source import Rows, Sampler
 from sae.figures import Dictionaries
 from sae.model import unit_rows
 from sae.report.data import hyper, label, lines, number
@@ -74,14 +73,9 @@ def look(
     for index, of_cohort in members.loc[list(rows)].groupby("cohort"):
         first = results.definition["cohorts"][index][0]
         flat = results.definition["members"][first]
-        data = (sweep.members[first].data if sweep else source_of(flat)).load()
+        data = (sweep.members[first].data if sweep else results.source(first)).load()
         found += _look(results, data, flat, results.cohorts[index].firing_rates(), of_cohort, hyper(members), figure)
     return sorted(found, key=lambda d: list(rows).index(d.row))
-
-
-def source_of(flat: dict) -> Source:
-    """The source of a flattened experiment. Raises UserError for one of the user's own, whose class is not known."""
-    return unflatten(Experiment, "data", {n: tuple(v) if isinstance(v, list) else v for n, v in flat.items()})
 
 
 def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary]:

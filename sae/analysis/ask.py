@@ -1,0 +1,83 @@
+"""Asking all members of a run: what the measures of `sae/analysis/` share, and how a finished run keeps the answers."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from sae.analysis.members import stack
+from sae.data.source import Rows, Sampler, Source
+from sae.measures import Measure
+from sae.model import Sae
+from sae.results import Results
+from sae.types import Array
+
+Ask = Callable[[Sae, "Data", pd.DataFrame], Mapping[str, Array]]
+
+
+class Data:
+    """What a cohort was trained on: the definition `source`, and `rows`, loaded once.
+
+    train, held_out [n, d_in]: normalised examples, as the autoencoders see them (of `Rows` only).
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+
+    @functools.cached_property
+    def rows(self) -> Rows | Sampler:
+        """As `source.load()` gives it."""
+        return self.source.load()
+
+    @functools.cached_property
+    def train(self) -> np.ndarray:
+        """[n_train, d_in] float32."""
+        return self.rows.examples(self.rows.train[:])
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """[n_held_out, d_in] float32."""
+        return self.rows.examples(self.rows.held_out[:])
+
+
+def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
+    """ask(autoencoders stacked, data, their rows of the members table) -> {column: [member]} of each cohort, as one
+    table, a row per finished member, indexed by its number.
+
+    Members that diverged are left out. Raises UserError where data or weights cannot be read.
+    """
+    members = results.members
+    sound, known, parts = members[members["status"] == "finished"], {}, []
+    for _, of_cohort in sound.groupby("cohort"):
+        numbers = [int(member) for member in of_cohort["member"]]
+        source = results.source(numbers[0])
+        data = known.setdefault(source, Data(source))
+        found = ask(stack([results.sae(member) for member in numbers]), data, of_cohort)
+        columns = {name: np.asarray(jax.device_get(value)) for name, value in found.items()}
+        parts.append(pd.DataFrame(columns, index=pd.Index(numbers, name="member")))
+    return pd.concat(parts)
+
+
+def settle(
+    measures: Sequence[Measure],
+    results: Results,
+    say: Callable[[str], None] = print,
+    between: Callable[[], Any] = lambda: None,
+) -> None:
+    """Ask what has not been asked of a finished run yet, and write it beside its tables.
+
+    A measure that fails costs nothing but its columns: it is told in a line. `between` is called before each.
+    """
+    for measure in measures:
+        if repr(measure) in results.asked:
+            continue
+        between()
+        try:
+            table = measure(results)
+            results.keep(repr(measure), table[list(measure.columns)])
+        except Exception as error:  # of any measure, a user's too: the members are trained, and stay
+            reason = " ".join(str(error).split()) or type(error).__name__
+            say(f"{results.folder}: {type(measure).__name__} has no answer: {reason}")
