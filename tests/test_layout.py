@@ -32,11 +32,11 @@ FLOORS = [
     ["report.captions"],
     ["report.draw"],
     ["checkpoint", "results", "loop", "analysis", "analysis.members"],
-    ["analysis.ask", "report"],
+    ["analysis.ask", "analysis.controls", "report"],
     ["report.warnings", "report.matched", "report.dictionaries", "report.runs"],
     ["report.paper", "report.page"],
     ["report.build"],
-    ["lanes", "folder", "sinks.records", "analysis.controls", "analysis.denoising", "analysis.one_latent"]
+    ["lanes", "folder", "sinks.records", "analysis.denoising", "analysis.one_latent"]
     + ["analysis.copying", "analysis.small_latents", "analysis.recovery", "analysis.gabor_fit"],
     ["plan", "bench", "analysis.gabor"],
     ["sinks.wandb_client", "sinks.wandb_process"],

@@ -1,5 +1,6 @@
 """Asking all members of a run: what the measures of `sae/analysis/` share, and how a finished run keeps the answers."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sae.analysis.members import stack
+from sae.data.feed import Feed
 from sae.data.source import Rows, Sampler, Source
 from sae.measures import Measure
 from sae.model import Sae
@@ -19,13 +21,10 @@ Ask = Callable[[Sae, "Data", pd.DataFrame], Mapping[str, Array]]
 
 
 class Data:
-    """What a cohort was trained on: the definition `source`, and `rows`, loaded once.
+    """What a cohort was trained on, loaded once: the definition `source`, its `rows`, and examples as arrays."""
 
-    train, held_out [n, d_in]: normalised examples, as the autoencoders see them (of `Rows` only).
-    """
-
-    def __init__(self, source: Source):
-        self.source = source
+    def __init__(self, source: Source, data_seed: int):
+        self.source, self.data_seed = source, data_seed
 
     @functools.cached_property
     def rows(self) -> Rows | Sampler:
@@ -34,13 +33,14 @@ class Data:
 
     @functools.cached_property
     def train(self) -> np.ndarray:
-        """[n_train, d_in] float32."""
+        """[n_train, d_in] float32; of `Rows` only, as a sampler's have no end."""
         return self.rows.examples(self.rows.train[:])
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """[n_held_out, d_in] float32."""
-        return self.rows.examples(self.rows.held_out[:])
+        """[n_held_out, d_in] float32, those of evaluation."""
+        with contextlib.closing(Feed(self.rows, self.data_seed, 1, 1, resident_bytes=0)) as feed:
+            return np.concatenate([np.asarray(x.T)[np.asarray(weight) > 0] for x, weight in feed.held_out()])
 
 
 def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
@@ -53,8 +53,8 @@ def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
     sound, known, parts = members[members["status"] == "finished"], {}, []
     for _, of_cohort in sound.groupby("cohort"):
         numbers = [int(member) for member in of_cohort["member"]]
-        source = results.source(numbers[0])
-        data = known.setdefault(source, Data(source))
+        key = results.source(numbers[0]), results.definition["members"][numbers[0]]["data_seed"]
+        data = known.setdefault(key, Data(*key))
         found = ask(stack([results.sae(member) for member in numbers]), data, of_cohort)
         columns = {name: np.asarray(jax.device_get(value)) for name, value in found.items()}
         parts.append(pd.DataFrame(columns, index=pd.Index(numbers, name="member")))

@@ -83,7 +83,7 @@ class Copying:
         """The results of a run -> a row per member. Raises UserError where data or weights cannot be read."""
 
         def ask(saes, data, _):
-            found = members.each(copying, saes, jnp.asarray(data.held_out[: self.n]), jax.random.key(self.seed))
+            found = members.each(copying, saes, data.held_out[: self.n], jax.random.key(self.seed))
             return {name: found[name.removeprefix("analysis/")] for name in self.columns}
 
         return by_cohort(results, ask)

@@ -11,17 +11,20 @@ Every function takes a control (see `controls`) as well as a trained autoencoder
 one autoencoder over stacked ones.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from flax import struct
 from sklearn.metrics import roc_auc_score
 
-from sae.analysis import members
+from sae.analysis import controls, members
+from sae.analysis.ask import by_cohort
 from sae.model import Sae
-from sae.types import Array, Key, definition, leaf, static
+from sae.types import Array, Key, UserError, definition, leaf, static
 
 
 @struct.dataclass
@@ -194,3 +197,92 @@ def best(saes: Sae, corrupted: Array, clean: Array) -> int:
     of a blur, the coefficient of a sweep.
     """
     return int(np.argmax(members.each(mean_delta_psnr, saes, corrupted, clean)))
+
+
+CORRUPTIONS = {f"gaussian_{sigma}": Gaussian(sigma=sigma) for sigma in (0.1, 0.2, 0.3, 0.5)}
+CORRUPTIONS |= {"salt_and_pepper": SaltAndPepper(), "blob": Blob(), "pixel": AberrantPixel()}
+LOCAL = ("salt_and_pepper", "blob", "pixel")  # those that leave pixels intact, so that the hit ones can be told
+BLURS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # pixels
+SIGMAS = tuple(float(sigma) for sigma in np.geomspace(0.02, 2.0, 21))
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """What members trained on clean images take out of corrupted ones: `Sweep(..., measures=[Denoising()])`.
+
+    Held-out images are split in two halves: gains on the first choose (a coefficient, a PCA's rank, a blur's width),
+    gains on the second are reported. Both halves come from the same held-out photographs.
+    """
+
+    n: int = 4_096
+    """Held-out images, the first ones, both halves together."""
+    seed: int = 0
+    """Of the corruptions."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Of each corruption the gain, on either half, of the member and of its controls, and the AUROC."""
+        gain = "PSNR gained from a corrupted image to its reconstruction, dB, mean"
+        found = {}
+        for name in CORRUPTIONS:
+            found[f"analysis/gain_{name}"] = f"{gain} over test images"
+            found[f"analysis/gain_{name}_validation"] = f"{gain} over validation images"
+            found[f"analysis/gain_{name}_pca"] = f"{gain}, by PCA of the rank that is best on validation images"
+            found[f"analysis/rank_{name}_pca"] = "that rank"
+            found[f"analysis/gain_{name}_blur"] = f"{gain}, by the Gaussian blur that is best on validation images"
+            found[f"analysis/gain_{name}_mean"] = f"{gain}, by the mean training image, whatever is seen"
+        for name in LOCAL:
+            found[f"analysis/auroc_{name}"] = "AUROC of abs(x - x_hat) of a corrupted image's pixels for those hit"
+            found[f"analysis/auroc_{name}_mean"] = "the same by the mean training image"
+        found["analysis/crossover"] = "sigma*: the Gaussian noise, in units of the data's, from which filtering pays"
+        return found
+
+    def __call__(self, results) -> pd.DataFrame:
+        """The results of a run -> a row per member. Raises UserError where data or weights cannot be read."""
+        known = {}
+
+        def ask(saes, data, rows):
+            if getattr(data.rows, "image_shape", None) is None:
+                raise UserError(f"Denoising: got {type(data.source).__name__}, allowed: data of images")
+            if data not in known:
+                known[data] = self._controls(data)
+            cases, of_controls, scale, halves = known[data]
+            found = {}
+            for name, (seen, mask) in cases.items():
+                for half, suffix in ((0, "_validation"), (1, "")):
+                    found[f"analysis/gain_{name}{suffix}"] = members.each(
+                        mean_delta_psnr, saes, seen[half], halves[half]
+                    )
+                if name in LOCAL:
+                    found[f"analysis/auroc_{name}"] = auroc(members.each(residual, saes, seen[1]), mask)
+            key = jax.random.key(self.seed)
+            gains = members.each(noise_curve, saes, key, halves[1], jnp.array(SIGMAS), scale)
+            found["analysis/crossover"] = crossover(SIGMAS, gains)
+            return found | {name: np.full(len(rows), value) for name, value in of_controls.items()}
+
+        return by_cohort(results, ask)
+
+    def _controls(self, data):
+        """Of each corruption (both halves corrupted, mask of the test half); the controls' columns; scale; halves."""
+        x, shape = jnp.asarray(data.held_out[: self.n]), data.rows.image_shape
+        halves = x[: len(x) // 2], x[len(x) // 2 :]
+        scale, pca = scale_of(data.train), controls.pca_of_each_rank(data.train)
+        blurs = members.stack([controls.blur(shape, sigma) for sigma in BLURS])
+        cases, found = {}, {}
+        for i, (name, corruption) in enumerate(CORRUPTIONS.items()):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), i))
+            corrupted = [corruption(k, x, scale, shape) for k, x in zip(keys, halves, strict=True)]
+            seen, mask = [of[0] for of in corrupted], corrupted[1][1]
+            gains = {
+                kind: [members.each(mean_delta_psnr, of, *pair) for pair in zip(seen, halves, strict=True)]
+                for kind, of in (("pca", pca), ("blur", blurs))
+            }
+            chosen = {kind: int(np.argmax(of[0])) for kind, of in gains.items()}
+            found |= {f"analysis/gain_{name}_{kind}": float(of[1][chosen[kind]]) for kind, of in gains.items()}
+            found[f"analysis/rank_{name}_pca"] = chosen["pca"]
+            found[f"analysis/gain_{name}_mean"] = float(gains["pca"][1][0])
+            if name in LOCAL:
+                mean = controls.pca(data.train, 0)
+                found[f"analysis/auroc_{name}_mean"] = float(auroc(residual(mean, seen[1]), mask))
+            cases[name] = seen, mask
+        return cases, found, scale, halves

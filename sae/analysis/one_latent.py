@@ -4,14 +4,19 @@ tau_1 is how much of an output its best latent explains alone. Where it is near 
 is it one of the training images, and of one class?
 """
 
+import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import pandas as pd
 
+from sae.analysis import controls, members
+from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
 from sae.model import Sae, unit_rows
-from sae.types import Array, Key
+from sae.types import Array, Key, UserError
 
 
 @jax.jit
@@ -78,3 +83,55 @@ def one_latent(
             jax.lax.map(lambda shuffle: purity(winner, wins, shuffle, d_sae, n_classes), shuffled)
         ),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class OneLatent:
+    """Whether one latent stands for a whole output, for members on data with labels: `Sweep(..., measures=...)`.
+
+    Beside each member two controls with as many latents: PCA (of as many components as there are dimensions, at most),
+    and k-means, the limit of one latent for each example, whose tau_1 is 1.
+    """
+
+    least: float = 0.9
+    """The tau_1 from which on an output counts as one latent's."""
+    seed: int = 0
+    """Of shuffled labels and of k-means."""
+
+    columns: ClassVar = {
+        "analysis/tau_1": "the largest cos² of an output less b_dec with an active latent's direction, mean",
+        "analysis/one_latent_share": "share of held-out examples whose tau_1 is at least .9",
+        "analysis/winners": "latents that stand for at least one such example",
+        "analysis/nearest_cosine": "mean cosine of such a latent's direction with its nearest training image",
+        "analysis/purity": "share of such examples that are of their latent's most frequent class",
+        "analysis/purity_chance": "the same with labels shuffled",
+        "analysis/one_latent_share_pca": "one_latent_share of PCA with as many components, d_in at most",
+        "analysis/nearest_cosine_k_means": "nearest_cosine of k-means with as many centroids",
+        "analysis/purity_k_means": "purity of k-means with as many centroids",
+        "analysis/purity_chance_k_means": "the same with labels shuffled",
+    }
+
+    def __call__(self, results) -> pd.DataFrame:
+        """The results of a run -> a row per member. Raises UserError for data without labels."""
+
+        def ask(saes, data, rows):
+            if not hasattr(data.source, "labels"):
+                raise UserError(f"OneLatent: got {type(data.source).__name__}, allowed: data with labels, as Digits")
+            labels = jnp.asarray(data.source.labels()[1])
+            n_classes, d_sae = int(labels.max()) + 1, int(rows["d_sae"].iloc[0])
+            shared = (data.held_out, labels, data.train, jax.random.key(self.seed), self.least)
+            of = lambda control: {
+                name: jnp.broadcast_to(value, len(rows))
+                for name, value in one_latent(control, *shared, n_classes=n_classes).items()
+            }
+            pca = of(controls.pca(data.train, min(d_sae, data.train.shape[1])))
+            nearest = of(controls.k_means(data.train, min(d_sae, len(data.train)), self.seed))
+            found = members.each(one_latent, saes, *shared, n_classes=n_classes)
+            named = {"share": "one_latent_share"}
+            return (
+                {f"analysis/{named.get(name, name)}": value for name, value in found.items()}
+                | {"analysis/one_latent_share_pca": pca["share"]}
+                | {f"analysis/{n}_k_means": nearest[n] for n in ("nearest_cosine", "purity", "purity_chance")}
+            )
+
+        return by_cohort(results, ask)

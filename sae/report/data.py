@@ -76,7 +76,8 @@ def hyper(members: pd.DataFrame) -> list[str]:
 def metrics(members: pd.DataFrame) -> list[str]:
     """The columns of held-out numbers, in the order of their definitions."""
     evaluated = [f"eval/{name}" for name in MEANINGS if f"eval/{name}" in members]
-    return evaluated + [name for name in members if name.startswith(PREFIX)]
+    # a control's number is the same for every member of its data
+    return evaluated + [name for name in members if name.startswith(PREFIX) and members[name].nunique() > 1]
 
 
 def hover(members: pd.DataFrame) -> list[str]:
