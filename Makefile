@@ -1,13 +1,20 @@
-# make demo: the flagship sweep.  make test: the test suite.  Both make .venv first, from nothing but Python and make.
+# make demo: the flagship sweep.  make papers: the small tiers of the paper suite, and one table of their claims.
+# make test: the test suite.  Each makes .venv first, from nothing but Python and make.
 
 VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo papers test test-long lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sae run sweeps/width_l1_l2.py
+
+PAPERS := $(sort $(wildcard sweeps/papers/*_small.py))
+
+papers: $(VENV)/installed
+	@for file in $(PAPERS); do $(VENV)/bin/sae run $$file || exit 1; done
+	$(VENV)/bin/sae claims $(PAPERS:sweeps/papers/%.py=runs/%)
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long"

@@ -224,3 +224,22 @@ def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
         for cell in claim["clauses"]
     ]
     return pd.DataFrame(rows)
+
+
+def markdown(decided: Sequence[dict[str, Any]]) -> str:
+    """A row per cell, as a table in Markdown: claim, at, threshold, measured with its interval, verdict."""
+    number = lambda value: "–" if value is None else f"{value:.3g}"
+    lines = ["| claim | at | threshold | measured [95 %] | verdict |", "|---|---|---|---|---|"]
+    for claim in decided:
+        for i, cell in enumerate(claim["clauses"]):
+            interval = "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
+            reason = f" ({cell['reason']})" if cell["reason"] else ""
+            row = (
+                claim["text"] if i == 0 else "",
+                cell["text"],
+                cell["threshold"],
+                number(cell["measured"]) + interval,
+                cell["verdict"] + reason,
+            )
+            lines.append("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |")
+    return "\n".join(lines)

@@ -45,7 +45,7 @@ from sae.types import Interrupted, UserError, nearest
 USAGE = """usage: sae run FILE [--FIELD VALUE ...] [OPTIONS]   train what a definition file defines
        sae run FILE --help                         every field and option, with its default
        sae report DIR... [-o FILE]                 what came of runs, as one page
-       sae claims DIR [FILE] [--check]             decide a run's claims again
+       sae claims DIR... [FILE] [--check]          decide runs' claims again
        sae watch DIR [--once]                      how a run goes on, from any terminal; it only reads
        sae bench [FILE] [--FIELD VALUE ...]        how fast it trains, beside bare matrix products; --json
        sae list                                    definition files, data sources, choices
@@ -140,6 +140,8 @@ class ClaimsOptions:
 
     check: bool = False
     """Exit with 2 where one fails."""
+    markdown: bool = False
+    """Print tables in Markdown, for a page or a paper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +274,7 @@ def _run(argv: list[str], of_agent: bool = False) -> int:
         if options.report and not trial and not drawn:  # it was finished before
             write_report(sweep, results)
         print_answer(sweep, results, console)
-        return print_claims(claims.read(results.folder), console, options.check)
+        return print_claims({"": claims.read(results.folder)}, console, options.check)
     return 0
 
 
@@ -315,7 +317,7 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
         if options.report:
             write_report(sweep, results)
         print_answer(sweep, results, console)
-        return print_claims(claims.read(results.folder), console, options.check) or (1 if failures else 0)
+        return print_claims({"": claims.read(results.folder)}, console, options.check) or (1 if failures else 0)
     elif not failures and not options.only:
         print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
         return 1
@@ -357,25 +359,34 @@ def _report(argv: list[str]) -> int:
 
 def _claims(argv: list[str]) -> int:
     paths = [Path(token) for token in itertools.takewhile(lambda token: not token.startswith("-"), argv)]
-    if not 1 <= len(paths) <= 2:
+    files, folders = ([p for p in paths if (p.suffix == ".py") == of] for of in (True, False))
+    if not folders or len(files) > 1 or (files and len(folders) > 1):
         print(USAGE)
         return 0 if {"-h", "--help"} & set(argv) else 1
     about = "The claims of the definition file that a run was made from, or of FILE, decided again without training."
-    options = only_options(ClaimsOptions(), argv[len(paths) :], "claims DIR [FILE]", about)
-    results = sae.load(paths[0])
-    if len(paths) == 2:
-        path = paths[1]
-    else:
+    options = only_options(ClaimsOptions(), argv[len(paths) :], "claims DIR... [FILE]", about)
+    decided = {folder: _decided(folder, *files) for folder in folders}
+    if options.markdown:
+        print("\n\n".join(claims.markdown(of) for of in decided.values()))
+        return 2 if options.check and any(one["verdict"] == "fails" for of in decided.values() for one in of) else 0
+    heads = [escape(sae.load(folder).definition["name"]) for folder in folders] if len(folders) > 1 else [""]
+    return print_claims(dict(zip(heads, decided.values(), strict=True)), Console(), options.check)
+
+
+def _decided(folder: Path, path: Path | None = None) -> list[dict]:
+    """The claims of a run's definition file, or of another, as claims.json has them."""
+    results = sae.load(folder)
+    if path is None:
         command = results.definition.get("command", [])
         path = Path(command[2]) if len(command) > 2 else None
         if path is None or not path.exists():
-            raise UserError(f"{paths[0]}: its definition file {path or ''} is not here; name it: sae claims DIR FILE")
+            raise UserError(f"{folder}: its definition file {path or ''} is not here; name it: sae claims DIR FILE")
     sweep = as_sweep(loading.load_file(path))
     if not sweep.claims:
         raise UserError(f"{path} makes no claims; allowed: a sweep with claims=(Claim(...), ...)")
     if results.finished:
         ask.settle(sweep.measures, results)
-    return print_claims(claims.settle(sweep.claims, results), Console(), options.check)
+    return claims.settle(sweep.claims, results)
 
 
 def _watch(argv: list[str]) -> int:

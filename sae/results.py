@@ -14,7 +14,7 @@ from sae.answers import Answer, AtMatched
 from sae.data.source import Source
 from sae.experiment import Experiment, unflatten
 from sae.figures import Figure
-from sae.measures import PREFIX
+from sae.measures import PREFIX, Measure
 from sae.model import Sae
 from sae.storage import DEFINITION, PARAMETERS, CohortFiles
 from sae.types import UserError, ranges
@@ -55,11 +55,14 @@ class Results:
     @property
     def members(self) -> pd.DataFrame:
         """A row per finished member: hyper-parameters by dotted name, `member`, `cohort`, `status`, `eval/...`, and
-        `analysis/...` once the sweep's measures were asked.
+        `analysis/...` once the sweep's measures were asked; what those are, in a line each, is in `attrs["meanings"]`.
         """
         tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
         members = storage.join_members(self._some(tables, "finished member"))
-        return members.join(storage.read_analysis(self.folder), on="member")
+        found = storage.read_analysis(self.folder)
+        members = members.join(found, on="member")
+        members.attrs = {"meanings": {n: line for of in found.attrs["asked"].values() for n, line in of.items()}}
+        return members
 
     @property
     def everyone(self) -> pd.DataFrame:
@@ -83,9 +86,9 @@ class Results:
         """The measures whose columns the members table has (each as its `repr`)."""
         return tuple(storage.read_analysis(self.folder).attrs["asked"])
 
-    def keep(self, measure: str, found: pd.DataFrame) -> None:
+    def keep(self, measure: Measure, found: pd.DataFrame) -> None:
         """Add a measure's columns to the members table: a row per member, indexed by its number."""
-        storage.write_analysis(self.folder, measure, found)
+        storage.write_analysis(self.folder, repr(measure), found, measure.columns)
 
     def source(self, member: int) -> Source:
         """The definition of a member's data. Raises UserError for a class of the user's own: it is not known here."""

@@ -14,7 +14,7 @@ A finished file that is not, byte for byte, what was written is found out by its
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,10 @@ def write_joined(folder: Path, cohorts: Sequence[CohortFiles]) -> None:
 
 
 def read_analysis(folder: Path) -> pd.DataFrame:
-    """What measures have found, a row per member, indexed by its number; which they are is in `attrs["asked"]`.
+    """What measures have found, a row per member, indexed by its number.
 
-    Empty where there is nothing that can be read: it is asked again.
+    `attrs["asked"]` is {measure: {column: its meaning}}. Empty where there is nothing that can be read: it will be
+    asked again.
     """
     try:
         return pd.read_parquet(folder / ANALYSIS, page_checksum_verification=True)
@@ -176,16 +177,16 @@ def read_analysis(folder: Path) -> pd.DataFrame:
         return _with_asked(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {})
 
 
-def write_analysis(folder: Path, measure: str, found: pd.DataFrame) -> None:
-    """Add what one measure has found."""
+def write_analysis(folder: Path, measure: str, found: pd.DataFrame, meanings: Mapping[str, str]) -> None:
+    """Add what one measure has found, in the columns of which `meanings` tells what they are."""
     older = read_analysis(folder)
-    asked = {name: columns for name, columns in older.attrs["asked"].items() if not set(columns) & set(found)}
+    asked = {name: columns for name, columns in older.attrs["asked"].items() if not set(columns) & set(meanings)}
     kept = older[[name for columns in asked.values() for name in columns]]
-    table = kept.join(found, how="outer")
-    _write_table(folder / ANALYSIS, _with_asked(table, asked | {measure: list(found)}), index=True)
+    table = kept.join(found[list(meanings)], how="outer")
+    _write_table(folder / ANALYSIS, _with_asked(table, asked | {measure: dict(meanings)}), index=True)
 
 
-def _with_asked(table: pd.DataFrame, asked: dict[str, list[str]]) -> pd.DataFrame:
+def _with_asked(table: pd.DataFrame, asked: dict[str, dict[str, str]]) -> pd.DataFrame:
     table.attrs = {"asked": asked}
     return table
 

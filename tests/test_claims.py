@@ -8,15 +8,20 @@ from sae import Sweep, UserError, claims, cli, grid, replace, run
 from sae.claims import AtLeast, AtMost, Claim, Within
 from sae.quantities import (
     Arm,
+    AtBest,
     AtEnd,
+    AtSome,
     Decades,
     Difference,
+    Follows,
+    Largest,
     Matched,
     Monotone,
     Onset,
     Peak,
     PeakAt,
     Ratio,
+    Span,
     Spread,
     Zone,
     longest_run,
@@ -91,6 +96,35 @@ def test_what_is_read_off_a_line(results):
     assert one(apart) == pytest.approx(0.5)
     spread = Spread(Peak(arm=L1, metric="eval/l0"))(results)
     np.testing.assert_allclose(spread["largest / smallest"], 1)
+
+
+def test_a_member_is_chosen_by_one_metric_and_read_by_another(results):
+    best = AtBest(arm=L1, metric="eval/l0", by="eval/mmcs")(results)["d_sae 64"]
+    np.testing.assert_allclose(best, [20, 22, 24], err_msg="λ = .1 has the largest mmcs, and 2 / λ latents")
+    assert Follows(arm=L1, metric="eval/l0", other="eval/fvu")(results)["d_sae 64"].iloc[0] == pytest.approx(-1)
+    assert Span(arm=L1, metric="eval/l0")(results)["d_sae 64"].iloc[0] == pytest.approx(1000)
+    largest = Largest(Peak(arm=L1, metric="eval/mmcs"))(results)
+    np.testing.assert_allclose(largest["largest"], [0.95, 0.951, 0.952])
+    rising = Monotone(arm=L1, metric="eval/mmcs", most={"eval/fvu": 0.01})
+    assert np.isnan(rising(results)["d_sae 64"].iloc[0]), "two points are no trend"
+    assert Monotone(arm=L1, metric="eval/l0", most={"eval/fvu": 0.1})(results)["d_sae 64"].iloc[0] == pytest.approx(-1)
+
+
+def test_some_member_meets_several_bounds_at_once(table):
+    """One width and coefficient, the same for every metric: that with the largest margin to its tightest bound."""
+    table.loc[table["d_sae"] == 128, "eval/mmcs"] -= 0.2
+    some = lambda metric, **bounds: AtSome(arm=L1, metric=metric, **bounds)(Table(table))
+    bounds = {"least": {"eval/mmcs": 0.9}, "most": {"eval/l0": 4, "eval/fvu": 0.1}}
+    for metric, values in (("eval/mmcs", [0.92, 0.921, 0.922]), ("eval/l0", [2, 2.2, 2.4])):
+        ((label, found),) = some(metric, **bounds).items()
+        assert label == "d_sae 64, penalty.l1 1"
+        np.testing.assert_allclose(found, values)
+    table.loc[(table["d_sae"] == 64) & (table["penalty.l1"] == 1.0) & (table["seed"] == 2), "status"] = "diverged"
+    ((label, _),) = some("eval/mmcs", **bounds).items()
+    assert label == "d_sae 128, penalty.l1 1", "one that not every seed has is no candidate"
+    table["status"] = "missing"
+    with pytest.raises(UserError, match="no members have all of"):
+        some("eval/mmcs", **bounds)
 
 
 def test_the_pieces():
@@ -191,3 +225,21 @@ def test_members_of_a_run_that_is_not_finished_are_missing(tmp_path, quiet, tiny
         False,
     ]
     assert list(everyone["member"]) == [0, 1, 2, 3]
+
+
+def test_claims_of_several_runs_are_one_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(SWEEP.replace('name="x"', f'name="{name}"'))
+        assert cli.main(["run", f"{name}.py", "--wandb", "off", "--no-report"]) == 0
+    capsys.readouterr()
+    assert cli.main(["claims", "runs/one", "runs/two", "--check"]) == 2
+    out = capsys.readouterr().out
+    assert "claims: 8, of which 2 holds, 2 fails, 4 undecided" in out
+    assert [line.strip() for line in out.splitlines() if line.strip() in ("one", "two")] == ["one", "two"]
+    assert cli.main(["claims", "runs/one", "one.py", "--markdown"]) == 0
+    table = capsys.readouterr().out.strip().splitlines()
+    assert table[0] == "| claim | at | threshold | measured [95 %] | verdict |" and len(table) == 6
+    assert "| ≤ -0.95 | -1 [-1, -1] | holds |" in table[2]
+    assert cli.main(["claims", "runs/one", "runs/two", "one.py"]) == 1, "a file decides one run's claims"

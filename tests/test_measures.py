@@ -10,8 +10,11 @@ import pytest
 
 import sae
 from sae import AtMost, Claim, Digits, ElasticNet, Experiment, Profile, Sweep, UserError, claims, cli, grid, storage
-from sae.analysis import copying
+from sae.analysis import copying, denoising, members, one_latent
 from sae.analysis.copying import Copying
+from sae.analysis.denoising import Denoising
+from sae.analysis.one_latent import OneLatent
+from sae.analysis.small_latents import SmallLatents, small_latents
 from sae.quantities import Arm, AtEnd
 
 BASE = Experiment(name="asked", data=Digits(), d_sae=8, penalty=ElasticNet(), batch_size=64, n_steps=40)
@@ -107,3 +110,60 @@ def test_sae_claims_asks_what_was_never_asked(results, tmp_path, capsys):
 def test_a_sweep_is_checked_before_it_is_trained(changes, message):
     with pytest.raises(UserError, match=message):
         sae.sweep.as_sweep(dataclasses.replace(SWEEP, **changes))
+
+
+def test_small_latents_of_each_member(results):
+    table = SmallLatents(n=50)(results)
+    rows = Digits().load()
+    x = jnp.asarray(rows.examples(rows.held_out)[:50])
+    for member, row in table.iterrows():
+        found = small_latents(results.sae(member), x)
+        np.testing.assert_allclose(row["analysis/small_latents"], np.mean(found["count"]), rtol=1e-6)
+        np.testing.assert_allclose(row["analysis/small_share"], found["share"], rtol=1e-6)
+
+
+def test_one_latent_of_each_member_beside_its_controls(results):
+    table = OneLatent()(results)
+    assert set(table) == set(OneLatent.columns)
+    source = Digits()
+    rows, labels = source.load(), source.labels()[1]
+    x, train = rows.examples(rows.held_out), rows.examples(rows.train)
+    found = one_latent.one_latent(results.sae(1), x, jnp.asarray(labels), train, jax.random.key(0))
+    row = table.loc[1]
+    for name, of in (("tau_1", "tau_1"), ("one_latent_share", "share"), ("purity", "purity"), ("winners", "winners")):
+        np.testing.assert_allclose(row[f"analysis/{name}"], found[of], rtol=1e-5)
+    (narrow,) = {float(v) for v in table["analysis/purity_k_means"][:4]}
+    (wide,) = {float(v) for v in table["analysis/purity_k_means"][4:]}
+    assert wide > narrow > row["analysis/purity_chance_k_means"] > 0.1, "more centroids, purer; chance is below"
+    assert (table["analysis/nearest_cosine_k_means"] > 0.7).all(), "a centroid looks like digits"
+
+
+def test_one_latent_needs_labels_and_denoising_needs_images(tmp_path):
+    base = sae.replace(BASE, {"data": sae.Superposition(n_held_out=128), "n_steps": 2})
+    results = sae.run(base, out=tmp_path / "run", wandb="off")
+    for measure, message in ((OneLatent(), "allowed: data with labels"), (Denoising(), "allowed: data of images")):
+        with pytest.raises(UserError, match=message):
+            measure(results)
+
+
+def test_denoising_of_each_member_beside_its_controls(results):
+    measure = Denoising(n=200)
+    table = measure(results)
+    assert set(table) == set(measure.columns)
+    rows = Digits().load()
+    x, scale = jnp.asarray(rows.examples(rows.held_out)[100:200]), denoising.scale_of(rows.examples(rows.train))
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), 2))[1]  # the third corruption, the test half
+    seen, _ = denoising.Gaussian(sigma=0.3)(key, x, scale, (8, 8))
+    gains = [float(denoising.mean_delta_psnr(results.sae(member), seen, x)) for member in table.index]
+    np.testing.assert_allclose(table["analysis/gain_gaussian_0.3"], gains, atol=1e-4)
+    from sae.analysis import controls
+
+    pca = controls.pca_of_each_rank(rows.examples(rows.train))
+    by_rank = np.asarray(members.each(denoising.mean_delta_psnr, pca, seen, x))
+    rank = int(table["analysis/rank_gaussian_0.3_pca"].iloc[0])
+    np.testing.assert_allclose(table["analysis/gain_gaussian_0.3_pca"], by_rank[rank], atol=1e-3)
+    assert by_rank[rank] > by_rank.max() - 0.2, "a rank chosen on one half is nearly the best on the other"
+    np.testing.assert_allclose(table["analysis/gain_gaussian_0.3_mean"], by_rank[0], atol=1e-3)
+    assert (table["analysis/gain_gaussian_0.1_blur"].abs() < 1).all() and table["analysis/auroc_pixel"].between(
+        0, 1
+    ).all()

@@ -76,8 +76,7 @@ def settle(
             continue
         between()
         try:
-            table = measure(results)
-            results.keep(repr(measure), table[list(measure.columns)])
+            results.keep(measure, measure(results))
         except Exception as error:  # of any measure, a user's too: the members are trained, and stay
             reason = " ".join(str(error).split()) or type(error).__name__
             say(f"{results.folder}: {type(measure).__name__} has no answer: {reason}")

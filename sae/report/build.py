@@ -146,10 +146,12 @@ def _answers(runs: Runs) -> list[Table]:
 
 def _answer(answer: Answer, members: pd.DataFrame) -> Table:
     if isinstance(answer, Best):
-        return Table(answer.title, answer.table(members), caption=captions.meaning([answer.metric, *answer.also]))
+        return Table(
+            answer.title, answer.table(members), caption=captions.meaning([answer.metric, *answer.also], members)
+        )
     compared = answer.compare(members)
     interval = "Means over seeds [bootstrap 95 % interval]; –: not reached."
-    caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched])}"
+    caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched], members)}"
     by_value = matched.statements(compared, answer)
     middle = by_value.pop(list(by_value)[len(by_value) // 2])
     others = [sentence for sentences in by_value.values() for sentence in sentences]

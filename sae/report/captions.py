@@ -40,20 +40,20 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             hidden = int((~(members[[figure.x, figure.y]] > 0).all(axis=1)).sum())
             off = f" {hidden} members with a 0 have no place on log axes." if hidden else ""
             at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}; lower and further left"
-            return f"{at_each} is better.{off} {_held_out(members)} {meaning([figure.y, figure.x])}"
+            return f"{at_each} is better.{off} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
-            return f"{BAND} {_held_out(members)} {meaning([figure.metric])}"
+            return f"{BAND} {_held_out(members)} {meaning([figure.metric], members)}"
         case Heatmap():
             panels = " A panel has the other coefficients at 0." if len(figure.along) > 1 else ""
-            return f"Means over seeds.{panels} {_held_out(members)} {meaning([figure.metric])}"
+            return f"Means over seeds.{panels} {_held_out(members)} {meaning([figure.metric], members)}"
         case Parallel():
             colour = label(figure.metrics[0])
             note = f"A line is a member, its colour its {colour}. Axes of numbers that span much are logarithmic."
-            return f"{note} {_held_out(members)} {meaning(figure.metrics)}"
+            return f"{note} {_held_out(members)} {meaning(figure.metrics, members)}"
         case AtMatched():
             how = f"Interpolated, log-log, along each frontier to the same {label(figure.matched)}, never extrapolated."
             bars = "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
-            return f"{how} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched])}"
+            return f"{how} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
         case Curves():
             window = "Over the training examples since the last log point; across: optimizer steps."
             return f"{window} {meaning(figure.metrics)}"

@@ -102,10 +102,11 @@ def label(name: str) -> str:
     return short(name).removeprefix("train/")
 
 
-def meaning(names: Iterable[str]) -> str:
-    """Definitions of metrics, for a caption."""
-    names = dict.fromkeys(map(label, names))
-    return " ".join(f"{name}: {MEANINGS[name]}." for name in names if name in MEANINGS)
+def meaning(names: Iterable[str], members: pd.DataFrame | None = None) -> str:
+    """Definitions of metrics, and of the columns that measures gave the members table, for a caption."""
+    measured = {} if members is None else members.attrs.get("meanings", {})
+    lines = {label(name): measured.get(name) or MEANINGS.get(label(name)) for name in names}
+    return " ".join(f"{name}: {line}." for name, line in lines.items() if line)
 
 
 def number(value, digits: int = 3) -> str:
