@@ -40,10 +40,12 @@ class Profile:
     """The hyper-parameter across, a dotted name."""
     group: tuple[str, ...] = ("d_sae",)
     """A line for each combination of values of these names."""
+    others: tuple[str, ...] = ()
+    """Coefficients of other arms: only members where these are 0."""
 
     def check(self, names: Iterable[str]) -> None:
         """Check before training that what it reads is there. Raises UserError."""
-        require(names, [self.x, *self.group], [self.metric], "Profile")
+        require(names, [self.x, *self.group, *self.others], [self.metric], "Profile")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

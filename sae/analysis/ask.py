@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,8 +76,10 @@ def settle(
         if repr(measure) in results.asked:
             continue
         between()
+        begun = time.monotonic()
         try:
             results.keep(measure, measure(results))
+            say(f"{type(measure).__name__}: asked of all members in {time.monotonic() - begun:.0f} s")
         except Exception as error:  # of any measure, a user's too: the members are trained, and stay
             reason = " ".join(str(error).split()) or type(error).__name__
             say(f"{results.folder}: {type(measure).__name__} has no answer: {reason}")

@@ -6,7 +6,7 @@ import pandas as pd
 
 from sae.answers import AtMatched
 from sae.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
-from sae.report.data import label, meaning
+from sae.report.data import along, label, meaning
 
 BAND = "Lines are means over seeds, bands their bootstrap 95 % intervals, dots members."
 
@@ -42,7 +42,10 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}; lower and further left"
             return f"{at_each} is better.{off} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
-            return f"{BAND} {_held_out(members)} {meaning([figure.metric], members)}"
+            only = f" Members with {' and '.join(figure.others)} at 0." if figure.others else ""
+            _, log = along(members, figure)
+            off = " Those at 0 have no place on a log axis." if log and (members[figure.x] == 0).any() else ""
+            return f"{BAND}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
         case Heatmap():
             panels = " A panel has the other coefficients at 0." if len(figure.along) > 1 else ""
             return f"Means over seeds.{panels} {_held_out(members)} {meaning([figure.metric], members)}"

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from sae.answers import bootstrap, of_arm, short
-from sae.figures import arm_name
+from sae.figures import Profile, arm_name
 from sae.measures import PREFIX
 from sae.metrics import MEANINGS
 from sae.storage import NUMBERS, OWN
 
 ARMS = ("#3b76c4", "#d9722e", "#2f9e6e", "#a45cb8", "#b89b2b", "#4aa8c0")  # one hue per arm, on light and on dark
 GROUPS = ("#5578d8", "#2f9fb8", "#3fa860", "#a9a52c", "#dd8a30", "#d4553d")  # in order, where there is one arm
+WIDE = 30  # values that span a larger factor than this are shown on a log scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,14 @@ def grids(
         for values, panel in arm.groupby(group, dropna=False) if group else [((), arm)]:
             words = [f"{label(name)} {number(value)}" for name, value in zip(group, values, strict=True)]
             yield ", ".join(words), coefficient, panel.pivot_table(index=y, columns=coefficient, values=metric)
+
+
+def along(members: pd.DataFrame, figure: Profile) -> tuple[pd.DataFrame, bool]:
+    """(the members that a profile shows, whether its x axis is logarithmic: then those at 0 have no place on it)."""
+    members = of_arm(members, figure.x, [figure.x, *figure.others])
+    x = members[figure.x].astype(float)
+    log = bool((x > 0).any() and x.max() > WIDE * x[x > 0].min())
+    return members[x > 0] if log else members, log
 
 
 def hyper(members: pd.DataFrame) -> list[str]:

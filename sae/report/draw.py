@@ -15,9 +15,8 @@ from plotly.subplots import make_subplots
 from sae.answers import AtMatched
 from sae.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.report import captions, data
-from sae.report.data import Line, hover, label, lines, number, rgba
+from sae.report.data import WIDE, Line, hover, label, lines, number, rgba
 
-WIDE = 30  # values that span a larger factor than this are shown on a log scale
 COLOURS = "Viridis"
 
 
@@ -62,11 +61,9 @@ def frontier(members: pd.DataFrame, figure: Frontier) -> go.Figure:
 
 def profile(members: pd.DataFrame, figure: Profile) -> go.Figure:
     """A line of means per group with its band over seeds, and a point per member."""
-    x = members[figure.x].astype(float)
-    log = bool(x.max() > WIDE * x[x > 0].min()) if (x > 0).any() else False
-    shown = members[x > 0] if log else members
+    shown, log = data.along(members, figure)
     drawn = _lines(lines(shown, [figure.x], figure.group), figure.x, figure.metric)
-    xaxis = _log(figure.x, x) if log else {"title": label(figure.x)}
+    xaxis = _log(figure.x, shown[figure.x].astype(float)) if log else {"title": label(figure.x)}
     return _finish(drawn, _meta(figure, members), xaxis=xaxis, yaxis={"title": label(figure.metric)}, height=460)
 
 

@@ -14,9 +14,9 @@ from sae.answers import AtMatched
 from sae.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.files import write_atomically
 from sae.report import data, dictionaries
-from sae.report.data import Line, label, lines, number
+from sae.report.data import WIDE, Line, label, lines, number
 from sae.report.dictionaries import Dictionary
-from sae.report.draw import WIDE, swatch
+from sae.report.draw import swatch
 
 STYLE = {
     "font.size": 8,
@@ -52,9 +52,9 @@ def paint(
                 shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]
                 return _lines(lines(shown, figure.along, figure.group), figure.x, figure.y, log="xy")
             case Profile():
-                positive = bool((members[figure.x] > 0).all())
-                along = lines(members, [figure.x], figure.group)
-                return _lines(along, figure.x, figure.metric, log="x" if positive else "")
+                shown, log = data.along(members, figure)
+                drawn = lines(shown, [figure.x], figure.group)
+                return _lines(drawn, figure.x, figure.metric, log="x" if log else "")
             case Heatmap():
                 return _heatmap(members, figure)
             case Parallel():

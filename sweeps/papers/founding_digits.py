@@ -83,8 +83,8 @@ ALONG = ("penalty.l1", "penalty.l2")
 SHOWN = [
     *patches.figures(),
     Frontier(along=ALONG, y="analysis/tau_1"),
-    Profile(metric="analysis/one_latent_share", x="penalty.l1"),
-    Profile(metric="analysis/gain_gaussian_0.3", x="penalty.l1"),
+    Profile(metric="analysis/one_latent_share", x="penalty.l1", others=("penalty.l2",)),
+    Profile(metric="analysis/gain_gaussian_0.3", x="penalty.l1", others=("penalty.l2",)),
     Dictionaries(along=ALONG, near=0.5),
 ]
 

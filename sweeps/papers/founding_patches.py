@@ -154,7 +154,7 @@ SHOWN = [
     *figures(),
     Frontier(along=("penalty.l1", "penalty.l2"), y="analysis/fvu_permuted"),
     Frontier(along=("penalty.l1", "penalty.l2"), y="analysis/degrees_of_freedom"),
-    Profile(metric="analysis/gain_gaussian_0.3", x="penalty.l1"),
+    Profile(metric="analysis/gain_gaussian_0.3", x="penalty.l1", others=("penalty.l2",)),
     Dictionaries(along=("penalty.l1", "penalty.l2")),
 ]
 

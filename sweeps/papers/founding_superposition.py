@@ -56,8 +56,8 @@ def finds(widths):
 ALONG = ("penalty.l1", "penalty.l2")
 SHOWN = [
     Heatmap(metric="eval/mmcs", along=ALONG),
-    Profile(metric="eval/mmcs", x="penalty.l1"),
-    Profile(metric="eval/mmcs", x="penalty.l2"),
+    Profile(metric="eval/mmcs", x="penalty.l1", others=("penalty.l2",)),
+    Profile(metric="eval/mmcs", x="penalty.l2", others=("penalty.l1",)),
     *patches.figures(),
     Dictionaries(along=ALONG, metric="eval/mmcs", near=1.0),
 ]
