@@ -82,19 +82,26 @@ def same(a: sae.Results, b: sae.Results) -> None:
 
 
 def killed_at_random(folder, whole, kills: int, seed: int) -> int:
-    """Kill -9 at random moments until the run gets through; how many of the kills met a checkpoint on the disk."""
+    """Kill -9 at random moments until the run gets through; how many of the kills met a checkpoint on the disk.
+
+    The first kill may come before there is any. The others come after one is there, soon: on a slow disk a moment at
+    random mostly meets none.
+    """
     results, seconds = whole
     rng, resumed = random.Random(seed), 0
+    saved = lambda: any((folder / "run").rglob("checkpoints/*/_CHECKPOINT_METADATA"))
     shutil.rmtree(folder / "run", ignore_errors=True)
-    for _ in range(kills):
+    for i in range(kills):
         process = start(folder, "--wandb", "off")
         wait_for(process, "compiled", "finished already; nothing")
-        time.sleep(rng.uniform(0, 0.5) * seconds)
+        while i > 0 and process.poll() is None and not saved():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.02 if i % 2 else 0.5 if i == 0 else 0.2) * seconds)
         if process.poll() is not None:
             break
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        resumed += any((folder / "run").rglob("checkpoints/*/_CHECKPOINT_METADATA"))
+        resumed += saved()
     process = start(folder, "--wandb", "off")
     _, err = process.communicate()
     assert process.returncode == 0, err

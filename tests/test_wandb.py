@@ -123,7 +123,7 @@ def in_session(session):
     return found
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=90):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -133,7 +133,7 @@ def wait_until(condition, seconds=20):
 def test_offline_files_hold_every_value(sink, lines):
     wandb = sink("offline")
     log_all(wandb)
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     assert lines == []
     assert in_session(wandb._child.pid) == []
     for index, member in enumerate(MEMBERS):
@@ -167,7 +167,7 @@ def test_online_runs_arrive(sink, lines, monkeypatch):
         for signum in (signal.SIGINT, signal.SIGTERM):  # a whole job's signal does not take the last rows along
             os.kill(wandb._child.pid, signum)
         log_all(wandb)
-        wandb.close(timeout=60)
+        wandb.close(timeout=180)
         assert lines == []
         assert server.unknown == []
         assert sorted(server.runs) == ["tok-0000", "tok-0001", "tok-0005", "tok-0012"]
@@ -238,7 +238,7 @@ def test_rows_that_the_server_has_are_not_sent_again(online, sink, received):
     os.killpg(wandb._child.pid, signal.SIGKILL)
     wandb = sink("online")
     log_all(wandb, steps)
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     assert_whole(online, steps)
     assert len(list(wandb.folder.glob("run-*"))) == 3, "what was stopped is in the new folders, or on the server"
 
@@ -248,10 +248,10 @@ def test_a_run_goes_on_twice(online, sink, lines):
     for stop in (20, 10, 30):
         wandb = sink("online")
         record(wandb, range(10, stop + 10, 10))
-        wandb.close(timeout=60)
+        wandb.close(timeout=180)
     wandb = sink("online")
     log_all(wandb, (10, 20, 30, 40))
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     assert lines == []
     assert_whole(online, (10, 20, 30, 40))
 
@@ -269,7 +269,7 @@ def test_the_process_of_a_killed_sweep_is_waited_for(online, sink):
     time.sleep(2)
     assert has_rows(online, 1)
     os.kill(before._child.pid, signal.SIGCONT)
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     assert_whole(online, (10, 20, 30))
 
 
@@ -280,7 +280,7 @@ def test_parts_of_a_sweep_do_not_wait_for_each_other(tmp_path, lines):
         first.start_cohort([0], CONFIGS[:1], NAMES[:1])
         wait_until(lambda: list(first.folder.glob("offline-run-*-tok-0000")))
         second.start_cohort([1], CONFIGS[1:2], NAMES[1:2])
-        second.close(timeout=60)
+        second.close(timeout=180)
         assert first._child.poll() is None and lines == []
         assert offline_run(second.folder, 1)[3]["exit_code"] == 1
     finally:
@@ -292,10 +292,10 @@ def test_a_run_that_began_online_goes_on_offline_as_another(online, sink):
     for mode in ("online", "offline"):
         wandb = sink(mode)
         record(wandb, (10, 20))
-        wandb.close(timeout=60)
+        wandb.close(timeout=180)
     wandb = sink("offline")
     log_all(wandb)
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     assert not list(wandb.folder.glob("run-*"))
     folders = list(wandb.folder.glob("offline-run-*"))
     command = [sys.executable, "-m", "wandb", "sync", *folders]
@@ -304,7 +304,7 @@ def test_a_run_that_began_online_goes_on_offline_as_another(online, sink):
     assert_whole(online, (10, 20, 30), suffix="-offline")
     wandb = sink("online")
     log_all(wandb)
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     assert_whole(online, (10, 20, 30))
     assert not list(wandb.folder.glob("offline-run-*"))
 
@@ -335,7 +335,7 @@ def test_a_server_that_falls_silent_is_told_of(sink, lines, monkeypatch, tmp_pat
     with WandbServer() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1.5")
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
         wandb = sink("online")
         wandb.start_cohort(MEMBERS, CONFIGS, NAMES)
         wait_until(lambda: len(server.runs) == 3)
@@ -344,7 +344,7 @@ def test_a_server_that_falls_silent_is_told_of(sink, lines, monkeypatch, tmp_pat
             wandb.record(MEMBERS, step, step * 1024, chunk(step))
         wandb.start_cohort([13], CONFIGS[:1], ["later"])
         wandb.record([13], 10, 10240, {name: column[:1] for name, column in chunk(10).items()})
-        wandb.close(timeout=6)
+        wandb.close(timeout=12)
     offline, late = lines
     assert "does not answer" in offline
     assert "still not done" in late
@@ -359,7 +359,7 @@ def test_a_refused_port_turns_the_runs_offline(sink, lines, monkeypatch):
     wandb = sink("online")
     log_all(wandb)
     assert wandb._child.poll() is None
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     (line,) = lines
     assert line.startswith("W&B does not answer or refuses (CommError: ")
     _, (*rows, _), _, end = offline_run(wandb.folder, 12)
@@ -424,7 +424,7 @@ def test_what_fails_for_one_run_stops_no_other(sink, lines):
     wandb.record([0, 1], 10, 10, {"train/mse": [1.0]})  # no value for member 1
     wandb.record([0, 1], 20, 20, {"train/mse": [2.0, 3.0]})
     wandb.finish_cohort([0, 1], ["finished"] * 2, {}, {})
-    wandb.close(timeout=60)
+    wandb.close(timeout=180)
     (line,) = lines
     assert line.startswith("W&B lost 1 of 2 runs (tok-0001: IndexError: list index out of range; more in ")
     assert "Traceback" in wandb.log.read_text()
@@ -446,7 +446,7 @@ def test_a_full_disk_is_noticed(sink, lines, monkeypatch, tmp_path):
         monkeypatch.setenv("WANDB_DIR", str(tmp_path / "small"))
         wandb = sink("offline")
         log_all(wandb, steps=range(300))
-        wandb.close(timeout=60)
+        wandb.close(timeout=180)
         (line,) = lines
         assert "W&B lost 3 of 3 runs (tok-0000: OSError: " in line
         assert "is the disk full?" in line

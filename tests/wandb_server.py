@@ -104,8 +104,11 @@ class WandbServer:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment variables that point wandb here."""
-        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self._http.server_port}", "WANDB_API_KEY": API_KEY}
+        """The environment variables that point wandb here, and give it time: on a busy machine a start takes seconds,
+        and the 8 after which runs are recorded offline.
+        """
+        url = f"http://127.0.0.1:{self._http.server_port}"
+        return {"WANDB_BASE_URL": url, "WANDB_API_KEY": API_KEY, "WANDB_INIT_TIMEOUT": "60"}
 
     def fall_silent(self) -> None:
         """Accept requests and answer none from now on."""
