@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from sae import ImagePatches, UserError
+import sae
+from sae import Digits, Experiment, ImagePatches, UserError
 from sae.analysis import controls, gabor, gabor_fit
+from sae.analysis.gabor import GaborLike
 
 SHAPE, N = (12, 12), 12
 Y, X = np.indices(SHAPE).reshape(2, -1).astype(float)
@@ -169,3 +171,31 @@ def test_bandwidths_that_can_be_worked_out():
 def test_colour_rows_are_refused():
     with pytest.raises(UserError, match="grey images"):
         gabor.scores(jnp.zeros((2, 48)), (4, 4, 3))
+
+
+def test_the_rows_of_a_run_are_scored_where_they_are_live(tmp_path, kinds):
+    """A member whose rows are Gabor functions, gratings and a dead Gabor function, beside its controls."""
+    base = Experiment(name="x", data=ImagePatches(size=12, n_train=2_000, n_held_out=64), d_sae=21, n_steps=2)
+    results = sae.run(base, out=tmp_path / "run", wandb="off")
+    rows = np.concatenate([kinds["gabor"][:18], kinds["grating"], kinds["gabor"][18:19]])
+
+    class Made(sae.Results):
+        """That run, with other weights and firing rates."""
+
+        members = results.members
+
+        def sae(self, member):
+            one = results.sae(member)
+            return sae.Sae(one.W_enc[...], one.b_enc[...], jnp.asarray(rows), one.b_dec[...], sae.Relu())
+
+    made = Made(results.folder)
+    made.cohorts[0].firing_rates = lambda: {0: np.array([0.1] * 20 + [0.0])}
+    found = GaborLike(n_random=32)(made).loc[0]
+    assert set(found.index) == set(GaborLike.columns)
+    assert found["analysis/gabor_share"] == pytest.approx(18 / 20), "the gratings fail, the dead row does not count"
+    assert found["analysis/gabor_fitted"] == 1 and found["analysis/gabor_localised"] == pytest.approx(18 / 20)
+    assert found["analysis/gabor_share_random"] == 0 and found["analysis/gabor_share_pca"] <= 0.15
+    digits = sae.run(sae.replace(base, {"data": Digits(), "data.normalize": "none"}), out=tmp_path / "d", wandb="off")
+    digits.source = lambda member: sae.Superposition(n_held_out=64)
+    with pytest.raises(UserError, match="allowed: data of grey images"):
+        GaborLike()(digits)
