@@ -8,6 +8,7 @@ from sae import Sweep, UserError, claims, cli, grid, replace, run
 from sae.claims import AtLeast, AtMost, Claim, Within
 from sae.quantities import (
     Arm,
+    AtEach,
     AtEnd,
     Decades,
     Difference,
@@ -16,6 +17,7 @@ from sae.quantities import (
     Onset,
     Peak,
     PeakAt,
+    PeakInside,
     Ratio,
     Spread,
     Zone,
@@ -91,6 +93,35 @@ def test_what_is_read_off_a_line(results):
     assert one(apart) == pytest.approx(0.5)
     spread = Spread(Peak(arm=L1, metric="eval/l0"))(results)
     np.testing.assert_allclose(spread["largest / smallest"], 1)
+
+
+def test_a_peak_inside_a_zone_is_of_the_members_that_others_choose(table, results):
+    inside = lambda level, **of: PeakInside(arm=L1, metric="eval/l0", least={"eval/mmcs": level}, **of)(results)
+    np.testing.assert_allclose(inside(0.9)["d_sae 64"], [20, 22, 24], err_msg="λ = .1 and 1 are in the zone")
+    np.testing.assert_allclose(inside(0.9, smallest=True)["d_sae 64"], [2, 2.2, 2.4])
+    np.testing.assert_allclose(inside(0.0)["d_sae 128"], [200, 220, 240])
+    assert list(inside(0.9515)["d_sae 64"].isna()) == [True, True, False], "each seed has a zone of its own"
+    table.loc[(table["penalty.l1"] == 0.1) & (table["seed"] == 2), "status"] = "diverged"
+    assert list(inside(0.9)["d_sae 64"].isna()) == [False, False, True]
+    with pytest.raises(UserError, match="no metric 'eval/mcs'"):
+        PeakInside(arm=L1, metric="eval/l0", least={"eval/mcs": 0.9}).check(["d_sae", "penalty.l1", "penalty.l2"])
+
+
+def test_at_each_coefficient_a_member_stands_alone(table):
+    table.loc[(table["penalty.l1"] == 10) & (table["seed"] == 1), "status"] = "diverged"
+    cells = AtEach(arm=L1, metric="eval/l0")(Table(table[~((table["penalty.l1"] == 1) & (table["seed"] == 0))]))
+    assert list(cells)[:4] == ["d_sae 64, penalty.l1 0.01", "d_sae 64, penalty.l1 0.1", "d_sae 64, penalty.l1 1",
+                               "d_sae 64, penalty.l1 10"] and len(cells) == 8  # fmt: skip
+    np.testing.assert_allclose(cells["d_sae 64, penalty.l1 0.1"], [20, 22, 24])
+    np.testing.assert_allclose(cells["d_sae 128, penalty.l1 1"], [np.nan, 2.2, 2.4])
+    np.testing.assert_allclose(cells["d_sae 64, penalty.l1 10"], [0.2, np.nan, 0.24])
+
+
+def test_neighbours_on_a_grid_of_half_decades_are_half_a_decade_apart():
+    of = lambda value: lambda results: {"": pd.Series([value], dtype=float)}
+    grid = [10 ** (k / 2) for k in range(-8, 5)]
+    apart = [float(Decades(of(a), of(b))(None)[""].iloc[0]) for a, b in zip(grid, grid[1:], strict=False)]
+    assert apart == [0.5] * 12, "to the digit, as a bound of .5 is met by neighbours"
 
 
 def test_the_pieces():
