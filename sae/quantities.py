@@ -225,15 +225,18 @@ class AtEach(OfLine):
 
         Members stand alone here: one that diverged leaves the cells of the others as they are.
         """
-        found: dict[str, dict[int, float]] = {}
-        seeds = set()
+        found: dict[str, dict[float, dict[int, float]]] = {}  # line, coefficient, seed
         for name, seed, line in self.lines(results):
-            seeds.add(seed)
             values = line[self.metric].where(line["status"] == "finished")
             for coefficient, value in zip(line[self.arm.along], values, strict=True):
-                key = ", ".join(part for part in (name, f"{short(self.arm.along)} {coefficient:g}") if part)
-                found.setdefault(key, {})[seed] = value
-        return {key: pd.Series(values, dtype=float).reindex(sorted(seeds)) for key, values in found.items()}
+                found.setdefault(name, {}).setdefault(coefficient, {})[seed] = value
+        seeds = sorted({seed for of_line in found.values() for per_seed in of_line.values() for seed in per_seed})
+        label = lambda *parts: ", ".join(part for part in parts if part)
+        return {
+            label(name, f"{short(self.arm.along)} {coefficient:g}"): pd.Series(of_line[coefficient], seeds, dtype=float)
+            for name, of_line in found.items()
+            for coefficient in sorted(of_line)
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
