@@ -7,7 +7,9 @@ features in 256 dimensions, 5 active, nearly equally often. All else is `recover
 of latents beside a squared error summed over dimensions (the suite's form); two seeds, so that the run is affordable,
 and with two an interval reaches from one to the other.
 
-On this grid neighbours are half a decade apart, 3.16: a peak's position can differ by at most 3 only by not at all.
+On this grid neighbours are half a decade apart, 3.16: in (g) a peak that varies at most threefold does not vary at all.
+(e) may be out of reach by ties, which share their rank: a fraction that is 0 at six of 9 coefficients and rises at the
+others has a Spearman of .84, at five .91 (of 17 in the small tier: at ten .89, at nine .92).
 
     sae run sweeps/papers/recovery_b.py
 """
