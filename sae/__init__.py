@@ -3,8 +3,8 @@
 from sae.activations import Relu, TopK
 from sae.answers import AtMatched, Best
 from sae.claims import AtLeast, AtMost, Claim, Within
-from sae.constraints import Free, UnitNorm
-from sae.data import Arrays, Digits, ImagePatches, Superposition, Tfds
+from sae.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.source import Rows, Sampler, rows
 from sae.experiment import Experiment, replace
 from sae.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
@@ -36,6 +36,7 @@ __all__ = [
     "Heatmap",
     "ImagePatches",
     "Never",
+    "Orthonormal",
     "Parallel",
     "Profile",
     "Relu",
@@ -49,6 +50,7 @@ __all__ = [
     "Tfds",
     "TopK",
     "UnitNorm",
+    "UnitNormNoBias",
     "UserError",
     "Within",
     "definition",

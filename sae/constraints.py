@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from sae.model import Sae, replace, unit_rows
-from sae.types import definition
+from sae.types import definition, static
 
 
 @definition
@@ -35,3 +35,27 @@ class UnitNorm:
     def project(self, sae: Sae) -> Sae:
         """Decoder rows scaled to norm 1."""
         return replace(sae, W_dec=unit_rows(sae.W_dec[...]))
+
+
+@definition
+class UnitNormNoBias:
+    """`UnitNorm`, and no decoder bias: x̂ = W_decᵀ latents, as in Sharkey, Braun & Millidge 2022. Start it at zero.
+
+    With `tied`, the encoder is the decoder, W_enc = W_dec: one matrix with the gradients of both.
+    """
+
+    tied: bool = static(False)
+    """Hold W_enc = W_dec."""
+
+    def gradient(self, sae: Sae, gradient: Sae) -> Sae:
+        """As `UnitNorm`; nothing for b_dec, and where tied the sum of both matrices' for W_dec, nothing for W_enc."""
+        nothing = {"b_dec": jnp.zeros_like(gradient.b_dec[...])}
+        if self.tied:
+            both = gradient.W_enc[...] + gradient.W_dec[...]
+            gradient, nothing["W_enc"] = replace(gradient, W_dec=both), jnp.zeros_like(both)
+        return replace(UnitNorm().gradient(sae, gradient), **nothing)
+
+    def project(self, sae: Sae) -> Sae:
+        """Decoder rows scaled to norm 1, b_dec zero; where tied, the encoder's rows are the decoder's."""
+        sae = replace(UnitNorm().project(sae), b_dec=jnp.zeros_like(sae.b_dec[...]))
+        return replace(sae, W_enc=sae.W_dec[...]) if self.tied else sae

@@ -15,8 +15,8 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 from sae.activations import Relu, TopK
-from sae.constraints import Free, UnitNorm
-from sae.data import Arrays, Digits, ImagePatches, Superposition, Tfds
+from sae.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.optimizers import Adam
 from sae.penalties import ElasticNet
 from sae.revival import Never, Resample
@@ -29,7 +29,7 @@ class Experiment:
 
     name: str = static()
     """What the run is called; it decides nothing else."""
-    data: Digits | ImagePatches | Tfds | Arrays | Superposition = static()
+    data: Digits | ImagePatches | Tfds | Arrays | Superposition | Orthonormal = static()
     """Where examples come from."""
     d_sae: int = static(min=1)
     """Number of latents."""
@@ -41,7 +41,7 @@ class Experiment:
     """Pre-activations to latents."""
     penalty: ElasticNet = leaf(ElasticNet())
     """Cost of the latents, added to the squared error."""
-    constraint: Free | UnitNorm = leaf(UnitNorm())
+    constraint: Free | UnitNorm | UnitNormNoBias = leaf(UnitNorm())
     """What is held after every step."""
     revival: Never | Resample = leaf(Never())
     """Remedy for dead latents."""

@@ -130,7 +130,7 @@ def default_figures(members: Sequence[Mapping[str, Any]], answer: Answer | None 
     # a field that only some members have goes with a choice whose own name tells enough
     everywhere = lambda name: all(name in member for member in members)
     group = ("d_sae", *(name for name in others if name != "d_sae" and everywhere(name)))
-    truth = members[0].get("data") == "superposition"
+    truth = members[0].get("data") in ("superposition", "orthonormal")
     figures: list[Figure] = []
     if isinstance(answer, Best):
         figures += [Profile(metric=answer.metric, x=answer.along, group=(answer.group,))]

@@ -47,9 +47,9 @@ def checkout() -> Path:
 
 def _execute(path: Path):
     """Run a file as a module that can import its neighbours and the checkout's definitions."""
-    beside, above = path.resolve().parent, path.resolve().parent.parent
+    beside, *above = path.resolve().parents
     # the file's own checkout before the one we stand in or were installed from: its base experiments are meant
-    own = [above] if any((above / name).is_dir() for name in FOLDERS) else []
+    own = [folder for folder in above[:2] if any((folder / name).is_dir() for name in FOLDERS)][:1]
     for folder in reversed([*own, beside, checkout()]):
         sys.path[:] = [str(folder), *(other for other in sys.path if other != str(folder))]
     for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:

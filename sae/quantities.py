@@ -126,6 +126,29 @@ class Peak(OfLine):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PeakInside(OfLine):
+    """The largest value of a metric, or the smallest, over the members of a line that others choose: its zone."""
+
+    least: Mapping[str, float]
+    """{metric: bound}: only over the members where these are at least so much."""
+    smallest: bool = False
+
+    def read(self) -> tuple[str, ...]:
+        """The metric, and those that choose."""
+        return (self.metric, *self.least)
+
+    def __call__(self, results) -> Cells:
+        """A cell per line; NaN where no member is chosen."""
+
+        def of(line):
+            for name, bound in self.least.items():
+                line = line[line[name] >= bound]
+            return line[self.metric].min() if self.smallest else line[self.metric].max()
+
+        return self.cells(results, of)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PeakAt(OfLine):
     """The coefficient at which a metric is largest along a line."""
 
@@ -191,6 +214,29 @@ class AtEnd(OfLine):
     def __call__(self, results) -> Cells:
         """A cell per line."""
         return self.cells(results, lambda line: float(line[self.metric].iloc[0 if self.smallest else -1]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AtEach(OfLine):
+    """A metric at every coefficient of a line."""
+
+    def __call__(self, results) -> Cells:
+        """A cell per line and coefficient: one that a seed's line lacks is NaN for it, as is a member without results.
+
+        Members stand alone here: one that diverged leaves the cells of the others as they are.
+        """
+        found: dict[str, dict[float, dict[int, float]]] = {}  # line, coefficient, seed
+        for name, seed, line in self.lines(results):
+            values = line[self.metric].where(line["status"] == "finished")
+            for coefficient, value in zip(line[self.arm.along], values, strict=True):
+                found.setdefault(name, {}).setdefault(coefficient, {})[seed] = value
+        seeds = sorted({seed for of_line in found.values() for per_seed in of_line.values() for seed in per_seed})
+        label = lambda *parts: ", ".join(part for part in parts if part)
+        return {
+            label(name, f"{short(self.arm.along)} {coefficient:g}"): pd.Series(of_line[coefficient], seeds, dtype=float)
+            for name, of_line in found.items()
+            for coefficient in sorted(of_line)
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -298,9 +344,9 @@ class Difference(Pair):
 
 
 class Decades(Pair):
-    """abs(log10(a / b)): how many decades lie between them."""
+    """abs(log10(a / b)): how many decades lie between them, to nine digits: a step of half a decade is .5 exactly."""
 
-    combine = staticmethod(lambda a, b: np.abs(np.log10(a / b)))
+    combine = staticmethod(lambda a, b: np.abs(np.log10(a / b)).round(9))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from sae.claims import AtLeast, AtMost, Claim, Within
 from sae.quantities import (
     Arm,
     AtBest,
+    AtEach,
     AtEnd,
     AtSome,
     Decades,
@@ -20,6 +21,7 @@ from sae.quantities import (
     Onset,
     Peak,
     PeakAt,
+    PeakInside,
     Ratio,
     Span,
     Spread,
@@ -125,6 +127,35 @@ def test_some_member_meets_several_bounds_at_once(table):
     table["status"] = "missing"
     with pytest.raises(UserError, match="no members have all of"):
         some("eval/mmcs", **bounds)
+
+
+def test_a_peak_inside_a_zone_is_of_the_members_that_others_choose(table, results):
+    inside = lambda level, **of: PeakInside(arm=L1, metric="eval/l0", least={"eval/mmcs": level}, **of)(results)
+    np.testing.assert_allclose(inside(0.9)["d_sae 64"], [20, 22, 24], err_msg="λ = .1 and 1 are in the zone")
+    np.testing.assert_allclose(inside(0.9, smallest=True)["d_sae 64"], [2, 2.2, 2.4])
+    np.testing.assert_allclose(inside(0.0)["d_sae 128"], [200, 220, 240])
+    assert list(inside(0.9515)["d_sae 64"].isna()) == [True, True, False], "each seed has a zone of its own"
+    table.loc[(table["penalty.l1"] == 0.1) & (table["seed"] == 2), "status"] = "diverged"
+    assert list(inside(0.9)["d_sae 64"].isna()) == [False, False, True]
+    with pytest.raises(UserError, match="no metric 'eval/mcs'"):
+        PeakInside(arm=L1, metric="eval/l0", least={"eval/mcs": 0.9}).check(["d_sae", "penalty.l1", "penalty.l2"])
+
+
+def test_at_each_coefficient_a_member_stands_alone(table):
+    table.loc[(table["penalty.l1"] == 10) & (table["seed"] == 1), "status"] = "diverged"
+    cells = AtEach(arm=L1, metric="eval/l0")(Table(table[~((table["penalty.l1"] == 1) & (table["seed"] == 0))]))
+    assert list(cells)[:4] == ["d_sae 64, penalty.l1 0.01", "d_sae 64, penalty.l1 0.1", "d_sae 64, penalty.l1 1",
+                               "d_sae 64, penalty.l1 10"] and len(cells) == 8  # fmt: skip
+    np.testing.assert_allclose(cells["d_sae 64, penalty.l1 0.1"], [20, 22, 24])
+    np.testing.assert_allclose(cells["d_sae 128, penalty.l1 1"], [np.nan, 2.2, 2.4])
+    np.testing.assert_allclose(cells["d_sae 64, penalty.l1 10"], [0.2, np.nan, 0.24])
+
+
+def test_neighbours_on_a_grid_of_half_decades_are_half_a_decade_apart():
+    of = lambda value: lambda results: {"": pd.Series([value], dtype=float)}
+    grid = [10 ** (k / 2) for k in range(-8, 5)]
+    apart = [float(Decades(of(a), of(b))(None)[""].iloc[0]) for a, b in zip(grid, grid[1:], strict=False)]
+    assert apart == [0.5] * 12, "to the digit, as a bound of .5 is met by neighbours"
 
 
 def test_the_pieces():

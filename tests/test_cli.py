@@ -360,13 +360,15 @@ def test_a_sweep_imports_its_own_checkout(tiny_file, capsys, tmp_path, monkeypat
     """Not the one that we stand in: two checkouts with different base experiments, run from the other."""
     for name, width in (("a", 10), ("b", 20)):
         (tmp_path / name / "experiments").mkdir(parents=True)
-        (tmp_path / name / "sweeps").mkdir()
+        (tmp_path / name / "sweeps" / "papers").mkdir(parents=True)
         (tmp_path / name / "experiments" / "base.py").write_text(TINY.replace("d_sae=48", f"d_sae={width}"))
         (tmp_path / name / "sweeps" / "s.py").write_text("from experiments.base import experiment\n")
+        (tmp_path / name / "sweeps" / "papers" / "p.py").write_text("from sweeps.s import experiment\n")
     monkeypatch.chdir(tmp_path / "a")
     for name, width in (("b", 20), ("a", 10), ("b", 20)):
-        code, out, _ = sae_run(capsys, tmp_path / name / "sweeps" / "s.py", "--dry-run")
-        assert code == 0 and f" {width} " in out
+        for file in ("s.py", "papers/p.py"):
+            code, out, _ = sae_run(capsys, tmp_path / name / "sweeps" / file, "--dry-run")
+            assert code == 0 and f" {width} " in out
 
 
 @pytest.mark.parametrize(

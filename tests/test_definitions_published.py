@@ -5,7 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import Adam, Digits, ElasticNet, Experiment, Free, Relu, Sae, TopK, UnitNorm, metrics, model, train
+from sae import (
+    Adam,
+    Digits,
+    ElasticNet,
+    Experiment,
+    Free,
+    Relu,
+    Sae,
+    TopK,
+    UnitNorm,
+    UnitNormNoBias,
+    metrics,
+    model,
+    train,
+)
 
 D_IN, D_SAE, BATCH = 6, 10, 4
 
@@ -125,6 +139,27 @@ def test_unit_norm_removes_the_parallel_part_and_free_does_not():
     gradient = model.replace(sae, W_dec=jnp.array([[3.0, 4.0], [1.0, 0.0]]))
     np.testing.assert_allclose(UnitNorm().gradient(sae, gradient).W_dec[...], [[0, 4], [0.64, -0.48]], atol=1e-6)
     np.testing.assert_array_equal(Free().gradient(sae, gradient).W_dec[...], gradient.W_dec[...])
+
+
+def test_without_a_bias_it_stays_zero_and_tied_weights_are_one():
+    W, b = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([0.5, -0.5])
+    sae = Sae(2 * W, b, W, jnp.zeros(2), Relu())
+    gradient = model.replace(sae, W_enc=jnp.ones((2, 2)), W_dec=jnp.array([[3.0, 4.0], [1.0, 0.0]]), b_dec=b)
+    free, tied = (UnitNormNoBias(tied=t).gradient(sae, gradient) for t in (False, True))
+    for of in (free, tied):
+        np.testing.assert_array_equal(of.b_dec[...], 0)
+        np.testing.assert_array_equal(of.b_enc[...], b)
+    np.testing.assert_array_equal(free.W_enc[...], 1)
+    np.testing.assert_allclose(free.W_dec[...], [[0, 4], [0.64, -0.48]], atol=1e-6)
+    np.testing.assert_array_equal(tied.W_enc[...], 0)
+    # [4, 5] and [2, 1], less what is parallel to [1, 0] and [.6, .8]
+    np.testing.assert_allclose(tied.W_dec[...], [[0, 5], [0.8, -0.6]], atol=1e-6)
+    moved = model.replace(sae, W_dec=3 * W, b_dec=b)
+    free, tied = (UnitNormNoBias(tied=t).project(moved) for t in (False, True))
+    for of, W_enc in ((free, 2 * W), (tied, W)):
+        np.testing.assert_allclose(of.W_dec[...], W, atol=1e-6)
+        np.testing.assert_allclose(of.W_enc[...], W_enc, atol=1e-6)
+        np.testing.assert_array_equal(of.b_dec[...], 0)
 
 
 def test_learning_rate_warms_up_and_decays():

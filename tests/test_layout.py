@@ -19,7 +19,7 @@ FLOORS = [
     ["activations", "penalties", "constraints", "revival", "optimizers", "metrics", "data.feed"],
     ["launchers.local", "launchers.slurm"],
     ["launchers"],
-    ["data.arrays", "data.digits", "data.image_patches", "data.superposition", "data.tfds"],
+    ["data.arrays", "data.digits", "data.image_patches", "data.orthonormal", "data.superposition", "data.tfds"],
     ["data"],
     ["measures"],
     ["experiment", "answers"],

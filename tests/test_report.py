@@ -17,7 +17,7 @@ import sae
 from sae import AtMatched, Digits, Sweep, UserError, cli, grid, replace, runner, storage, watch
 from sae import folder as folders
 from sae.figures import Curves, Dictionaries, Frontier
-from sae.report import data, dictionaries, matched, warnings
+from sae.report import data, dictionaries, matched, paper, warnings
 from sae.report.build import build, collect, write_page
 
 AXES = {"d_sae": (32, 48), "penalty.l1": (0.0, 0.05, 0.2, 0.8), "seed": range(2)}
@@ -104,6 +104,16 @@ def test_bands_are_bootstrap_intervals_of_means_over_seeds():
     first, second = line.means("x", "y").to_dict("records")
     assert first["y"] == 2.5 and 1 < first["low"] < 1.75 < 3.25 < first["high"] < 4
     assert second["y"] == 7 and np.isnan(second["low"])
+
+
+def test_a_line_without_numbers_is_drawn_as_nothing():
+    """As of a measure that a width has no answer to."""
+    members = pd.DataFrame({"penalty.l1": [0.1, 0.1, 1.0], "seed": [0, 1, 0], "analysis/x": [np.nan] * 3, "d_sae": 8})
+    (line,) = data.lines(members, ["penalty.l1"], ["d_sae"])
+    means = line.means("penalty.l1", "analysis/x")
+    assert means.empty and {str(means[name].dtype) for name in ("x", "y", "low", "high")} == {"float64"}
+    canvas = paper._lines([line], "penalty.l1", "analysis/x", log="x")
+    assert len(canvas.axes) == 1
 
 
 def test_the_firing_histogram_has_the_dead_at_the_left_and_counts_every_latent():

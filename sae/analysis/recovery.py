@@ -1,12 +1,20 @@
 """How alike are two dictionaries, and how much does L1 shrink what it recovers? (P2 f, P5 A.)"""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pandas as pd
 
 from sae import metrics
+from sae.analysis import members
+from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
 from sae.model import Sae, unit_rows
-from sae.types import Array, Key
+from sae.types import Array, Key, UserError
 
 
 @jax.jit
@@ -52,3 +60,88 @@ def shift(sae: Sae, x: Array, features: Array, above: float = 1e-3) -> Array:
 
     differences, active = over_examples(of, x)
     return jnp.sum(differences) / jnp.sum(active)
+
+
+@dataclasses.dataclass(frozen=True)
+class MmcsLarger:
+    """How well a member's dictionary is found in one twice as large, which knows the zone without the truth.
+
+    The larger one has twice the latents, the next seed of those the sweep has (the first after the last), and is else
+    the same member. Not the same seed: initial rows are drawn one after another, so the larger of one seed begins
+    with the rows of the smaller, and two latents that die before they move would be found in each other exactly.
+    """
+
+    columns: ClassVar = {
+        "analysis/mmcs_larger": "mean over latents of the best cosine of their decoder rows in a dictionary twice as "
+        "large, of another seed",
+    }
+
+    def __call__(self, results) -> pd.DataFrame:
+        """The results of a run -> a row per member; NaN where there is no larger one, or it has diverged.
+
+        Raises UserError where weights cannot be read, or where no member has another of twice its latents.
+        """
+        finished = results.members.query("status == 'finished'")["member"].tolist()
+        pairs = {i: j for i, j in larger(results.definition["members"]).items() if {i, j} <= set(finished)}
+        if not pairs:
+            raise UserError("MmcsLarger: no member has another of twice its latents and another seed, else the same")
+        found = pd.Series(np.nan, index=pd.Index(finished, name="member"))
+        widths = {i: results.definition["members"][i]["d_sae"] for i in pairs}
+        rows = lambda numbers: jnp.stack([results.sae(i).W_dec[...] for i in numbers])
+        for width in set(widths.values()):
+            smaller = [i for i in pairs if widths[i] == width]
+            both = (rows(smaller), rows([pairs[i] for i in smaller]))
+            found[smaller] = np.asarray(members.each(_found_in, both))
+        return found.to_frame(*self.columns)
+
+
+def _found_in(both: tuple[Array, Array]) -> Array:
+    smaller, other = both
+    return metrics.mmcs(unit_rows(smaller), jnp.ones(len(smaller)), other)["mmcs"]
+
+
+def larger(flats: list[Mapping[str, Any]]) -> dict[int, int]:
+    """Flattened members -> {member: the one with twice its latents and the next seed}, of those that have one."""
+    ours = ("name", "d_sae", "seed")
+    key = lambda flat, d_sae, seed: (
+        d_sae, seed, *(f"{name}={value!r}" for name, value in flat.items() if name not in ours)
+    )  # fmt: skip
+    known = {key(flat, flat["d_sae"], flat["seed"]): i for i, flat in enumerate(flats)}
+    seeds = sorted({flat["seed"] for flat in flats})
+    following = dict(zip(seeds, seeds[1:] + seeds[:1], strict=True))
+    found = {i: known.get(key(flat, 2 * flat["d_sae"], following[flat["seed"]])) for i, flat in enumerate(flats)}
+    return {i: j for i, j in found.items() if j is not None and flats[i]["seed"] != flats[j]["seed"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrinkage:
+    """How far members trained on `Orthonormal` data are from the closed form of L1 shrinkage."""
+
+    n: int = 16_384
+    """Examples that the shift is measured on, of a key of their own."""
+    seed: int = 1_000
+    """Of these examples."""
+
+    columns: ClassVar = {
+        "analysis/shift": "a - â, mean over the active features of examples: λ/2 in the closed form",
+        "analysis/shift_error": "abs(shift / (λ/2) - 1)",
+        "analysis/shrinkage_error": "abs(γ - the closed form's), γ the held-out eval/shrinkage",
+    }
+
+    def __call__(self, results) -> pd.DataFrame:
+        """The results of a run -> a row per member. Raises UserError where data or weights cannot be read."""
+
+        def ask(saes, data, table):
+            if not hasattr(data.source, "low"):
+                raise UserError(f"Shrinkage: got data of {type(data.source).__name__}, allowed: Orthonormal")
+            x = data.rows.sample(jax.random.key(self.seed), self.n)
+            found = members.each(shift, saes, x, jnp.asarray(data.rows.features))
+            l1 = table["penalty.l1"].to_numpy(float)
+            closed = np.asarray(shrinkage(l1, data.source.low, data.source.high))
+            return {
+                "analysis/shift": found,
+                "analysis/shift_error": np.abs(found / np.where(l1 > 0, l1 / 2, np.nan) - 1),
+                "analysis/shrinkage_error": np.abs(table["eval/shrinkage"].to_numpy(float) - closed),
+            }
+
+        return by_cohort(results, ask)

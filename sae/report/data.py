@@ -33,7 +33,8 @@ class Line:
             (value, of_value[x].mean(), of_value[y].mean(), *bootstrap(of_value[y].to_numpy()), len(of_value))
             for value, of_value in self.members.dropna(subset=list({x, y})).groupby(self.along)
         ]
-        return pd.DataFrame(rows, columns=["along", "x", "y", "low", "high", "seeds"])
+        table = pd.DataFrame(rows, columns=["along", "x", "y", "low", "high", "seeds"])
+        return table.astype(dict.fromkeys(("x", "y", "low", "high"), float))  # also where no member has both numbers
 
 
 def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Line]:

@@ -1,0 +1,57 @@
+"""Sparse sums of orthonormal features, as many as dimensions: no superposition, so that closed forms hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae.data.source import Sampler
+from sae.types import Array, Key, UserError, definition, static
+
+
+@definition
+class Orthonormal:
+    """Sums of features that do not overlap: each is a one-dimensional problem of its own.
+
+    x = sum_i active_i magnitude_i feature_i [d_in], i below d_in. Features are the rows of a random orthogonal matrix,
+    each active independently with probability `frequency`, magnitudes U[low, high). The data of the closed form of L1
+    shrinkage (Wright & Sharkey 2024; `sae.analysis.recovery.shrinkage`).
+    """
+
+    d_in: int = static(64, min=1)
+    """Dimensions of an example, and features."""
+    frequency: float = static(0.05, min=0, max=1)
+    """How likely each feature is to be active."""
+    low: float = static(0.5, min=0)
+    """Least magnitude."""
+    high: float = static(1.5, min=0)
+    """Largest magnitude."""
+    feature_seed: int = static(0, min=0)
+    """Seed of the features."""
+    n_held_out: int = static(16_384, min=1)
+    """Held-out examples."""
+
+    def load(self) -> Sampler:
+        """The sampler. Raises UserError where no feature could be active, or none has a magnitude."""
+        if not self.frequency > 0:
+            raise UserError(f"Orthonormal: frequency is {self.frequency}; allowed: above 0, at most 1")
+        if not self.low < self.high:
+            raise UserError(f"Orthonormal: low is {self.low} and high {self.high}; allowed: low below high")
+        gaussian = np.random.default_rng(self.feature_seed).standard_normal((self.d_in, self.d_in))
+        q, r = np.linalg.qr(gaussian)
+        features = (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make it uniform (Mezzadri 2007)
+
+        def sample(key: Key, n: int) -> Array:
+            active_key, magnitude_key = jax.random.split(key)
+            active = jax.random.bernoulli(active_key, self.frequency, (n, self.d_in))
+            magnitudes = jax.random.uniform(magnitude_key, (n, self.d_in), minval=self.low, maxval=self.high)
+            return jnp.matmul(jnp.where(active, magnitudes, 0), features, precision="highest")
+
+        mean = self.frequency * (self.low + self.high) / 2 * features.sum(axis=0)
+        return Sampler(
+            d_in=self.d_in,
+            sample=sample,
+            features=features,
+            frequencies=np.full(self.d_in, self.frequency, np.float32),
+            mean=mean,
+            n_held_out=self.n_held_out,
+        )
