@@ -16,6 +16,7 @@ from sae.analysis.denoising import Denoising
 from sae.analysis.one_latent import OneLatent
 from sae.analysis.small_latents import SmallLatents, small_latents
 from sae.quantities import Arm, AtEnd
+from sae.report import build
 
 BASE = Experiment(name="asked", data=Digits(), d_sae=8, penalty=ElasticNet(), batch_size=64, n_steps=40)
 MEMBERS = grid(BASE, {"d_sae": (8, 16), "penalty.l1": (0.0, 0.5), "seed": (0, 1)})
@@ -60,6 +61,11 @@ def test_claims_and_figures_read_them(results):
     (claim,) = claims.read(results.folder)
     assert claim["verdict"] == "holds" and len(claim["clauses"]) == 2
     assert len(results.draw(SWEEP.figures[0]).data)
+    page = build.build([results]).read_text()
+    meaning = Copying.columns["analysis/copy_index"]
+    assert page.count(meaning) >= 2, "under its figure, and over its column in the table of members"
+    both = build.build([results, results], results.folder / "both.html").read_text()
+    assert meaning in both
 
 
 def test_what_was_asked_is_not_asked_again_and_what_is_new_is(results, monkeypatch, capsys):

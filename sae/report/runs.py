@@ -54,6 +54,7 @@ def gather(results: Sequence[Results]) -> Runs:
     joined = members[0] if len(members) == 1 else storage.join_members(members).reset_index(drop=True)
     if len(results) > 1:
         joined = joined.sort_values(["run", "number"], ignore_index=True)
+        joined.attrs = {"meanings": {k: v for of in members for k, v in of.attrs.get("meanings", {}).items()}}
     past = pd.concat(history, ignore_index=True)
     return Runs(tuple(results), tuple(names), joined, past, rates, **_shown(results, names))
 
