@@ -60,11 +60,6 @@ class _Work:
             if isinstance(sink, Tables):
                 sink.interrupt(step)
 
-    def stop_if_asked(self) -> None:
-        """Raises Interrupted where a signal came: what is written is kept."""
-        if self.signals:
-            raise Interrupted(self.signals[0])
-
     def orders(self, since_save: float | None) -> tuple[int, bool]:
         """What all processes do at this step: (the signal they stop for or 0, whether they save)."""
         processes.note(self.signals)
@@ -135,7 +130,8 @@ def run(
         if processes.decided(lambda: results.finished and not _damaged(results.cohorts, lambda line: None)):
             if results:
                 say(f"{results.folder}: this run is finished already; nothing to do (--fresh runs it again)")
-                ask.settle(sweep.measures, results, say)
+                with _stopping_at_once():
+                    ask.settle(sweep.measures, results, say)
                 if sweep.claims:  # they may be others than when it was trained
                     claims.settle(sweep.claims, results)
             return results
@@ -160,7 +156,10 @@ def run(
                 _run_cohort(work, index, cohort, feed, [names[i] for i in cohort.members], placement)
             processes.of_lead(lambda: _join(results))
         if results and results.finished:
-            ask.settle(sweep.measures, results, say, between=work.stop_if_asked)
+            if caught:
+                raise Interrupted(caught[0])
+            with _stopping_at_once():
+                ask.settle(sweep.measures, results, say)
             if sweep.claims:
                 claims.settle(sweep.claims, results)
             if conclude is not None:
@@ -341,6 +340,24 @@ def _signals() -> Iterator[list[int]]:
         signal.signal(number, note)
     try:
         yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """A signal raises Interrupted where it comes: for what has nothing to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, _):
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

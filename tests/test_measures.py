@@ -1,6 +1,9 @@
 """Measures of a sweep's trained members: asked once, kept beside the tables, read by claims and figures."""
 
 import dataclasses
+import os
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from sae.analysis.one_latent import OneLatent
 from sae.analysis.small_latents import SmallLatents, small_latents
 from sae.quantities import Arm, AtEnd
 from sae.report import build
+from sae.types import Interrupted
 
 BASE = Experiment(name="asked", data=Digits(), d_sae=8, penalty=ElasticNet(), batch_size=64, n_steps=40)
 MEMBERS = grid(BASE, {"d_sae": (8, 16), "penalty.l1": (0.0, 0.5), "seed": (0, 1)})
@@ -87,6 +91,27 @@ def test_a_measure_that_fails_costs_only_its_columns(results, capsys):
     verdicts = claims.read(results.folder)
     assert [claim["verdict"] for claim in verdicts] == ["undecided", "holds"]
     assert verdicts[0]["clauses"][0]["reason"] == "analysis/broken was not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow:
+    """A measure in whose midst a signal comes."""
+
+    columns = {"analysis/slow": "nothing"}
+
+    def __call__(self, results):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+def test_a_signal_ends_a_measure_at_once_and_what_was_asked_before_is_kept(results):
+    (results.folder / storage.ANALYSIS).unlink()
+    sweep = dataclasses.replace(SWEEP, measures=[Copying(n=100), Slow()])
+    before, begun = signal.getsignal(signal.SIGTERM), time.monotonic()
+    with pytest.raises(Interrupted):
+        sae.run(sweep, out=results.folder, wandb="off")
+    assert time.monotonic() - begun < 50 and signal.getsignal(signal.SIGTERM) == before
+    assert results.asked == ("Copying(n=100, seed=0)",)
 
 
 def test_a_damaged_file_of_answers_is_asked_again(results):

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -62,20 +61,14 @@ def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def settle(
-    measures: Sequence[Measure],
-    results: Results,
-    say: Callable[[str], None] = print,
-    between: Callable[[], Any] = lambda: None,
-) -> None:
-    """Ask what has not been asked of a finished run yet, and write it beside its tables.
+def settle(measures: Sequence[Measure], results: Results, say: Callable[[str], None] = print) -> None:
+    """Ask what has not been asked of a finished run yet, and write it beside its tables, each measure when it is done.
 
-    A measure that fails costs nothing but its columns: it is told in a line. `between` is called before each.
+    A measure that fails costs nothing but its columns: it is told in a line.
     """
     for measure in measures:
         if repr(measure) in results.asked:
             continue
-        between()
         begun = time.monotonic()
         try:
             results.keep(measure, measure(results))

@@ -68,8 +68,8 @@ def copying(sae: Sae, x: Array, key: Key) -> dict[str, Array]:
 class Copying:
     """The measures of held-out examples, for a sweep's members: `Sweep(..., measures=[Copying()])`."""
 
-    n: int = 2_048
-    """Held-out examples, the first ones."""
+    n: int = 512
+    """Held-out examples, the first ones: d_in backward passes of each."""
     seed: int = 0
     """Of the order of pixels."""
 
