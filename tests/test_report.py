@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 
 import chromium
 import numpy as np
@@ -14,12 +15,14 @@ import pytest
 from PIL import Image
 
 import sae
-from sae import AtMatched, Digits, Sweep, UserError, cli, grid, replace, runner, storage, watch
+from sae import AtMatched, Digits, Sweep, UserError, cli, grid, loading, replace, runner, storage, watch
 from sae import folder as folders
 from sae.figures import Curves, Dictionaries, Frontier
-from sae.report import data, dictionaries, matched, paper, warnings
+from sae.report import captions, data, dictionaries, matched, paper, warnings
 from sae.report.build import build, collect, write_page
+from sae.sweep import as_sweep
 
+ROOT = Path(__file__).parents[1]
 AXES = {"d_sae": (32, 48), "penalty.l1": (0.0, 0.05, 0.2, 0.8), "seed": range(2)}
 
 
@@ -356,3 +359,10 @@ def test_five_hundred_members_of_two_hundred_points_are_under_15_mb_and_open(res
     draw_all(browser)
     assert browser.js("past['train/fvu'].length") == 500 * 200
     assert browser.errors == [] and browser.requests == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").rglob("*.py")), ids=lambda p: p.stem)
+def test_every_figure_of_a_sweep_has_a_name_of_its_own(path):
+    """It names files and places on the page: two profiles of one metric once shared one."""
+    names = [captions.slug(figure) for figure in as_sweep(loading.load_file(path)).figures]
+    assert len(set(names)) == len(names)

@@ -75,7 +75,7 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
 
 def slug(figure: Figure) -> str:
     """A name for files and links: "heatmap-fvu"."""
-    named = {Heatmap: ("metric",), Profile: ("metric",), AtMatched: ("matched",), Frontier: ("y", "x")}
+    named = {Heatmap: ("metric",), Profile: ("metric", "x"), AtMatched: ("matched",), Frontier: ("y", "x")}
     words = [type(figure).__name__, *(label(getattr(figure, name)) for name in named.get(type(figure), ()))]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower())
 

@@ -7,6 +7,10 @@ Whitened 8x8 patches; whole photographs are held out. Thresholds were fixed afte
 split. Where a claim is about the best coefficient, that is chosen on half of the held-out patches and the claim
 decided on the other half.
 
+Result: all 21 claims hold. At FVU .2, L1 leaves 6, 8, 13 and 16 of 64 to 512 latents active, L2 half of them; noise of
+sigma .3 falls by 3.0 dB, by PCA 1.5. What is hollow in them is in docs/papers/founding.md. (2 CPU cores: about 40 min
+beside other work.)
+
     sae run sweeps/papers/founding_patches.py
 """
 
