@@ -125,12 +125,13 @@ def _heatmap(members: pd.DataFrame, figure: Heatmap) -> Canvas:
     for panel, (title, coefficient, grid) in zip(axes[:, 0], panels, strict=True):
         mesh = panel.imshow(grid.to_numpy(float), norm=scale, cmap="viridis", aspect="auto", origin="lower")
         panel.set(xlabel=label(coefficient), ylabel=label(figure.y), title=title)
-        panel.set_xticks(range(grid.shape[1]), [number(v) for v in grid.columns])
+        crowded = {"rotation": 60, "fontsize": 7} if grid.shape[1] > 8 else {}
+        panel.set_xticks(range(grid.shape[1]), [number(v, 2) for v in grid.columns], **crowded)
         panel.set_yticks(range(grid.shape[0]), [number(v) for v in grid.index])
         panel.spines[:].set_visible(False)
         for (i, k), value in np.ndenumerate(grid.to_numpy(float)):
             colour = "white" if scale(value) < 0.6 else "black"
-            panel.text(k, i, number(value), ha="center", va="center", size=6, color=colour)
+            panel.text(k, i, number(value, 2), ha="center", va="center", size=6, color=colour)
     canvas.colorbar(mesh, ax=list(axes[:, 0]), label=label(figure.metric)).outline.set_visible(False)
     return canvas
 
