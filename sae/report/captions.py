@@ -39,8 +39,9 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
         case Frontier():
             hidden = int((~(members[[figure.x, figure.y]] > 0).all(axis=1)).sum())
             off = f" {hidden} members with a 0 have no place on log axes." if hidden else ""
-            at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}; lower and further left"
-            return f"{at_each} is better.{off} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
+            best = "; lower and further left is better" if (figure.x, figure.y) == ("eval/fvu", "eval/l0") else ""
+            at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}{best}."
+            return f"{at_each}{off} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
             only = f" Members with {' and '.join(figure.others)} at 0." if figure.others else ""
             _, log = along(members, figure)

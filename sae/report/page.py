@@ -178,7 +178,9 @@ def _claims(claims: Sequence[dict[str, Any]]) -> str:
             )
     head = "".join(f"<th class=words>{name}</th>" for name in ("claim", "clause", "measured", "threshold", "verdict"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<h3>Claims</h3><div class="scroll" tabindex="0">{table}</div>'
+    of = [claim["verdict"] for claim in claims]
+    counts = ", ".join(f"{of.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
+    return f'<h3>Claims</h3><p>{len(of)}: {counts}.</p><div class="scroll" tabindex="0">{table}</div>'
 
 
 def _warnings(sentences: Sequence[str]) -> str:

@@ -145,7 +145,6 @@ def figures(along=("penalty.l1", "penalty.l2")):
     """What every part of the founding question shows."""
     return [
         Frontier(along=along),
-        AtMatched(arms={"L1": "penalty.l1", "L2": "penalty.l2"}, metrics=("eval/l0", "eval/n_eff")),
         Heatmap(metric="eval/fvu", along=along),
         Heatmap(metric="eval/l0", along=along),
         Heatmap(metric="eval/dead_fraction", along=along),
