@@ -434,6 +434,24 @@ def test_what_fails_for_one_run_stops_no_other(sink, lines):
         assert end["exit_code"] == 0
 
 
+def test_what_the_child_says_last_is_told_however_late_it_is_read(sink, lines, monkeypatch):
+    read = Client._read
+
+    def late(client):
+        """Our side gets no time until the child has been gone for a while."""
+        wait_until(lambda: client._child.poll() is not None)
+        time.sleep(2)
+        read(client)
+
+    monkeypatch.setattr(Client, "_read", late)
+    wandb = sink("offline")
+    wandb.start_cohort([0], [{}], ["bad"])
+    wandb.record([0], 10, 10, {"train/mse": []})
+    wandb.close(timeout=180)
+    (line,) = lines
+    assert line.startswith("W&B lost 1 of 1 runs (tok-0000: IndexError: list index out of range; more in ")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_noticed(sink, lines, monkeypatch, tmp_path):
     (tmp_path / "small").mkdir()

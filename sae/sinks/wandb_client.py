@@ -27,6 +27,8 @@ import pandas as pd
 
 from sae.types import UserError, nearest
 
+READ_SECONDS = 30.0  # for the last words of a child that has ended: they are in the pipe, but this machine may be busy
+
 Pictures = Callable[[], np.ndarray]
 """Makes uint8 [member, height, width] or [member, height, width, 3], in the thread that feeds the child."""
 
@@ -270,7 +272,7 @@ class Client:
             self._queue.put(None)
             try:
                 self._child.wait(timeout)
-                self._reader.join(1)
+                self._reader.join(READ_SECONDS)  # it may yet tell of runs that are lost
             except subprocess.TimeoutExpired:
                 if not self._gone.is_set():
                     self._gone.set()
