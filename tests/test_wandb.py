@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from wandb_server import API_KEY, WandbServer
 
+from sae.sinks import wandb_client
 from sae.sinks.wandb_client import Client, resolve_mode
 from sae.types import UserError
 
@@ -450,6 +451,13 @@ def test_what_the_child_says_last_is_told_however_late_it_is_read(sink, lines, m
     wandb.close(timeout=180)
     (line,) = lines
     assert line.startswith("W&B lost 1 of 1 runs (tok-0000: IndexError: list index out of range; more in ")
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 15), ("60", 67), ("soon", 15)])
+def test_the_end_waits_longer_than_a_start_may_take(given, seconds, monkeypatch):
+    if given:
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", given)
+    assert wandb_client._close_seconds() == seconds
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
