@@ -6,6 +6,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("WANDB_MODE", "offline")  # whatever this machine's user has configured, tests never upload
+os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")  # on a busy machine a start takes seconds, and so does an end
 
 import pytest
 from rich.console import Console

@@ -149,7 +149,7 @@ def test_however_one_is_stopped_the_other_ends_too_and_the_same_commands_go_on(f
         said = wait_for(both[0], "step")
         assert "goes on from step" in said, said
         both[victim].kill()
-        code, _, err = ends(both, 60)[1 - victim]
+        code, _, err = ends(both, 180)[1 - victim]
         assert code != 0
         assert err.splitlines()[-1].startswith(f"sae: process {victim} of 2 is gone; what was saved is kept"), err
         assert "Traceback" not in err and "*** Check failure" not in err, err
@@ -167,7 +167,7 @@ def test_a_process_that_hangs_is_gone_too(folder, victim):
     both = start(folder, "--out", "run", "--n-steps", "1000000")
     wait_for(both[0], "compiled")
     both[victim].send_signal(signal.SIGSTOP)
-    out, err = both[1 - victim].communicate(timeout=60)
+    out, err = both[1 - victim].communicate(timeout=180)
     both[victim].kill()
     assert both[1 - victim].returncode != 0
     assert err.splitlines()[-1].startswith(f"sae: process {victim} of 2 is gone") and "Traceback" not in err, err

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from wandb_server import API_KEY, WandbServer
 
+from sae.sinks import wandb_client
 from sae.sinks.wandb_client import Client, resolve_mode
 from sae.types import UserError
 
@@ -97,9 +98,9 @@ def inspect(folder):
     return [(record["type"], record.get(record["type"])) for record in map(json.loads, done.stdout.splitlines())]
 
 
-def offline_run(folder, member):
+def offline_run(folder, member, suffix=""):
     """What one offline run's file holds: run, history rows, summary, exit."""
-    (path,) = folder.glob(f"offline-run-*-tok-{member:04d}")
+    (path,) = folder.glob(f"offline-run-*-tok-{member:04d}{suffix}")
     records = inspect(path)
     summary = {}
     for kind, content in records:
@@ -229,7 +230,7 @@ def assert_whole(server, steps, suffix=""):
 
 
 @pytest.mark.parametrize("received", [0, 2, 5], ids=lambda n: f"{n}-rows")
-def test_rows_that_the_server_has_are_not_sent_again(online, sink, received):
+def test_rows_that_the_server_has_are_not_sent_again(online, sink, lines, received):
     """After a kill -9, all rows are recorded again, whichever the server has: none, some, or all but the last row."""
     steps = (10, 20, 30, 40, 50)
     wandb = sink("online")
@@ -239,6 +240,7 @@ def test_rows_that_the_server_has_are_not_sent_again(online, sink, received):
     wandb = sink("online")
     log_all(wandb, steps)
     wandb.close(timeout=180)
+    assert lines == []
     assert_whole(online, steps)
     assert len(list(wandb.folder.glob("run-*"))) == 3, "what was stopped is in the new folders, or on the server"
 
@@ -256,7 +258,7 @@ def test_a_run_goes_on_twice(online, sink, lines):
     assert_whole(online, (10, 20, 30, 40))
 
 
-def test_the_process_of_a_killed_sweep_is_waited_for(online, sink):
+def test_the_process_of_a_killed_sweep_is_waited_for(online, sink, lines):
     """It lives on, for the rows that it has in its pipe, and the server gets them after the sweep goes on."""
     before = sink("online")
     record(before, [10])
@@ -270,6 +272,7 @@ def test_the_process_of_a_killed_sweep_is_waited_for(online, sink):
     assert has_rows(online, 1)
     os.kill(before._child.pid, signal.SIGCONT)
     wandb.close(timeout=180)
+    assert lines == []
     assert_whole(online, (10, 20, 30))
 
 
@@ -287,7 +290,7 @@ def test_parts_of_a_sweep_do_not_wait_for_each_other(tmp_path, lines):
         first.close(timeout=0)
 
 
-def test_a_run_that_began_online_goes_on_offline_as_another(online, sink):
+def test_a_run_that_began_online_goes_on_offline_as_another(online, sink, lines):
     """The rows of an offline run are appended by `wandb sync` to what the server has."""
     for mode in ("online", "offline"):
         wandb = sink(mode)
@@ -296,6 +299,7 @@ def test_a_run_that_began_online_goes_on_offline_as_another(online, sink):
     wandb = sink("offline")
     log_all(wandb)
     wandb.close(timeout=180)
+    assert lines == []
     assert not list(wandb.folder.glob("run-*"))
     folders = list(wandb.folder.glob("offline-run-*"))
     command = [sys.executable, "-m", "wandb", "sync", *folders]
@@ -305,8 +309,37 @@ def test_a_run_that_began_online_goes_on_offline_as_another(online, sink):
     wandb = sink("online")
     log_all(wandb)
     wandb.close(timeout=180)
+    assert lines == []  # or the rows that the server lacks are offline
     assert_whole(online, (10, 20, 30))
     assert not list(wandb.folder.glob("offline-run-*"))
+
+
+def test_a_run_whose_server_is_too_slow_when_it_goes_on_is_told_of(online, sink, lines, monkeypatch):
+    """The server keeps what it had, an offline run has every row, and the next start brings them."""
+    wandb = sink("online")
+    record(wandb, (10, 20))
+    wandb.close(timeout=180)
+    assert lines == []
+    online.delay = 4.0
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    wandb = sink("online")
+    log_all(wandb)
+    wandb.close(timeout=180)
+    (line,) = lines
+    assert line.startswith("W&B does not answer or refuses (CommError: ") and "to upload them: sae sync " in line
+    for index, member in enumerate(MEMBERS):
+        assert sorted(online.runs[f"tok-{member:04d}"].lines["wandb-history.jsonl"]) == [0, 1]
+        _, (*rows, _), _, end = offline_run(wandb.folder, member, "-offline")
+        assert_rows(rows, index)
+        assert end["exit_code"] == 0
+    lines.clear()
+    online.delay = 0.0
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "60")
+    wandb = sink("online")
+    log_all(wandb)
+    wandb.close(timeout=180)
+    assert lines == []
+    assert_whole(online, (10, 20, 30))
 
 
 # a server that is slow, silent or not there; a disk that is full; processes that die
@@ -335,7 +368,7 @@ def test_a_server_that_falls_silent_is_told_of(sink, lines, monkeypatch, tmp_pat
     with WandbServer() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "10")  # the first three runs start in it
         wandb = sink("online")
         wandb.start_cohort(MEMBERS, CONFIGS, NAMES)
         wait_until(lambda: len(server.runs) == 3)
@@ -344,7 +377,8 @@ def test_a_server_that_falls_silent_is_told_of(sink, lines, monkeypatch, tmp_pat
             wandb.record(MEMBERS, step, step * 1024, chunk(step))
         wandb.start_cohort([13], CONFIGS[:1], ["later"])
         wandb.record([13], 10, 10240, {name: column[:1] for name, column in chunk(10).items()})
-        wandb.close(timeout=12)
+        wait_until(lambda: wandb._news.qsize())  # the late run is given up, then
+        wandb.close(timeout=2)
     offline, late = lines
     assert "does not answer" in offline
     assert "still not done" in late
@@ -402,7 +436,7 @@ def test_a_wandb_core_that_dies_is_reported(sink, lines):
         if "(wandb-core)" in stat.read_text() and os.getsid(int(stat.parent.name)) == wandb._child.pid:
             os.kill(int(stat.parent.name), signal.SIGKILL)
     log_all(wandb)
-    wandb.close(timeout=30)
+    wandb.close(timeout=180)
     (line,) = lines
     assert line.startswith("W&B lost 3 of 3 runs (tok-0000: ")
     assert in_session(wandb._child.pid) == []
@@ -413,7 +447,7 @@ def test_a_broken_installation_is_reported(sink, lines, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     wandb = sink("offline")
     log_all(wandb)
-    wandb.close()
+    wandb.close(timeout=180)
     (line,) = lines
     assert line.startswith("W&B is lost: ImportError: no wandb here, see ")
 
@@ -432,6 +466,31 @@ def test_what_fails_for_one_run_stops_no_other(sink, lines):
         _, rows, _, end = offline_run(wandb.folder, member)
         assert [row["train/mse"] for row in rows] == mse
         assert end["exit_code"] == 0
+
+
+def test_what_the_child_says_last_is_told_however_late_it_is_read(sink, lines, monkeypatch):
+    read = Client._read
+
+    def late(client):
+        """Our side gets no time until the child has been gone for a while."""
+        wait_until(lambda: client._child.poll() is not None)
+        time.sleep(2)
+        read(client)
+
+    monkeypatch.setattr(Client, "_read", late)
+    wandb = sink("offline")
+    wandb.start_cohort([0], [{}], ["bad"])
+    wandb.record([0], 10, 10, {"train/mse": []})
+    wandb.close(timeout=180)
+    (line,) = lines
+    assert line.startswith("W&B lost 1 of 1 runs (tok-0000: IndexError: list index out of range; more in ")
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 15), ("60", 67), ("soon", 15)])
+def test_the_end_waits_longer_than_a_start_may_take(given, seconds, monkeypatch):
+    if given:
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", given)
+    assert wandb_client._close_seconds() == seconds
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

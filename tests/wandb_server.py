@@ -84,11 +84,12 @@ class RegisteredSweep:
 class WandbServer:
     """Answers until `silent` is set; from then on it accepts connections and never answers them.
 
-    Asked what it has of a run, it knows nothing of the last `lag` seconds, as W&B does not.
+    Asked what it has of a run, it knows nothing of the last `lag` seconds, as W&B does not. It answers a question
+    (GraphQL, not rows) after `delay` seconds.
     """
 
     def __init__(self, silent: bool = False, lag: float = 0.0):
-        self.lag = lag
+        self.lag, self.delay = lag, 0.0
         self.runs: dict[str, ReceivedRun] = {}
         self.sweeps: dict[str, RegisteredSweep] = {}
         self.artifacts: list[dict] = []  # the input of every CreateArtifact
@@ -147,6 +148,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server_state._closing.is_set():
             self.close_connection = True
         elif self.path == "/graphql":
+            time.sleep(self.server_state.delay)
             self._reply(self._graphql(json.loads(body)))
         elif match := FILE_STREAM.fullmatch(self.path):
             self._file_stream(match["run"], json.loads(body))

@@ -27,6 +27,8 @@ import pandas as pd
 
 from sae.types import UserError, nearest
 
+READ_SECONDS = 30.0  # for the last words of a child that has ended: they are in the pipe, but this machine may be busy
+
 Pictures = Callable[[], np.ndarray]
 """Makes uint8 [member, height, width] or [member, height, width, 3], in the thread that feeds the child."""
 
@@ -261,16 +263,20 @@ class Client:
             artifact={"name": f"{self.group}-{self.token}", "files": path(artifact)} if artifact else None,
         )
 
-    def close(self, timeout: float = 15.0) -> None:
-        """Let the child finish, for at most `timeout` seconds, end it, and say in one line what W&B lacks."""
+    def close(self, timeout: float | None = None) -> None:
+        """Let the child finish, for at most `timeout` seconds, end it, and say in one line what W&B lacks.
+
+        By default it gets some seconds more than a run may take to start: one that cannot start is recorded offline.
+        """
         if self._closed:
             return
         self._closed = True
+        timeout = _close_seconds() if timeout is None else timeout
         if self._child:
             self._queue.put(None)
             try:
                 self._child.wait(timeout)
-                self._reader.join(1)
+                self._reader.join(READ_SECONDS)  # it may yet tell of runs that are lost
             except subprocess.TimeoutExpired:
                 if not self._gone.is_set():
                     self._gone.set()
@@ -360,6 +366,12 @@ class Client:
 
 
 _TABLES = "the sweep's own tables are complete"
+
+
+def _close_seconds() -> float:
+    with contextlib.suppress(ValueError):
+        return float(os.environ.get("WANDB_INIT_TIMEOUT", 8)) + 7
+    return 15.0
 
 
 def _plain(values: Any) -> list:
