@@ -91,7 +91,7 @@ os.remove(f"{folder}/on-{i}")
     logs = [(tmp_path / "run" / "logs" / f"cohort-{i}-of-7.log").read_text().splitlines() for i in range(1, 8)]
     seen = [int(lines[-1]) for lines in logs]
     assert max(seen) == most, seen
-    assert all(len(lines) == 2 and lines[0].startswith("=== ") and "print(len" in lines[0] for lines in logs), (
+    assert all(len(lines) == 2 and lines[0].startswith("=== ") and "print(max" in lines[0] for lines in logs), (
         "the command"
     )
     assert [line for line in said if "cohort 5/7" in line][0].startswith("cohort 5/7: started, process ")
