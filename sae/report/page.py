@@ -178,7 +178,7 @@ def _claims(claims: Sequence[dict[str, Any]]) -> str:
             )
     head = "".join(f"<th class=words>{name}</th>" for name in ("claim", "clause", "measured", "threshold", "verdict"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    of = [claim["verdict"] for claim in claims]
+    of = [claim.get("verdict", "undecided") for claim in claims]
     counts = ", ".join(f"{of.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
     return f'<h3>Claims</h3><p>{len(of)}: {counts}.</p><div class="scroll" tabindex="0">{table}</div>'
 
