@@ -226,20 +226,21 @@ def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def measured(cell: dict[str, Any]) -> str:
+    """What was measured in a cell of claims.json, with its interval: "0.188 [0.186, 0.191]"."""
+    number = lambda value: "–" if value is None else f"{value:.3g}"
+    return number(cell["measured"]) + (
+        "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
+    )
+
+
 def markdown(decided: Sequence[dict[str, Any]]) -> str:
     """A row per cell, as a table in Markdown: claim, at, threshold, measured with its interval, verdict."""
-    number = lambda value: "–" if value is None else f"{value:.3g}"
     lines = ["| claim | at | threshold | measured [95 %] | verdict |", "|---|---|---|---|---|"]
     for claim in decided:
         for i, cell in enumerate(claim["clauses"]):
-            interval = "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
+            text, verdict = claim["text"] if i == 0 else "", cell["verdict"]
             reason = f" ({cell['reason']})" if cell["reason"] else ""
-            row = (
-                claim["text"] if i == 0 else "",
-                cell["text"],
-                cell["threshold"],
-                number(cell["measured"]) + interval,
-                cell["verdict"] + reason,
-            )
+            row = (text, cell["text"], cell["threshold"], measured(cell), verdict + reason)
             lines.append("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |")
     return "\n".join(lines)

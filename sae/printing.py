@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sae.answers import AtMatched
+from sae.claims import measured
 from sae.results import Results
 from sae.sweep import Sweep, varying
 from sae.types import count
@@ -81,22 +82,20 @@ def _cell(value: Any) -> str:
 
 def print_claims(runs: Mapping[str, list[dict]], console: Console, check: bool = False) -> int:
     """The verdicts of runs by their names, a row per cell -> exit code: 2 where one fails and that is to be told."""
-    decided = [claim for claims in runs.values() for claim in claims]
+    decided = [claim for of_run in runs.values() for claim in of_run]
     if not decided:
         return 0
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
     for column in ("claim", "at", "measured", "", "verdict"):
         table.add_column(column, overflow="fold")
-    number = lambda value: "-" if value is None else f"{value:.3g}"
     for name, of_run in runs.items():
         if name:
             table.add_row(f"[bold]{name}[/bold]")
         for claim in of_run:
             for i, cell in enumerate(claim["clauses"]):
-                interval = "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
                 reason = f": {cell['reason']}" if cell["reason"] else ""
-                measured, text = number(cell["measured"]) + interval, claim["text"] if i == 0 else ""
-                row = (text, cell["text"], measured, cell["threshold"], cell["verdict"] + reason)
+                text = claim["text"] if i == 0 else ""
+                row = (text, cell["text"], measured(cell), cell["threshold"], cell["verdict"] + reason)
                 table.add_row(*map(escape, row))
     of = [claim["verdict"] for claim in decided]
     console.print()

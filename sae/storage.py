@@ -23,6 +23,7 @@ import pandas as pd
 import safetensors.numpy
 
 from sae.files import sha256, write_atomically, write_json
+from sae.measures import PREFIX
 from sae.model import Sae
 from sae.types import UserError
 
@@ -34,7 +35,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
     "cohort.json",
 )
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
-NUMBERS = ("eval/", "analysis/")  # how the names of columns with numbers begin
+NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 RATES = "firing_rate"  # beside the parameters

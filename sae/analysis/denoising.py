@@ -273,14 +273,11 @@ class Denoising:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), i))
             corrupted = [corruption(k, x, scale, shape) for k, x in zip(keys, halves, strict=True)]
             seen, mask = [of[0] for of in corrupted], corrupted[1][1]
-            gains = {
-                kind: [members.each(mean_delta_psnr, of, *pair) for pair in zip(seen, halves, strict=True)]
-                for kind, of in (("pca", pca), ("blur", blurs))
-            }
-            chosen = {kind: int(np.argmax(of[0])) for kind, of in gains.items()}
-            found |= {f"analysis/gain_{name}_{kind}": float(of[1][chosen[kind]]) for kind, of in gains.items()}
-            found[f"analysis/rank_{name}_pca"] = chosen["pca"]
-            found[f"analysis/gain_{name}_mean"] = float(gains["pca"][1][0])
+            for kind, of in (("pca", pca), ("blur", blurs)):
+                chosen, gains = best(of, seen[0], halves[0]), members.each(mean_delta_psnr, of, seen[1], halves[1])
+                found[f"analysis/gain_{name}_{kind}"] = float(gains[chosen])
+                if kind == "pca":  # of rank 0 it is the mean
+                    found |= {f"analysis/rank_{name}_pca": chosen, f"analysis/gain_{name}_mean": float(gains[0])}
             if name in LOCAL:
                 mean = controls.pca(data.train, 0)
                 found[f"analysis/auroc_{name}_mean"] = float(auroc(residual(mean, seen[1]), mask))

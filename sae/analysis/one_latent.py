@@ -100,7 +100,7 @@ class OneLatent:
 
     columns: ClassVar = {
         "analysis/tau_1": "the largest cos² of an output less b_dec with an active latent's direction, mean",
-        "analysis/one_latent_share": "share of held-out examples whose tau_1 is at least .9",
+        "analysis/one_latent_share": "share of held-out examples whose tau_1 is at least `least`, .9 by default",
         "analysis/winners": "latents that stand for at least one such example",
         "analysis/nearest_cosine": "mean cosine of such a latent's direction with its nearest training image",
         "analysis/purity": "share of such examples that are of their latent's most frequent class",

@@ -13,6 +13,7 @@ from sae import metrics
 from sae.analysis import members
 from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
+from sae.data import Orthonormal
 from sae.model import Sae, unit_rows
 from sae.types import Array, Key, UserError
 
@@ -132,7 +133,7 @@ class Shrinkage:
         """The results of a run -> a row per member. Raises UserError where data or weights cannot be read."""
 
         def ask(saes, data, table):
-            if not hasattr(data.source, "low"):
+            if not isinstance(data.source, Orthonormal):
                 raise UserError(f"Shrinkage: got data of {type(data.source).__name__}, allowed: Orthonormal")
             x = data.rows.sample(jax.random.key(self.seed), self.n)
             found = members.each(shift, saes, x, jnp.asarray(data.rows.features))
