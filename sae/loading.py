@@ -19,8 +19,9 @@ def load_file(path: Path) -> Experiment | Sweep:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
     if not path.is_file():
-        siblings = sorted(str(p) for folder in {path.parent, *map(Path, FOLDERS)} for p in folder.rglob("*.py"))
-        raise UserError(f"{path}: no such file; {nearest(str(path), siblings)}")
+        # of its own folder not what lies deeper: that may be somebody's home
+        known = [*path.parent.glob("*.py"), *(p for folder in FOLDERS for p in Path(folder).rglob("*.py"))]
+        raise UserError(f"{path}: no such file; {nearest(str(path), sorted(set(map(str, known))))}")
     module = _execute(path)
     found = [value for name in ("sweep", "experiment") if (value := getattr(module, name, None)) is not None]
     if not found:

@@ -415,3 +415,14 @@ def test_bench_measures_a_definition(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "bfloat16" in out and "…" not in out
     assert cli.main(["bench", "--jsn"]) == 1 and "close names: --json" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there_has_each_close_name_once_and_none_from_deeper(tmp_path, monkeypatch, capsys):
+    for path in ("sweeps/papers/one.py", "deep/er/onf.py", "one.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "sweeps/papers/onne.py"]) == 1
+    assert capsys.readouterr().err.count("sweeps/papers/one.py") == 1
+    assert cli.main(["run", "onf.py"]) == 1
+    assert "deep" not in capsys.readouterr().err
