@@ -179,6 +179,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     match argv:
+        case [("report" | "claims" | "watch" | "sync" | "dashboard") as command, "-h" | "--help"]:
+            return _command([command, "DIR", "--help"])
         case ["run", *rest]:
             return _run(rest)
         case ["report", *rest]:

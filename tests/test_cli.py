@@ -135,6 +135,15 @@ def test_choices_and_switches_are_flags(tiny_file, capsys):
     assert row["eval/l0"] <= 5
 
 
+@pytest.mark.parametrize("command", ["report", "claims", "watch", "sync", "dashboard"])
+def test_help_of_a_command_shows_its_options(command, capsys):
+    for argv in ([command, "--help"], [command, "runs/none", "-h"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(argv)
+        out = capsys.readouterr().out
+        assert stop.value.code == 0 and out.startswith(f"usage: sae {command} ") and "--" in out
+
+
 def test_help_shows_every_field_with_its_docstring_and_default(tiny_file, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = sae_run(capsys, tiny_file, "--help")
