@@ -117,6 +117,18 @@ def test_k_means_is_the_limit_of_one_latent_for_one_output(digits):
     assert got["nearest_cosine"] > 0.85
 
 
+def test_the_chance_of_purity_shuffles_only_what_is_won(digits):
+    """Where all that is won is of one class, any winners are pure: chance is 1 too."""
+    train, x, _, labels = digits
+    sae = controls.pca(train, 20)
+    tau, _ = one_latent.tau_1(sae, x)
+    least = float(np.median(tau))
+    labels = jnp.where(tau >= least, 3, labels)
+    got = one_latent.one_latent(sae, x, labels, train, KEY, least)
+    assert 0.4 < float(got["share"]) < 0.6
+    assert [float(got["purity"]), float(got["purity_chance"])] == pytest.approx([1, 1])
+
+
 def test_dictionaries_of_training_images_of_noise_and_of_principal_components(digits):
     train, x, _, labels = digits
     unit = lambda a: jnp.asarray(a / np.linalg.norm(a, axis=1, keepdims=True), jnp.float32)

@@ -66,22 +66,27 @@ def one_latent(
 
     `tau_1`: its mean. `share`: P(tau_1 >= least). Of the examples with tau_1 >= least, and the latents that win one:
     `winners`, how many latents; `nearest_cosine`, their mean `nearest_cosine` with train [n_train, d_in]; `purity`, of
-    the examples' classes; `purity_chance`, the same with labels shuffled, mean of 16. The last three are NaN where
-    there are none.
+    the examples' classes; `purity_chance`, the same with the labels of these examples shuffled, mean of 16. The last
+    three are NaN where there are none.
     """
     tau, winner = tau_1(sae, x)
     d_sae, wins = sae.W_dec[...].shape[0], tau >= least
     won = jnp.zeros(d_sae).at[winner].max(wins)
-    shuffled = jax.lax.map(lambda k: jax.random.permutation(k, labels), jax.random.split(key, 16))
+
+    def chance(key):
+        """With the labels of the examples that are won shuffled among these."""
+        in_order = jnp.argsort(~wins, stable=True)
+        at_random = jnp.argsort(jnp.where(wins, jax.random.uniform(key, wins.shape), jnp.inf))
+        shuffled = labels.at[in_order].set(labels[at_random])
+        return purity(winner, wins, shuffled, d_sae, n_classes)
+
     return {
         "tau_1": jnp.mean(tau),
         "share": jnp.mean(wins),
         "winners": jnp.sum(won),
         "nearest_cosine": jnp.sum(won * nearest_cosine(sae, train)) / jnp.sum(won),
         "purity": purity(winner, wins, labels, d_sae, n_classes),
-        "purity_chance": jnp.mean(
-            jax.lax.map(lambda shuffle: purity(winner, wins, shuffle, d_sae, n_classes), shuffled)
-        ),
+        "purity_chance": jnp.mean(jax.lax.map(chance, jax.random.split(key, 16))),
     }
 
 
@@ -104,7 +109,7 @@ class OneLatent:
         "analysis/winners": "latents that stand for at least one such example",
         "analysis/nearest_cosine": "mean cosine of such a latent's direction with its nearest training image",
         "analysis/purity": "share of such examples that are of their latent's most frequent class",
-        "analysis/purity_chance": "the same with labels shuffled",
+        "analysis/purity_chance": "the same with the labels of these examples shuffled",
         "analysis/one_latent_share_pca": "one_latent_share of PCA with as many components, d_in at most",
         "analysis/nearest_cosine_k_means": "nearest_cosine of k-means with as many centroids",
         "analysis/purity_k_means": "purity of k-means with as many centroids",
