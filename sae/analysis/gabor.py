@@ -152,9 +152,8 @@ class GaborLike:
     """
 
     n_random: int = 576
-    """Rows of Gaussian numbers: one control. The other is all principal components of the training data."""
-    seed: int = 0
-    """Of the random rows."""
+    """Rows of Gaussian numbers, drawn for each seed: one control. The other is all principal components of the
+    training data, which no seed changes."""
 
     columns: ClassVar = {
         "analysis/gabor_share": "share of live rows that are localised, oriented, bandpass and fitted with r2 >= .7",
@@ -165,30 +164,32 @@ class GaborLike:
         "analysis/gabor_median_r2": "median r2 of the fits of live rows",
         "analysis/gabor_least_orientation": "share of the Gabor-like rows in the emptiest bin of 30 degrees",
         "analysis/gabor_share_pca": "gabor_share of the principal components of the training data",
-        "analysis/gabor_share_random": "gabor_share of random rows",
+        "analysis/gabor_share_random": "gabor_share of random rows, drawn with the member's seed",
     }
 
     def __call__(self, results) -> pd.DataFrame:
         """The results of a run -> rows by member. Raises UserError where data cannot be read or are not grey images."""
-        known = {}
 
-        def share_of(rows, shape):
-            return float(summary(scores(rows, shape), jnp.ones(len(rows), bool))["share"])
+        @functools.cache
+        def share_of(data, seed=None):
+            """Of the principal components of the data, or of random rows."""
+            if seed is None:
+                rows = controls.pca(data.train, data.rows.d_in).W_dec[...]
+            else:
+                random = np.random.default_rng(seed).standard_normal((self.n_random, data.rows.d_in))
+                rows = jnp.asarray(random, jnp.float32)
+            return float(summary(scores(rows, data.rows.image_shape), jnp.ones(len(rows), bool))["share"])
 
         def ask(saes, data, rows):
             shape = getattr(data.rows, "image_shape", None)
             if shape is None or len(shape) != 2:
                 raise UserError(f"GaborLike: got {type(data.source).__name__}, allowed: data of grey images")
-            if data not in known:
-                random = np.random.default_rng(self.seed).standard_normal((self.n_random, data.rows.d_in))
-                pca = controls.pca(data.train, data.rows.d_in).W_dec[...]
-                known[data] = share_of(pca, shape), share_of(jnp.asarray(random, jnp.float32), shape)
             rates = results.cohorts[int(rows["cohort"].iloc[0])].firing_rates()
             live = jnp.asarray(np.stack([rates[int(member)] > 0 for member in rows["member"]]))
             found = summary(scores(saes.W_dec[...], shape), live)
-            controls_of = zip(("gabor_share_pca", "gabor_share_random"), known[data], strict=True)
             return {f"analysis/gabor_{name}": value for name, value in found.items()} | {
-                f"analysis/{name}": np.full(len(rows), value) for name, value in controls_of
+                "analysis/gabor_share_pca": np.full(len(rows), share_of(data)),
+                "analysis/gabor_share_random": np.array([share_of(data, int(seed)) for seed in rows["seed"]]),
             }
 
         return by_cohort(results, ask)
