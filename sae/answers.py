@@ -18,8 +18,8 @@ class AtMatched:
     An arm is named by the coefficient that is swept in it: its frontier, per group and seed, is the members
     where the other arms' coefficients are 0, in the order of the coefficient. Both axes are interpolated
     in their logarithms between neighbouring members; a value the frontier does not reach is missing, never
-    extrapolated. Cells are means over the seeds that reach it. At equal coefficients penalties cannot be compared:
-    their units differ.
+    extrapolated, and a member that diverged is no neighbour. Cells are means over the seeds that reach the value. At
+    equal coefficients penalties cannot be compared: their units differ.
     """
 
     arms: Mapping[str, str]

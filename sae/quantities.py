@@ -2,12 +2,12 @@
 
 A quantity is called with the results of a run and gives *cells*: {"d_sae 64, fvu 0.1": a number per seed}. Those here
 read `results.everyone`, the table of all members, finished or not. A number that the members cannot give (the frontier
-does not reach the value; a member is missing or has diverged) is NaN, never a guess. Quantities of several lines come
-out as one cell per line; two quantities with the same cells can be compared, seed by seed.
+does not reach the value; a member is missing, has diverged or lacks the metric) is NaN, never a guess. Quantities of
+several lines come out as one cell per line; two quantities with the same cells can be compared, seed by seed.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,23 @@ class Arm:
     def check(self, names) -> None:
         """Check before training that these hyper-parameters are there. Raises UserError."""
         require(names, [self.along, *self.others, *self.group, *self.where], (), "claim")
+        for name, values in self.where.items():
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise UserError(f"claim: where {name}: got {values!r}, allowed: a tuple of values, ({values!r},)")
 
     def lines(self, members: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
-        """(label of the group, seed, members in the order of the coefficient). Raises UserError if there are none."""
+        """(label of the group, seed, members in the order of the coefficient).
+
+        Raises UserError if there are none, or none of a value in `where`.
+        """
         chosen = of_arm(members, self.along, [self.along, *self.others])
         for name, values in self.where.items():
+            if absent := [value for value in values if not chosen[name].isin([value]).any()]:
+                raise UserError(f"claim: no member with {self.along} alone has {name} {', '.join(map(str, absent))}")
             chosen = chosen[chosen[name].isin(values)]
         if chosen.empty:
             raise UserError(f"claim: no member has {self.along} alone{f' and {dict(self.where)}' * bool(self.where)}")
-        for values, line in chosen.groupby([*self.group, "seed"]):
+        for values, line in chosen.groupby([*self.group, "seed"], dropna=False):
             if line.duplicated(self.along).any():
                 raise UserError(f"claim: members of one line along {self.along} differ in something else; group by it")
             *group, seed = values
@@ -67,6 +75,10 @@ class OfLine:
         """Every column that it reads."""
         return (self.metric,)
 
+    def whole(self) -> tuple[str, ...]:
+        """The columns of which every member of a line must have a number, or the line has none."""
+        return self.read()
+
     def check(self, names) -> None:
         """Check before training that what it reads is there. Raises UserError."""
         self.arm.check(names)
@@ -84,7 +96,7 @@ class OfLine:
         """{line: read(its members) per seed}; NaN for a line that is not whole."""
         found: dict[str, dict[int, float]] = {}
         for name, seed, line in self.lines(results):
-            whole = (line["status"] == "finished").all()
+            whole = (line["status"] == "finished").all() and line[[*self.whole()]].notna().all(axis=None)
             key = ", ".join(part for part in (name, label) if part)
             found.setdefault(key, {})[seed] = read(line) if whole else np.nan
         return {key: pd.Series(values, dtype=float) for key, values in found.items()}
@@ -92,7 +104,11 @@ class OfLine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Matched(OfLine):
-    """A metric where another has a given value, interpolated between neighbours in both logarithms."""
+    """A metric where another has a given value, interpolated between neighbours in both logarithms.
+
+    Where the metric is 0 at one of the two, it is interpolated linearly in the other's logarithm: a metric that counts
+    few things (dead latents) then hangs on whether there is one at all.
+    """
 
     matched: str = "eval/fvu"
     at: tuple[float, ...] = (0.1, 0.2, 0.4)
@@ -100,6 +116,10 @@ class Matched(OfLine):
     def read(self) -> tuple[str, ...]:
         """Both."""
         return (self.metric, self.matched)
+
+    def whole(self) -> tuple[str, ...]:
+        """What is held equal; the metric is needed of the two neighbours only."""
+        return (self.matched,)
 
     def __call__(self, results) -> Cells:
         """A cell per line and value."""
@@ -137,20 +157,28 @@ class PeakInside(OfLine):
         """The metric, and those that choose."""
         return (self.metric, *self.least)
 
+    def whole(self) -> tuple[str, ...]:
+        """Those that choose; the metric is needed of the chosen only."""
+        return tuple(self.least)
+
     def __call__(self, results) -> Cells:
         """A cell per line; NaN where no member is chosen."""
 
         def of(line):
             for name, bound in self.least.items():
                 line = line[line[name] >= bound]
-            return line[self.metric].min() if self.smallest else line[self.metric].max()
+            values = line[self.metric]
+            return values.min(skipna=False) if self.smallest else values.max(skipna=False)
 
         return self.cells(results, of)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeakAt(OfLine):
-    """The coefficient at which a metric is largest along a line."""
+    """The coefficient at which a metric is largest along a line: the smallest of those where it is.
+
+    At an end of the line the true peak may lie beyond.
+    """
 
     def __call__(self, results) -> Cells:
         """A cell per line."""
@@ -178,6 +206,10 @@ class Monotone(OfLine):
     def read(self) -> tuple[str, ...]:
         """The metric, and those that choose."""
         return (self.metric, *self.most)
+
+    def whole(self) -> tuple[str, ...]:
+        """Those that choose; the metric is needed of the chosen only."""
+        return tuple(self.most)
 
     def __call__(self, results) -> Cells:
         """A cell per line; NaN of fewer than three members."""
@@ -210,6 +242,10 @@ class AtEnd(OfLine):
     """A metric at the largest coefficient of a line, or at the smallest."""
 
     smallest: bool = False
+
+    def whole(self) -> tuple[str, ...]:
+        """None: only the member at the end is read."""
+        return ()
 
     def __call__(self, results) -> Cells:
         """A cell per line."""
@@ -249,6 +285,10 @@ class AtBest(OfLine):
         """Both."""
         return (self.metric, self.by)
 
+    def whole(self) -> tuple[str, ...]:
+        """What chooses; the metric is needed of the chosen only."""
+        return (self.by,)
+
     def __call__(self, results) -> Cells:
         """A cell per line."""
         return self.cells(results, lambda line: float(line[self.metric][line[self.by].idxmax()]))
@@ -259,7 +299,8 @@ class AtSome(OfLine):
     """A metric at the one group and coefficient that come closest to meeting several bounds at once.
 
     For claims that there is some member with all of a, b and c: each is a claim of its own, about the same members.
-    Those are chosen by their means over seeds: the largest of min over the bounds of mean / least and most / mean.
+    Those are chosen by their means over seeds: the largest of min over the bounds of mean / least and most / mean. So
+    bounds are positive.
     """
 
     least: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -268,6 +309,13 @@ class AtSome(OfLine):
     def read(self) -> tuple[str, ...]:
         """The metric, and those that choose."""
         return (self.metric, *self.least, *self.most)
+
+    def check(self, names) -> None:
+        """Check before training that what it reads is there, and the bounds are positive. Raises UserError."""
+        super().check(names)
+        for name, bound in [*self.least.items(), *self.most.items()]:
+            if not bound > 0:
+                raise UserError(f"claim: AtSome: got a bound of {bound:g} of {name}, allowed: more than 0")
 
     def __call__(self, results) -> Cells:
         """One cell, named by the group and the coefficient. NaN for seeds without these numbers."""
@@ -288,14 +336,17 @@ class AtSome(OfLine):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span(OfLine):
-    """The largest over the smallest coefficient of a line, those at 0 left out: over what range it was looked at."""
+    """Over what range of the coefficient a metric falls: largest / smallest of a line's longest stretch that falls.
+
+    A coefficient of 0 has no place in a range. 1 where the metric never falls.
+    """
 
     def __call__(self, results) -> Cells:
         """A cell per line."""
 
         def of(line):
-            values = line[self.arm.along][line[self.arm.along] > 0]
-            return float(values.max() / values.min())
+            line = line[line[self.arm.along] > 0]
+            return falling(line[self.arm.along], line[self.metric])
 
         return self.cells(results, of)
 
@@ -320,15 +371,15 @@ class Pair:
 
     def check(self, names) -> None:
         """Check both."""
-        self.a.check(names)
-        self.b.check(names)
+        check(self.a, names)
+        check(self.b, names)
 
     def __call__(self, results) -> Cells:
-        """The cells of both. Raises UserError where they are not the same."""
+        """The cells of both; a seed that one of them lacks is NaN. Raises UserError where cells are not the same."""
         a, b = self.a(results), self.b(results)
         if a.keys() != b.keys():
             raise UserError(f"claim: two quantities have other cells: {sorted(a)[:3]} and {sorted(b)[:3]}")
-        return {key: self.combine(a[key], b[key].reindex(a[key].index)) for key in a}
+        return {key: self.combine(*a[key].align(b[key])) for key in a}
 
 
 class Ratio(Pair):
@@ -357,7 +408,7 @@ class Largest:
 
     def check(self, names) -> None:
         """Check what it is of."""
-        self.of.check(names)
+        check(self.of, names)
 
     def __call__(self, results) -> Cells:
         """One cell."""
@@ -372,12 +423,23 @@ class Spread:
 
     def check(self, names) -> None:
         """Check what it is of."""
-        self.of.check(names)
+        check(self.of, names)
 
     def __call__(self, results) -> Cells:
         """One cell."""
         table = pd.DataFrame(self.of(results))
         return {"largest / smallest": table.max(axis=1, skipna=False) / table.min(axis=1, skipna=False)}
+
+
+def check(quantity: Any, names) -> None:
+    """Check before training that something is a quantity, and that what it reads is there. Raises UserError.
+
+    Any function of results will do; one without a `check` is taken at its word.
+    """
+    if not callable(quantity):
+        raise UserError(f"claim: got {quantity!r} as a quantity, allowed: a function of results that gives cells")
+    if (of := getattr(quantity, "check", None)) is not None:
+        of(names)
 
 
 def onset(x: pd.Series, y: pd.Series, level: float) -> float:
@@ -397,6 +459,16 @@ def spearman(x: pd.Series, y: pd.Series) -> float:
     if len(x) < 3 or np.isnan(y).any() or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(scipy.stats.spearmanr(x, y).statistic)
+
+
+def falling(x: pd.Series, y: pd.Series) -> float:
+    """The largest over the smallest x of the stretch over which y falls at each step, of those the one with most."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    best, start = 1.0, 0
+    for i in range(1, len(x)):
+        start = start if y[i] < y[i - 1] else i
+        best = max(best, x[i] / x[start])
+    return float(best)
 
 
 def longest_run(true: pd.Series) -> int:

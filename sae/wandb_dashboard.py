@@ -57,7 +57,7 @@ def dashboard(folder: Path, options: Options, say: Callable[[str], None] = print
     try:
         import wandb_workspaces.reports.v2  # noqa: F401
     except ImportError:
-        raise UserError("dashboard needs wandb-workspaces; pip install 'sparsity-lab[dashboard]'") from None
+        raise UserError("dashboard needs wandb-workspaces; pip install -e '.[dashboard]'") from None
     results = load(folder)
     entity, project = place(results, options)
     if options.dry_run:
@@ -236,7 +236,8 @@ def _claims(folder: Path) -> Section | None:
     decided = claims.read(folder)
     if not decided:
         return None
-    return Section("Claims", "Fixed before the first run.", [], text=_markdown(claims.table(decided)))
+    what = "Fixed before the first run, but for those that are said to have changed."
+    return Section("Claims", what, [], text=_markdown(claims.table(decided)))
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -1,5 +1,7 @@
 """Claims decided on tables made by hand, whose answers are known."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ from sae.quantities import (
     Span,
     Spread,
     Zone,
+    falling,
     longest_run,
     onset,
     spearman,
@@ -44,13 +47,17 @@ class Table:
 
 @pytest.fixture
 def table() -> pd.DataFrame:
-    """fvu = λ / 20; l0 = 2 / λ under L1, four times as much under L2; seeds differ by a factor in both alike."""
+    """fvu = λ / 20; l0 = 2 / λ under L1, four times as much under L2; seeds differ by a factor in both alike.
+
+    n_eff is l0 by width: as much with 64 latents, three times as much with 128.
+    """
     rows = [
         {
             "member": i, "status": "finished", "d_sae": d_sae, "seed": seed, "penalty.l1": λ * (arm == "l1"),
             "penalty.l2": λ * (arm == "l2"), "eval/fvu": λ / 20,
             "eval/l0": (2 if arm == "l1" else 8) / λ * (1 + seed / 10),
             "eval/mmcs": {0.01: 0.3, 0.1: 0.95, 1.0: 0.92, 10.0: 0.2}[λ] + seed / 1000,
+            "eval/n_eff": (2 if arm == "l1" else 8) / λ * (1 + seed / 10) * (1 if d_sae == 64 else 3),
             "eval/dead_fraction": {0.01: 0.0, 0.1: 0.01, 1.0: 0.09, 10.0: 0.9}[λ],
         }
         for i, (arm, d_sae, seed, λ) in enumerate(
@@ -96,17 +103,27 @@ def test_what_is_read_off_a_line(results):
     assert one(Onset(arm=L1, metric="eval/dead_fraction", level=0.05)) == pytest.approx(10**-0.5)
     apart = Decades(Onset(arm=L1, metric="eval/dead_fraction", level=0.05), PeakAt(arm=L1, metric="eval/mmcs"))
     assert one(apart) == pytest.approx(0.5)
-    spread = Spread(Peak(arm=L1, metric="eval/l0"))(results)
-    np.testing.assert_allclose(spread["largest / smallest"], 1)
+    of_widths = Peak(arm=L1, metric="eval/n_eff")
+    np.testing.assert_allclose(Spread(of_widths)(results)["largest / smallest"], [3, 3, 3])
+    np.testing.assert_allclose(Largest(of_widths)(results)["largest"], [600, 660, 720])
+
+
+def test_a_difference_has_a_sign_and_pairs_seeds(table, results):
+    at = lambda arm: Matched(arm=arm, metric="eval/l0", at=(0.05,))
+    np.testing.assert_allclose(Difference(at(L2), at(L1))(results)["d_sae 64, fvu 0.05"], [6, 6.6, 7.2])
+    np.testing.assert_allclose(Difference(at(L1), at(L2))(results)["d_sae 128, fvu 0.05"], [-6, -6.6, -7.2])
+    fewer = Table(table[~((table["penalty.l1"] > 0) & (table["seed"] == 1))])
+    for pair in (Ratio(at(L1), at(L2)), Ratio(at(L2), at(L1))):
+        assert list(pair(fewer)["d_sae 64, fvu 0.05"].isna()) == [False, True, False], "a seed that one lacks"
 
 
 def test_a_member_is_chosen_by_one_metric_and_read_by_another(results):
     best = AtBest(arm=L1, metric="eval/l0", by="eval/mmcs")(results)["d_sae 64"]
     np.testing.assert_allclose(best, [20, 22, 24], err_msg="λ = .1 has the largest mmcs, and 2 / λ latents")
     assert Follows(arm=L1, metric="eval/l0", other="eval/fvu")(results)["d_sae 64"].iloc[0] == pytest.approx(-1)
-    assert Span(arm=L1, metric="eval/l0")(results)["d_sae 64"].iloc[0] == pytest.approx(1000)
-    largest = Largest(Peak(arm=L1, metric="eval/mmcs"))(results)
-    np.testing.assert_allclose(largest["largest"], [0.95, 0.951, 0.952])
+    span = lambda metric: Span(arm=L1, metric=metric)(results)["d_sae 64"].iloc[0]
+    assert span("eval/l0") == pytest.approx(1000) and span("eval/mmcs") == pytest.approx(100)
+    assert span("eval/fvu") == 1, "which rises all along"
     rising = Monotone(arm=L1, metric="eval/mmcs", most={"eval/fvu": 0.01})
     assert np.isnan(rising(results)["d_sae 64"].iloc[0]), "two points are no trend"
     assert Monotone(arm=L1, metric="eval/l0", most={"eval/fvu": 0.1})(results)["d_sae 64"].iloc[0] == pytest.approx(-1)
@@ -166,6 +183,8 @@ def test_the_pieces():
     assert spearman(pd.Series([1, 2, 3, 4]), pd.Series([1, 2, 4, 3])) == pytest.approx(0.8)
     assert np.isnan(spearman(pd.Series([1, 2, 3]), pd.Series([1, 1, 1])))
     assert longest_run(pd.Series([True, True, False, True])) == 2
+    assert falling([1, 2, 4, 40, 80], [5, 4, 4, 3, 2]) == pytest.approx(20), "a plateau is no fall"
+    assert falling([1, 2], [1, 1]) == 1
 
 
 def test_verdicts_follow_the_interval():
@@ -193,6 +212,72 @@ def test_a_line_with_a_member_that_is_missing_or_diverged_decides_nothing(table,
     assert first["low"] is None and second["low"] > 1 and second["threshold"] == "≥ 1"
 
 
+LINE_OF = {"arm": L1, "metric": "eval/mmcs"}
+
+
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        Peak(**LINE_OF), PeakAt(**LINE_OF), Zone(**LINE_OF, level=0.9), Monotone(**LINE_OF), Span(**LINE_OF),
+        AtBest(arm=L1, metric="eval/l0", by="eval/mmcs"), Follows(**LINE_OF, other="eval/fvu"),
+        Onset(**LINE_OF, level=0.9), PeakInside(arm=L1, metric="eval/l0", least={"eval/mmcs": 0.9}),
+        PeakInside(**LINE_OF, least={"eval/l0": 1}), Matched(arm=L1, metric="eval/l0", matched="eval/mmcs", at=(0.5,)),
+    ],
+    ids=lambda quantity: type(quantity).__name__,
+)  # fmt: skip
+def test_a_member_without_the_number_that_is_read_is_never_passed_over(table, quantity):
+    """The member at the peak's side has none: what its line would give is unknown."""
+    assert quantity(Table(table))["d_sae 64"].notna().all() if not isinstance(quantity, Matched) else True
+    table.loc[(table["penalty.l1"] == 1.0) & (table["seed"] == 1) & (table["d_sae"] == 64), "eval/mmcs"] = np.nan
+    found = quantity(Table(table))
+    assert list(next(iter(found.values())).isna()) == [False, True, False]
+
+
+def test_a_number_that_is_not_read_may_be_lacking(table):
+    table.loc[(table["penalty.l1"] == 0.01) & (table["d_sae"] == 64), "eval/mmcs"] = np.nan
+    results = Table(table)
+    assert AtEnd(**LINE_OF)(results)["d_sae 64"].notna().all()
+    assert PeakInside(**LINE_OF, least={"eval/fvu": 0.01})(results)["d_sae 64"].notna().all()
+    assert Matched(**LINE_OF, at=(0.1,))(results)["d_sae 64, fvu 0.1"].notna().all(), "neither neighbour is that"
+
+
+def test_members_that_a_claim_names_must_be_there(results):
+    some = Arm(along="penalty.l1", others=("penalty.l2",), where={"d_sae": (64, 256, 512)})
+    decided = claims.decide(Claim("x", AtMost(Spread(PeakAt(arm=some, metric="eval/mmcs")), 3)), results)
+    assert decided.verdict == "undecided"
+    assert decided.cells[0].estimate.reason == "claim: no member with penalty.l1 alone has d_sae 256, 512"
+    names = ["d_sae", "penalty.l1"]
+    for scalar in (64, "64"):
+        with pytest.raises(UserError, match="allowed: a tuple of values"):
+            Arm(along="penalty.l1", where={"d_sae": scalar}).check(names)
+
+
+def test_a_group_without_a_value_is_a_line_too(table):
+    table["activation.k"] = table["d_sae"].map({64: np.nan, 128: 4})
+    arm = Arm(along="penalty.l1", others=("penalty.l2",), group=("d_sae", "activation.k"))
+    assert list(Peak(arm=arm, metric="eval/l0")(Table(table))) == [
+        "d_sae 64, activation.k nan",
+        "d_sae 128, activation.k 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (0.5, "'float' object has no attribute 'items'"),
+        ({"": 0.5}, "'float' object has no attribute 'to_numpy'"),
+        ({"": pd.Series([], dtype=float)}, "0 of 0 seeds have no number"),
+        ({"": pd.Series([1.0, np.inf])}, "1 of 2 seeds have no number"),
+        ({}, "no cells: there is nothing to decide"),
+    ],
+)
+def test_whatever_a_quantity_of_ones_own_gives_costs_no_result(found, reason):
+    decided = claims.decide(Claim("x", AtMost(lambda results: found, 1)), None)
+    ((clause,),) = [one["clauses"] for one in claims.as_json([decided])]
+    assert decided.verdict == "undecided" and clause["reason"].startswith(reason)
+    json.dumps(claims.as_json([decided]), allow_nan=False)
+
+
 def test_what_a_claim_reads_is_checked_before_training():
     names = ["d_sae", "penalty.l1", "penalty.l2"]
     Claim("x", AtMost(Ratio(Peak(arm=L1, metric="eval/l0"), Peak(arm=L2, metric="eval/l0")), 1)).check(names)
@@ -202,6 +287,13 @@ def test_what_a_claim_reads_is_checked_before_training():
         Claim("x", AtMost(Peak(arm=L1, metric="eval/lo"), 1)).check(names)
     with pytest.raises(UserError, match="allowed: AtMost"):
         Claim("x", Peak(arm=L1, metric="eval/l0")).check(names)
+    with pytest.raises(UserError, match="got 0.5 as a quantity"):
+        Claim("x", AtMost(0.5, 0.5)).check(names)
+    with pytest.raises(UserError, match="AtSome: got a bound of 0 of eval/l0, allowed: more than 0"):
+        Claim("x", AtMost(AtSome(arm=L1, metric="eval/l0", least={"eval/l0": 0.0}), 0.5)).check(names)
+    mine = lambda results: {}
+    for of_mine in (Ratio(mine, mine), Largest(mine), Spread(mine)):
+        Claim("x", AtMost(of_mine, 0.5)).check(names)
 
 
 SWEEP = """
@@ -237,9 +329,12 @@ def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tm
     assert list(claims.table(decided)["at"]) == ["d_sae 32", "d_sae 32", "d_sae 32, fvu 1e-06", ""]
     (tmp_path / "x.py").write_text(SWEEP.replace('"eval/fvu"), 0.0', '"eval/fvu"), 2.0'))
     assert cli.main(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
-    assert "1 fails" not in capsys.readouterr().out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
+    out = capsys.readouterr().out
+    assert "1 fails" not in out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
+    assert out.count("nothing is lost (changed since the first run)") == 1 and out.count("since the first") == 1
     (tmp_path / "x.py").write_text(SWEEP)
     assert cli.main(["run", "x.py", *flags]) == 2, "and so does the run's own command, which trains nothing"
+    assert not any(claim["changed"] for claim in claims.read(tmp_path / "runs/x")), "it is again as it was"
     (tmp_path / "x.py").unlink()
     assert cli.main(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from sae.data.source import Rows, Sampler, Source
 from sae.measures import Measure
 from sae.model import Sae
 from sae.results import Results
-from sae.types import Array
+from sae.types import Array, UserError
 
 Ask = Callable[[Sae, "Data", pd.DataFrame], Mapping[str, Array]]
 
@@ -38,7 +38,7 @@ class Data:
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """[n_held_out, d_in] float32, those of evaluation."""
+        """[n_held_out, d_in] float32, all there are; evaluation may be of fewer, by `n_eval`."""
         with contextlib.closing(Feed(self.rows, self.data_seed, 1, 1, resident_bytes=0)) as feed:
             return np.concatenate([np.asarray(x.T)[np.asarray(weight) > 0] for x, weight in feed.held_out()])
 
@@ -47,10 +47,12 @@ def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
     """ask(autoencoders stacked, data, their rows of the members table) -> {column: [member]} of each cohort, as one
     table, a row per finished member, indexed by its number.
 
-    Members that diverged are left out. Raises UserError where data or weights cannot be read.
+    Members that diverged are left out. Raises UserError where that leaves none, or data or weights cannot be read.
     """
     members = results.members
     sound, known, parts = members[members["status"] == "finished"], {}, []
+    if sound.empty:
+        raise UserError("all members diverged")
     for _, of_cohort in sound.groupby("cohort"):
         numbers = [int(member) for member in of_cohort["member"]]
         key = results.source(numbers[0]), results.definition["members"][numbers[0]]["data_seed"]

@@ -40,7 +40,7 @@ def run(parts: Sequence[Part], folder: Path, options: Options, say: Say) -> list
     try:
         import submitit
     except ImportError:
-        raise UserError("--launcher slurm needs submitit: pip install 'sparsity-lab[slurm]'") from None
+        raise UserError("--launcher slurm needs submitit: pip install -e '.[slurm]'") from None
     extra = _extra(options.slurm_extra)
     logs = make_logs(folder).resolve()
     try:

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 import plotly.offline
 from PIL import Image
 
+from sae.claims import text as claimed
 from sae.figures import Curves, Dictionaries, Figure, FiringRates
 from sae.metrics import MEANINGS
 from sae.report import captions, data, dictionaries, draw
@@ -158,27 +159,28 @@ def _list(sentences: Sequence[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _claims(claims: Sequence[dict[str, Any]]) -> str:
-    """A row per clause: what was claimed before the first run, and what came of it."""
-    if not claims:
+def _claims(decided: Sequence[dict[str, Any]]) -> str:
+    """A row per clause: what was claimed, and what came of it."""
+    if not decided:
         return ""
     rows = []
-    for claim in claims:
+    for claim in decided:
         for i, clause in enumerate(claim["clauses"]):
             head = (
-                f"{_text(claim['text'])} <span class=lead>{_text(claim.get('source') or '')}</span>" if i == 0 else ""
+                f"{_text(claimed(claim))} <span class=lead>{_text(claim.get('source') or '')}</span>" if i == 0 else ""
             )
             measured = number(clause["measured"]) if clause["measured"] is not None else "–"
             bounds = [clause.get(end) for end in ("low", "high")]
             interval = data.pairs(*bounds) if None not in bounds else ""
+            reason = f"<small>{_text(clause['reason'])}</small>" if clause.get("reason") else ""
             rows.append(
                 f"<tr><td class=text>{head}</td><td class=text>{_text(clause['text'])}</td>"
                 f"<td>{_text(measured + interval)}</td><td>{_text(number(clause['threshold']))}</td>"
-                f'<td class="{_text(clause["verdict"])}">{_text(clause["verdict"])}</td></tr>'
+                f'<td class="{_text(clause["verdict"])}">{_text(clause["verdict"])}{reason}</td></tr>'
             )
     head = "".join(f"<th class=words>{name}</th>" for name in ("claim", "clause", "measured", "threshold", "verdict"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    of = [claim.get("verdict", "undecided") for claim in claims]
+    of = [claim.get("verdict", "undecided") for claim in decided]
     counts = ", ".join(f"{of.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
     return f'<h3>Claims</h3><p>{len(of)}: {counts}.</p><div class="scroll" tabindex="0">{table}</div>'
 
