@@ -1,4 +1,4 @@
-"""On handwritten digits, how many latents does L1 leave active where L2 only shrinks them?
+"""On handwritten digits, how many latents does L1 leave active, and how many L2?
 
 3 widths x (8 L1 + 8 L2) x 3 seeds = 144 members in 3 compiled programs.
 

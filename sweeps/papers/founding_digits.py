@@ -8,7 +8,7 @@ after a pilot with other seeds and another split. The latents that win an output
 the 1,400.
 
 Result: 11 of 12 claims hold; whether L1 has 5 points more latents dead is undecided at 5.0 to 6.1. With 256 latents at
-FVU .33, one latent gives 43 % of the digits to nine tenths. (2 CPU cores: 22 min beside other work.)
+FVU .33, 43 % of the digits are each given to nine tenths by a single latent. (2 CPU cores: 22 min beside other work.)
 
     sae run sweeps/papers/founding_digits.py
 """

@@ -3,8 +3,9 @@
 The founding question of this project, claim S4 (e). 5 widths x (13 L1 + 13 L2 + no penalty) x 5 seeds = 675 members in
 5 compiled programs.
 
-128 features in 64 dimensions, 3 active at a time (generator B). Thresholds were fixed after a pilot with other seeds
-and other features.
+128 features in 64 dimensions, 3 active at a time (generator B). The threshold was fixed after a pilot with other seeds
+and other features. L2's range was widened after a first full run, in which it ended short of giving up: the miss is
+larger with it (.18; before .19).
 
 Result: the claim fails, .18 where .3 was asked: L1 finds all features (MMCS 1.00), and L2, just before it gives up,
 most of them (.82, at an FVU of .82). (2 CPU cores: 40 min beside other work.)

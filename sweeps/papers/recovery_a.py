@@ -6,7 +6,8 @@ active, feature i in proportion to .99^i. Encoder bias, ReLU, no decoder bias, d
 
 4 widths x 9 L1 x 2 seeds = 72 members in 4 compiled programs. Differs from the papers: the coefficient is of the sum
 of latents beside a squared error summed over dimensions (the suite's form); two seeds, so that the run is affordable,
-and with two an interval reaches from one to the other; magnitudes are uniform, as the suite has it.
+and with two an interval reaches from one to the other; magnitudes are uniform, as the suite has it. Only of (a) the
+suite says D/G >= 1; (b), (c), (e) and (f) are read so too, as there is no zone where features cannot be found.
 
 On this grid neighbours are half a decade apart, 3.16: in (g) a peak that varies at most threefold does not vary at all.
 (e) may be out of reach by ties, which share their rank: a fraction that is 0 at six of 9 coefficients and rises at the

@@ -1,7 +1,7 @@
 """Does an L1 autoencoder recover features in superposition, frequencies unequal? Small: 128 features, 64 dimensions.
 
 The small tier of P2, generator A: 3 active features of 128, the most frequent 3.6 times as frequent as the least. The
-clauses and what they read are those of `recovery_a.py`.
+clauses and what they read are those of `recovery_a.py`; on this finer grid (b) asks for half as wide a zone.
 
 5 widths x 17 L1 x 2 seeds = 170 members in 5 compiled programs. Differs from the full tier in the suite's small sizes
 and a grid of a quarter of a decade between neighbours; and, so that it takes about two minutes, in 1,600 steps of 64

@@ -3,13 +3,8 @@
 P2 of the paper suite: Sharkey, Braun & Millidge 2022; Heap et al. 2025 (arXiv 2501.17727), Fig. 4. Generator B: 512
 features in 256 dimensions, 5 active, nearly equally often. All else is `recovery_a.py`, where the clauses are too.
 
-4 widths x 9 L1 x 2 seeds = 72 members in 4 compiled programs. Differs from the papers: the coefficient is of the sum
-of latents beside a squared error summed over dimensions (the suite's form); two seeds, so that the run is affordable,
-and with two an interval reaches from one to the other.
-
-On this grid neighbours are half a decade apart, 3.16: in (g) a peak that varies at most threefold does not vary at all.
-(e) may be out of reach by ties, which share their rank: a fraction that is 0 at six of 9 coefficients and rises at the
-others has a Spearman of .84, at five .91 (of 17 in the small tier: at ten .89, at nine .92).
+4 widths x 9 L1 x 2 seeds = 72 members in 4 compiled programs. What differs from the papers, and what the grid and ties
+do to (e) and (g), is said there too.
 
     sae run sweeps/papers/recovery_b.py
 """
