@@ -25,6 +25,7 @@ class Line:
     along: str
     colour: str
     strength: float  # opacity: groups of one arm differ in it
+    place: int | None  # among the groups of its arm, which differ in their marks too; None where there is one
     members: pd.DataFrame
 
     def means(self, x: str, y: str) -> pd.DataFrame:
@@ -52,7 +53,7 @@ def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> 
             else:
                 name, strength = ", ".join(words) or arm_name(coefficient), 1.0
                 colour = between(GROUPS, (k + 0.5) / len(combinations)) if len(combinations) > 1 else ARMS[0]
-            found.append(Line(name, coefficient, colour, strength, of_line))
+            found.append(Line(name, coefficient, colour, strength, k if len(combinations) > 1 else None, of_line))
     return found
 
 
@@ -140,6 +141,15 @@ def between(colours: Sequence[str], t: float) -> str:
 def rgba(colour: str, alpha: float) -> str:
     """ "#3b76c4", 0.5 -> "rgba(59,118,196,0.5)"."""
     return f"rgba({','.join(str(int(colour[k : k + 2], 16)) for k in (1, 3, 5))},{alpha:g})"
+
+
+def log_ticks(values: Iterable[float]) -> list[float]:
+    """The ticks of a log axis: 1, 2, 5, or powers of ten where there are many; beyond the values on both sides."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values) & (values > 0)]
+    low, high = np.log10([values.min(), values.max()]) if values.size else (0, 1)
+    digits = (1, 2, 5) if high - low < 2.5 else (1,)
+    return [digit * 10.0**power for power in range(int(low) - 2, int(high) + 3) for digit in digits]
 
 
 def thin(history: pd.DataFrame, points: int = 200) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from sae.report import captions, data
 from sae.report.data import WIDE, Line, hover, label, lines, number, rgba
 
 COLOURS = "Viridis"
+MARKS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross")  # one per group of an arm
 
 
 def draw(
@@ -258,6 +259,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     drawn = go.Figure()
     for line in drawn_lines:
         means, solid = line.means(x, y), rgba(line.colour, line.strength)
+        mark = {} if line.place is None else {"symbol": MARKS[line.place % len(MARKS)], "size": 7, "color": solid}
         common = {"legendgroup": line.name, "name": line.name}
         band = means.dropna()
         if len(band) > 1:
@@ -275,8 +277,9 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
         drawn.add_scatter(
             x=means["x"].to_numpy(),
             y=means["y"].to_numpy(),
-            mode="lines",
+            mode="lines+markers" if mark else "lines",
             line={"color": solid, "width": 2},
+            marker=mark,
             hoverinfo="skip",
             **common,
         )
@@ -284,7 +287,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
             x=line.members[x].to_numpy(float),
             y=line.members[y].to_numpy(float),
             mode="markers",
-            marker={"color": solid, "size": 6},
+            marker={"color": solid, "size": 4 if mark else 6},
             customdata=line.members.index.to_numpy(np.int32),
             text=hover(line.members),
             hovertemplate="%{text}<extra></extra>",
@@ -318,12 +321,8 @@ def _dimension(column: pd.Series, name: str, each: bool) -> dict:
 
 
 def _log(name: str, values) -> dict:
-    """A logarithmic axis whose ticks are written out: 1, 2, 5, or powers of ten where there are many."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values) & (values > 0)]
-    low, high = np.log10([values.min(), values.max()]) if values.size else (0, 1)
-    digits = (1, 2, 5) if high - low < 2.5 else (1,)
-    ticks = [digit * 10.0**power for power in range(int(low) - 2, int(high) + 3) for digit in digits]
+    """A logarithmic axis whose ticks are written out."""
+    ticks = data.log_ticks(values)
     return {"title": label(name), "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 

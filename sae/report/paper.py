@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
@@ -27,6 +28,7 @@ STYLE = {
     "svg.hashsalt": "sae",  # the same figure is the same file
 }
 WIDTH = 5.5  # inches
+MARKS = "osDv^P"  # one per group of an arm, as in draw
 
 
 def save(canvas: Canvas, path: Path) -> None:
@@ -96,8 +98,9 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
     for line in drawn:
         means = line.means(x, y)
         style = {"color": line.colour, "alpha": line.strength}
-        axes.plot(means["x"], means["y"], lw=1.3, label=line.name, **style)
-        axes.plot(line.members[x], line.members[y], "o", ms=2, mew=0, **style)
+        mark = {} if line.place is None else {"marker": MARKS[line.place % len(MARKS)], "ms": 3.6, "mew": 0}
+        axes.plot(means["x"], means["y"], lw=1.1, label=line.name, **mark, **style)
+        axes.plot(line.members[x], line.members[y], "o", ms=1.4 if mark else 2, mew=0, **style)
         axes.fill_between(
             means["x"].astype(float),
             means["low"],
@@ -107,7 +110,14 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
             lw=0,
         )
     axes.set(xlabel=label(x), ylabel=label(y))
-    axes.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
+    shown = pd.concat([line.members for line in drawn]) if drawn else pd.DataFrame()
+    for name, axis, column in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
+        if name in log and len(shown):
+            axes.set(**{f"{name}scale": "log"})
+            ends = axis.get_view_interval()
+            axis.set_ticks([tick for tick in data.log_ticks(shown[column]) if ends[0] <= tick <= ends[1]])
+            axis.set_major_formatter(lambda tick, _: f"{tick:g}")
+            axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if len(drawn) > 1:
         axes.legend(ncols=1 + len(drawn) // 8, fontsize=7)
     return canvas
