@@ -1,0 +1,41 @@
+"""What the README shows is run as it stands there, but for its size; links of all pages lead somewhere."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae import claims
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+TEXT = PAGES[0].read_text()
+QUESTION, CLAIM, NOTEBOOK, ANALYSIS, PENALTY = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+
+
+def test_the_snippets_run_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = QUESTION.replace("d_sae=256", "d_sae=16").replace("n_steps=2_000", "n_steps=20")
+    assert small.count("=16") == small.count("=20") == 1
+    known: dict = {}
+    for code in (small, NOTEBOOK, ANALYSIS, PENALTY.replace("@sae", "import jax.numpy as jnp\n\n\n@sae")):
+        exec(compile(code, "README.md", "exec"), known)
+    fvu = ((known["x"] - known["x_hat"]) ** 2).sum() / ((known["x"] - known["x"].mean(axis=0)) ** 2).sum()
+    np.testing.assert_allclose(fvu, known["results"].members["eval/fvu"][3], rtol=1e-5)
+    assert known["latents"].shape == (397, 16)
+    assert float(known["Log"](weight=2.0)(np.full((3, 5), np.e - 1), None, 0)) == 6.0
+
+
+def test_the_claim_can_be_checked():
+    known: dict = {}
+    exec(CLAIM.replace("Sweep(..., ", "dict("), known)
+    (claim,) = known["sweep"]["claims"]
+    claim.check(["d_sae", "penalty.l1", "penalty.l2"])
+    assert claims.written([claim])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
