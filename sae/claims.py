@@ -12,16 +12,17 @@ interval lies within the bound, *fails* where none of it does, and is *undecided
 bound or a seed has no number. A claim holds if all of its cells hold, and fails if one of them fails.
 
 An interval of few seeds is too narrow: of normal numbers it covers the true mean in half of all cases with 2 seeds (it
-reaches from one to the other), in 74 % with 3, 85 % with 5 and 88 % with 8.
+reaches from one to the other), in 75 % with 3, 84 % with 5 and 88 % with 8.
 
-What claims a run began with is kept in its definition: of one that has been changed since, its verdict says so.
+What a run claimed when it began is kept in its definition: a claim that is not among those is marked, and one of those
+that is claimed no longer is listed.
 """
 
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +54,9 @@ def estimate(per_seed: pd.Series) -> Estimate:
     """The mean over seeds, and its bootstrap interval; equal numbers in all seeds have an interval of one point."""
     values = per_seed.to_numpy(float)
     known = values[np.isfinite(values)]
-    if len(known) < len(values) or not len(values):
+    if not len(values):
+        return Estimate(math.nan, math.nan, math.nan, 0, "no seeds")
+    if len(known) < len(values):
         lacking = f"{len(values) - len(known)} of {len(values)} seeds have no number"
         why = "out of reach, not defined there, missing or diverged"
         mean = float(known.mean()) if len(known) else math.nan
@@ -171,23 +174,49 @@ def decide(claim: Claim, results) -> Decided:
 
 def _cell(claim: Claim, label: str, over_seeds: Estimate) -> Cell:
     known = not math.isnan(over_seeds.low)
-    return Cell(label, over_seeds, claim.clause.judge(over_seeds.low, over_seeds.high) if known else "undecided")
+    return Cell(str(label), over_seeds, claim.clause.judge(over_seeds.low, over_seeds.high) if known else "undecided")
 
 
-def written(claims: Sequence[Claim]) -> list[str]:
-    """The clauses of claims in words: two are the same if these are. (A function of one's own is known by its name.)"""
-    return [re.sub(r" at 0x[0-9a-f]+", "", repr(claim.clause)) for claim in claims]
+def written(claim: Claim) -> dict[str, str]:
+    """A claim in words, as a run's definition keeps it; two clauses are the same if their words are.
+
+    A function of one's own is known by its name only, and what the code of a quantity does is not seen.
+    """
+    return {"text": claim.text, "threshold": claim.clause.threshold, "clause": _words(claim.clause)}
 
 
-def as_json(decided: Sequence[Decided], first: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """What claims.json holds. `first`: the clauses that the run began with, as `written`, where that is known."""
+def _words(value: Any) -> str:
+    """A definition in words, fields at their defaults left out: one that is new does not change what was written."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        bare = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        told = [
+            (f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) != bare(f)
+        ]
+        return f"{type(value).__name__}({', '.join(f'{name}={_words(of)}' for name, of in told)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_words(of)}" for name, of in value.items()) + "}"
+    if isinstance(value, tuple | list | range):
+        return f"({', '.join(map(_words, value))})"
+    if isinstance(value, bool | str) or not isinstance(value, int | float):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return repr(float(value))
+
+
+def as_json(decided: Sequence[Decided], first: Sequence[Mapping[str, str]] | None = None) -> list[dict[str, Any]]:
+    """What claims.json holds. `first`: the claims that the run began with, as `written`, where that is known.
+
+    One of these that is claimed no longer stands there too, undecided.
+    """
     number = lambda value: None if math.isnan(value) else value
+    clauses = None if first is None else [claim["clause"] for claim in first]
+    now = [written(one.claim)["clause"] for one in decided]
+    dropped = [claim for claim in first or () if claim["clause"] not in now]
     return [
         {
             "text": one.claim.text,
             "source": one.claim.source,
             "verdict": one.verdict,
-            "changed": first is not None and written([one.claim])[0] not in first,
+            "later": None if clauses is None else clause not in clauses,
             "clauses": [
                 {
                     "text": cell.label,
@@ -202,14 +231,27 @@ def as_json(decided: Sequence[Decided], first: Sequence[str] | None = None) -> l
                 for cell in one.cells
             ],
         }
-        for one in decided
+        for one, clause in zip(decided, now, strict=True)
+    ] + [
+        {
+            "text": claim["text"],
+            "source": "",
+            "verdict": "undecided",
+            "later": False,
+            "clauses": [
+                {"text": "", "measured": None, "low": None, "high": None, "seeds": 0, "verdict": "undecided"}
+                | {"threshold": claim["threshold"], "reason": "claimed at the first run, and no longer"}
+            ],
+        }
+        for claim in dropped
     ]
 
 
 def settle(claims: Sequence[Claim], results) -> list[dict[str, Any]]:
-    """Decide all claims on a run's results, write claims.json into its folder -> what it holds."""
+    """Decide all claims on a run's results, write claims.json into its folder if it is new -> what it holds."""
     decided = as_json([decide(claim, results) for claim in claims], results.definition.get("claims"))
-    write_json(results.folder / NAME, decided)
+    if decided != read(results.folder):
+        write_json(results.folder / NAME, decided)
     return decided
 
 
@@ -221,16 +263,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
         return []
 
 
-def text(claim: dict[str, Any]) -> str:
-    """A claim of claims.json in words, and that it has changed where it has."""
-    return claim["text"] + " (changed since the first run)" * claim.get("changed", False)
+def named(claim: dict[str, Any]) -> str:
+    """The text of a claim of claims.json, and that it was not claimed at the first run, where that is so."""
+    return claim["text"] + " (not claimed at the first run)" * bool(claim.get("later"))
 
 
 def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row per cell: claim, at, measured, low, high, threshold, verdict, reason, source."""
     rows = [
         {
-            "claim": text(claim),
+            "claim": named(claim),
             "at": cell["text"],
             **{name: cell[name] for name in ("measured", "low", "high", "threshold", "verdict", "reason")},
             "source": claim["source"],
@@ -254,8 +296,8 @@ def markdown(decided: Sequence[dict[str, Any]]) -> str:
     lines = ["| claim | at | threshold | measured [95 %] | verdict |", "|---|---|---|---|---|"]
     for claim in decided:
         for i, cell in enumerate(claim["clauses"]):
-            named, verdict = text(claim) if i == 0 else "", cell["verdict"]
+            text, verdict = named(claim) if i == 0 else "", cell["verdict"]
             reason = f" ({cell['reason']})" if cell["reason"] else ""
-            row = (named, cell["text"], cell["threshold"], measured(cell), verdict + reason)
+            row = (text, cell["text"], cell["threshold"], measured(cell), verdict + reason)
             lines.append("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |")
     return "\n".join(lines)

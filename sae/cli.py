@@ -327,10 +327,10 @@ def _launch(path: Path, tokens: list[str], sweep: Sweep, options: Options, conso
 
 
 def write_report(sweep: Sweep, results: sae.Results) -> None:
-    """The report of a finished run, if there is none of it yet. No failure of it is one of the run."""
+    """The report of a finished run, if there is none of it as it is now. No failure of it is one of the run."""
     page = results.folder / report.NAME
-    newest = max((results.folder / name).stat().st_mtime for name in (storage.MEMBERS, storage.DEFINITION))
-    if page.exists() and page.stat().st_mtime >= newest:
+    of = [results.folder / n for n in (storage.MEMBERS, storage.DEFINITION, storage.ANALYSIS, claims.NAME)]
+    if page.exists() and page.stat().st_mtime >= max(path.stat().st_mtime for path in of if path.exists()):
         return
     say = lambda line: print(f"sae: {line}", file=sys.stderr)
     try:

@@ -127,7 +127,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "cohorts": [list(members) for members in cohorts],
         "members": plain(sweep),
         **shown(sweep),
-        "claims": claims.written(sweep.claims),  # these stay, whatever is claimed later
+        "claims": [claims.written(claim) for claim in sweep.claims],  # these stay, whatever is claimed later
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},

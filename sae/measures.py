@@ -18,7 +18,10 @@ PREFIX = "analysis/"
 
 @runtime_checkable
 class Measure(Protocol):
-    """The protocol: a frozen dataclass whose fields say all that decides its numbers."""
+    """The protocol: a frozen dataclass whose fields say all that decides its numbers.
+
+    By them a run knows that it was asked: after a change of the code delete its analysis.parquet.
+    """
 
     @property
     def columns(self) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sae.answers import AtMatched
-from sae.claims import measured, text
+from sae.claims import measured, named
 from sae.results import Results
 from sae.sweep import Sweep, varying
 from sae.types import count
@@ -94,8 +94,8 @@ def print_claims(runs: Mapping[str, list[dict]], console: Console, check: bool =
         for claim in of_run:
             for i, cell in enumerate(claim["clauses"]):
                 reason = f": {cell['reason']}" if cell["reason"] else ""
-                named = text(claim) if i == 0 else ""
-                row = (named, cell["text"], measured(cell), cell["threshold"], cell["verdict"] + reason)
+                text = named(claim) if i == 0 else ""
+                row = (text, cell["text"], measured(cell), cell["threshold"], cell["verdict"] + reason)
                 table.add_row(*map(escape, row))
     of = [claim["verdict"] for claim in decided]
     console.print()

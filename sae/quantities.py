@@ -462,7 +462,7 @@ def spearman(x: pd.Series, y: pd.Series) -> float:
 
 
 def falling(x: pd.Series, y: pd.Series) -> float:
-    """The largest over the smallest x of the stretch over which y falls at each step, of those the one with most."""
+    """The largest over the smallest x of a stretch over which y falls at each step: the largest such ratio there is."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     best, start = 1.0, 0
     for i in range(1, len(x)):

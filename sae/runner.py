@@ -96,13 +96,12 @@ def run(
     for bit: at its last checkpoint, of which there is one every `checkpoint_minutes` and one at SIGINT or SIGTERM.
     `wandb`: auto, online, offline or off; `wandb_images`: how often it gets the dictionaries of image data during
     training; `wandb_artifacts`: whether it gets the weights. `conclude` is called once all is trained, to put figures
-    into the folder before W&B gets them, and where a finished run's measures or claims are others now. `fresh` moves
-    an older run aside first. `only` (numbers of cohorts) or `shard` ("i/n") train a part; several processes may each
-    train theirs in one folder. How the work is cut is free: `chunk_steps` (steps between log points) and
-    `resident_bytes` (data above it streams from the host) do not change a bit of the weights, `lanes` (members
-    computed at once) changes them by rounding, and so does `mesh` ("member=2,latent=4": members over devices, each
-    member over some; without it, members over all devices). `trial`: the W&B run that this run of one member is, where
-    a `wandb agent` asked for it.
+    into the folder before W&B gets them. `fresh` moves an older run aside first. `only` (numbers of cohorts) or
+    `shard` ("i/n") train a part; several processes may each train theirs in one folder. How the work is cut is free:
+    `chunk_steps` (steps between log points) and `resident_bytes` (data above it streams from the host) do not
+    change a bit of the weights, `lanes` (members computed at once) changes them by rounding, and so does `mesh`
+    ("member=2,latent=4": members over devices, each member over some; without it, members over all devices). `trial`:
+    the W&B run that this run of one member is, where a `wandb agent` asked for it.
     Of several processes (`jax.distributed.initialize`) all call this alike, process 0 alone reads and writes `out`,
     and the others get None.
     Raises UserError for bad input and where another process is gone, OSError where results cannot be written,
@@ -131,8 +130,7 @@ def run(
         if processes.decided(lambda: results.finished and not _damaged(results.cohorts, lambda line: None)):
             if results:
                 say(f"{results.folder}: this run is finished already; nothing to do (--fresh runs it again)")
-                if _settle(sweep, results, say) and conclude is not None:
-                    conclude(results)
+                _settle(sweep, results, say)
             return results
         data = plans.load_data([plan[index] for index in part])
 
@@ -168,15 +166,11 @@ def run(
         return results
 
 
-def _settle(sweep: Sweep, results: Results, say: Callable[[str], None]) -> bool:
-    """Ask the measures and decide the claims of a finished run -> whether they, or what came of them, are new."""
-    known = lambda: (results.asked, claims.read(results.folder))
-    before = known()
+def _settle(sweep: Sweep, results: Results, say: Callable[[str], None]) -> None:
+    """Ask the measures and decide the claims of a finished run: they may be others than when it was trained."""
     with _stopping_at_once():
         ask.settle(sweep.measures, results, say)
-    if sweep.claims:
-        claims.settle(sweep.claims, results)
-    return known() != before
+    claims.settle(sweep.claims, results)
 
 
 def _open(

@@ -236,7 +236,8 @@ def _claims(folder: Path) -> Section | None:
     decided = claims.read(folder)
     if not decided:
         return None
-    what = "Fixed before the first run, but for those that are said to have changed."
+    known = all(claim.get("later") is not None for claim in decided)
+    what = "Fixed before the first run, but for those that are said to be later." if known else ""
     return Section("Claims", what, [], text=_markdown(claims.table(decided)))
 
 

@@ -266,7 +266,7 @@ def test_a_group_without_a_value_is_a_line_too(table):
     [
         (0.5, "'float' object has no attribute 'items'"),
         ({"": 0.5}, "'float' object has no attribute 'to_numpy'"),
-        ({"": pd.Series([], dtype=float)}, "0 of 0 seeds have no number"),
+        ({"": pd.Series([], dtype=float)}, "no seeds"),
         ({"": pd.Series([1.0, np.inf])}, "1 of 2 seeds have no number"),
         ({}, "no cells: there is nothing to decide"),
     ],
@@ -331,12 +331,67 @@ def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tm
     assert cli.main(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
     out = capsys.readouterr().out
     assert "1 fails" not in out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
-    assert out.count("nothing is lost (changed since the first run)") == 1 and out.count("since the first") == 1
+    assert out.count("nothing is lost (not claimed at the first run)") == 1 and out.count("not claimed") == 1
+    assert out.count("claimed at the first run, and no longer") == 1, "the bound that it had"
     (tmp_path / "x.py").write_text(SWEEP)
     assert cli.main(["run", "x.py", *flags]) == 2, "and so does the run's own command, which trains nothing"
-    assert not any(claim["changed"] for claim in claims.read(tmp_path / "runs/x")), "it is again as it was"
+    assert not any(claim["later"] for claim in claims.read(tmp_path / "runs/x")), "it is again as it was"
     (tmp_path / "x.py").unlink()
     assert cli.main(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
+
+
+def test_labels_of_cells_may_be_numbers():
+    found = {np.int64(64): pd.Series([1.0, 1.0]), 128: pd.Series([2.0, 2.0])}
+    (claim,) = claims.as_json([claims.decide(Claim("x", AtMost(lambda results: found, 1)), None)])
+    assert [
+        clause["text"]
+        for clause in claims.as_json([claims.decide(Claim("x", AtMost(lambda _: found, 1)), None)])[0]["clauses"]
+    ] == ["64", "128"]
+    assert "| 128 |" in claims.markdown([claim]) and json.dumps(claim)
+
+
+def test_what_was_claimed_at_the_first_run_is_told_from_what_came_later():
+    one, two = (lambda bound: Claim("x", AtMost(Peak(arm=L1, metric="eval/l0"), bound))), Claim("y", AtLeast(len, 1))
+    later = lambda now, first: [claim["later"] for claim in claims.as_json(now, first)]
+    decided = lambda *of: [claims.decide(claim, Table(pd.DataFrame())) for claim in of]
+    first = [claims.written(claim) for claim in (one(1), two)]
+    assert later(decided(one(1), two), None) == [None, None], "an older folder does not say"
+    assert later(decided(one(1.0), two), first) == [False, False]
+    assert later(decided(one(1)), []) == [True]
+    mended = claims.as_json(decided(one(2), two), first)
+    assert [claim["later"] for claim in mended] == [True, False, False] and mended[-1]["text"] == "x"
+    assert mended[-1]["clauses"][0]["threshold"] == "≤ 1" and mended[-1]["verdict"] == "undecided"
+    assert "no longer" in claims.markdown(mended)
+
+
+def test_the_words_of_a_clause_leave_out_what_is_at_its_default():
+    """So a field that a later version has does not change what was written by an earlier one."""
+    inside = PeakInside(
+        arm=Arm(along="penalty.l1", where={"d_sae": (64, 128)}), metric="eval/l0", least={"eval/mmcs": 0.9}
+    )
+    words = claims.written(Claim("x", AtMost(inside, 1)))["clause"]
+    assert words == (
+        "AtMost(quantity=PeakInside(arm=Arm(along='penalty.l1', where={d_sae: (64.0, 128.0)}), metric='eval/l0', "
+        "least={eval/mmcs: 0.9}), bound=1.0)"
+    )
+    assert " at 0x" not in claims.written(Claim("x", AtMost(lambda results: {}, 1)))["clause"]
+
+
+def test_the_report_is_drawn_again_where_claims_are_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.py").write_text(SWEEP)
+    run_it = lambda: cli.main(["run", "x.py", "--wandb", "off"])
+    assert run_it() == 0
+    page = tmp_path / "runs/x/report.html"
+    drawn = page.stat().st_mtime_ns
+    assert run_it() == 0 and page.stat().st_mtime_ns == drawn, "nothing is new"
+    (tmp_path / "x.py").write_text(
+        SWEEP.replace("nothing is lost", "all is kept").replace(
+            '0.0)),\n        Claim("out', '2.0)),\n        Claim("out'
+        )
+    )
+    assert cli.main(["claims", "runs/x"]) == 0 and run_it() == 0
+    assert "all is kept (not claimed at the first run)" in page.read_text() and page.stat().st_mtime_ns > drawn
 
 
 def test_members_of_a_run_that_is_not_finished_are_missing(tmp_path, quiet, tiny):

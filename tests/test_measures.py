@@ -115,20 +115,6 @@ def test_a_signal_ends_a_measure_at_once_and_what_was_asked_before_is_kept(resul
     assert results.asked == ("Copying(n=100, seed=0)",)
 
 
-def test_the_report_of_a_finished_run_is_drawn_again_where_its_claims_are_others(results):
-    drawn = []
-    of = lambda claims: sae.run(
-        dataclasses.replace(SWEEP, claims=claims), out=results.folder, wandb="off", conclude=drawn.append
-    )
-    of([CLAIM])
-    drawn.clear()
-    of([CLAIM])
-    assert not drawn, "nothing is new"
-    of([CLAIM, CLAIM])
-    assert len(drawn) == 1 and len(claims.read(results.folder)) == 2
-    of([CLAIM])
-
-
 def test_a_run_all_of_whose_members_diverged_has_no_answer(tmp_path, capsys):
     base = sae.replace(BASE, {"optimizer": sae.Adam(lr=1e30), "n_steps": 30})
     results = sae.run(Sweep(name="x", members=[base], measures=[Copying(n=10)]), out=tmp_path / "run", wandb="off")

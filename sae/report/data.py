@@ -25,7 +25,7 @@ class Line:
     along: str
     colour: str
     strength: float  # opacity: groups of one arm differ in it
-    place: int | None  # among the groups of its arm, which differ in their marks too; None where there is one
+    mark: int | None  # the number of its group, the same in all arms; None where its arm has one group
     members: pd.DataFrame
 
     def means(self, x: str, y: str) -> pd.DataFrame:
@@ -41,7 +41,7 @@ class Line:
 def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Line]:
     """A line per arm and combination of the group's values, those with fewer members than two points left out."""
     group = [name for name in group if name in members]
-    found = []
+    found, places = [], {}
     for i, coefficient in enumerate(along):
         arm = of_arm(members, coefficient, along)
         combinations = list(arm.groupby(group, dropna=False)) if group else [((), arm)]
@@ -53,7 +53,8 @@ def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> 
             else:
                 name, strength = ", ".join(words) or arm_name(coefficient), 1.0
                 colour = between(GROUPS, (k + 0.5) / len(combinations)) if len(combinations) > 1 else ARMS[0]
-            found.append(Line(name, coefficient, colour, strength, k if len(combinations) > 1 else None, of_line))
+            mark = places.setdefault(tuple(words), len(places)) if len(combinations) > 1 else None
+            found.append(Line(name, coefficient, colour, strength, mark, of_line))
     return found
 
 

@@ -259,7 +259,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     drawn = go.Figure()
     for line in drawn_lines:
         means, solid = line.means(x, y), rgba(line.colour, line.strength)
-        mark = {} if line.place is None else {"symbol": MARKS[line.place % len(MARKS)], "size": 7, "color": solid}
+        mark = {} if line.mark is None else {"symbol": MARKS[line.mark % len(MARKS)], "size": 7, "color": solid}
         common = {"legendgroup": line.name, "name": line.name}
         band = means.dropna()
         if len(band) > 1:

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import plotly.offline
 from PIL import Image
 
-from sae.claims import text as claimed
+from sae.claims import named
 from sae.figures import Curves, Dictionaries, Figure, FiringRates
 from sae.metrics import MEANINGS
 from sae.report import captions, data, dictionaries, draw
@@ -166,9 +166,7 @@ def _claims(decided: Sequence[dict[str, Any]]) -> str:
     rows = []
     for claim in decided:
         for i, clause in enumerate(claim["clauses"]):
-            head = (
-                f"{_text(claimed(claim))} <span class=lead>{_text(claim.get('source') or '')}</span>" if i == 0 else ""
-            )
+            head = f"{_text(named(claim))} <span class=lead>{_text(claim.get('source') or '')}</span>" if i == 0 else ""
             measured = number(clause["measured"]) if clause["measured"] is not None else "–"
             bounds = [clause.get(end) for end in ("low", "high")]
             interval = data.pairs(*bounds) if None not in bounds else ""

@@ -98,7 +98,7 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
     for line in drawn:
         means = line.means(x, y)
         style = {"color": line.colour, "alpha": line.strength}
-        mark = {} if line.place is None else {"marker": MARKS[line.place % len(MARKS)], "ms": 3.6, "mew": 0}
+        mark = {} if line.mark is None else {"marker": MARKS[line.mark % len(MARKS)], "ms": 3.6, "mew": 0}
         axes.plot(means["x"], means["y"], lw=1.1, label=line.name, **mark, **style)
         axes.plot(line.members[x], line.members[y], "o", ms=1.4 if mark else 2, mew=0, **style)
         axes.fill_between(
@@ -115,9 +115,11 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
         if name in log and len(shown):
             axes.set(**{f"{name}scale": "log"})
             ends = axis.get_view_interval()
-            axis.set_ticks([tick for tick in data.log_ticks(shown[column]) if ends[0] <= tick <= ends[1]])
+            ticks = [tick for tick in data.log_ticks(shown[column]) if ends[0] <= tick <= ends[1]]
+            if len(ticks) > 1:  # else matplotlib has finer ones
+                axis.set_ticks(ticks)
+                axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             axis.set_major_formatter(lambda tick, _: f"{tick:g}")
-            axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if len(drawn) > 1:
         axes.legend(ncols=1 + len(drawn) // 8, fontsize=7)
     return canvas

@@ -117,7 +117,7 @@ def filters(width):
         Claim("S1 The residual finds the aberrant pixel: AUROC", AtLeast(auroc("pixel"), 0.9), source),
         Claim("S1 The residual finds the blob: AUROC", AtLeast(auroc("blob"), 0.9), source),
         Claim("S1 The residual finds salt and pepper: AUROC", AtLeast(auroc("salt_and_pepper"), 0.9), source),
-        Claim("S1 By the coefficient best for that noise, an aberrant pixel: dB",
+        Claim("S1 By the coefficient best for noise of .3, an aberrant pixel: dB",
               AtLeast(same("gain_pixel"), 2), source),
         Claim("S1 ... a 2x2 blob, dB", AtLeast(same("gain_blob"), 0), source),
         Claim("S1 ... AUROC of the aberrant pixel", AtLeast(same("auroc_pixel"), 0.9), source),
