@@ -13,9 +13,9 @@ On this grid neighbours are half a decade apart, 3.16: in (g) a peak that varies
 (e) may be out of reach by ties, which share their rank: a fraction that is 0 at six of 9 coefficients and rises at the
 others has a Spearman of .84, at five .91 (of 17 in the small tier: at ten .89, at nine .92).
 
-Result: 8 of 10 claims hold. 512, 1,024 and 2,048 latents find the features (weighted MMCS .996 and more, at .1). Misses:
-(b) with 512 latents MMCS is above .9 at one coefficient only, as the rarest features are not found; (e) with 2,048 the
-spare latents die from 1.7 decades below the peak on. (2 CPU cores: 54 min beside other work.)
+Result: 8 of 10 claims hold. 512, 1,024 and 2,048 latents find the features (weighted MMCS .996 and more, at .1).
+Misses: (b) with 512 latents MMCS is above .9 at one coefficient only, as the rarest features are not found; (e) with
+2,048 the spare latents die from 1.7 decades below the peak on. (2 CPU cores: 54 min beside other work.)
 
     sae run sweeps/papers/recovery_a.py
 """
