@@ -8,6 +8,10 @@ patches cut elsewhere from the same photographs. Where a claim is about the best
 the held-out patches and the claim decided on the other half: for each corruption the one best for it, and in claims of
 their own the one best for noise of sigma .3.
 
+Result: all 26 claims hold. At FVU .2, L1 leaves 6, 8, 13 and 16 of 64, 128, 256 and 512 latents active, L2 32, 65, 129
+and 215; noise of sigma .3 falls by 3.0 dB, by PCA 1.5. Ten of the claims say little, as the mean patch meets them too:
+docs/papers/founding.md. (2 CPU cores: 14 min.)
+
     sae run sweeps/papers/founding_patches.py
 """
 
