@@ -418,5 +418,5 @@ def test_slurm_that_is_missing_or_refuses_is_one_line(tmp_path, said, cluster, m
     with pytest.raises(UserError, match="no `srun` here"):
         slurm.run([part], tmp_path, Options(), said.append)
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match=r"pip install 'sparsity-lab\[slurm\]'$"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'$"):
         slurm.run([part], tmp_path, Options(), said.append)
