@@ -4,7 +4,7 @@ The small tier of P2, generator A: 3 active features of 128, the most frequent 3
 clauses and what they read are those of `recovery_a.py`; on this finer grid (b) asks for half as wide a zone.
 
 5 widths x 17 L1 x 2 seeds = 170 members in 5 compiled programs. Differs from the full tier in the suite's small sizes
-and a grid of a quarter of a decade between neighbours; and, so that it takes less than two minutes, in 1,200 steps of
+and a grid of a quarter of a decade between neighbours; and, so that it takes about two minutes, in 1,600 steps of
 64 examples at a learning rate of .007 that falls to 0 over the second half. Rate and batch were chosen by the MMCS that
 1,024 latents reach in so short a time, of another seed; so fast a rate kills some of these at every coefficient.
 
@@ -28,9 +28,9 @@ base = replace(
     {
         "name": "recovery_a_small",
         "data": Superposition(d_in=64, n_features=FEATURES, n_active=3.0, generator="A"),
-        "optimizer": Adam(lr=7e-3, warmup_steps=50, decay_steps=600),
+        "optimizer": Adam(lr=7e-3, warmup_steps=50, decay_steps=800),
         "batch_size": 64,
-        "n_steps": 1_200,
+        "n_steps": 1_600,
         "n_eval": 8_192,
     },
 )
