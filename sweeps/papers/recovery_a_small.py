@@ -10,7 +10,7 @@ and a grid of a quarter of a decade between neighbours; and, so that it takes ab
 
 Result: with as many latents as features or more the best weighted MMCS is .971 to .999, at L1 .18 to .32. Seven claims
 of ten hold. Misses: (d) half as many latents reach .71; (e) with 128 latents the Spearman is .87, as the dead fraction
-is 0 at most coefficients; (f) with 512 latents, MMCS in 1,024 follows the truth at .64. (2 CPU cores: 2 min 20 s.)
+is 0 at most coefficients; (f) with 512 latents, MMCS in 1,024 follows the truth at .64. (2 CPU cores: 1 min 45 s.)
 
     sae run sweeps/papers/recovery_a_small.py
 """

@@ -7,8 +7,7 @@ else is `recovery_a_small.py`.
 
 Result: with as many latents as features or more the best MMCS is .988 to .999, at L1 .1 to .32. Seven claims of ten
 hold. Misses: (d) half as many latents reach .76; (f) with 512 latents, MMCS in 1,024 follows the truth at .64.
-Undecided: (g) the peak varies by 1.8 in one seed and 3.2 in the other. (2 CPU cores, shared with other work: 3 min 31 s
-to 4 min 46 s.)
+Undecided: (g) the peak varies by 1.8 in one seed and 3.2 in the other. (2 CPU cores: 1 min 37 s.)
 
     sae run sweeps/papers/recovery_b_small.py
 """
