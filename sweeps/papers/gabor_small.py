@@ -5,8 +5,7 @@ three coefficients, two seeds and 200 random rows.
 
 Result: hardly. At L1 1.5 a Gabor function fits with median r2 .80, but only 5 % of live rows are Gabor-like, and one
 bin of orientation is empty; the four other claims hold. What is missing is localisation (7 % of the rows): on 8x8
-pixels most envelopes are longer than a third of the patch. (2 CPU cores, shared with other work, at low priority:
-79 s, of which the analysis 27 s.)
+pixels most envelopes are longer than a third of the patch. (2 CPU cores: 20 s.)
 
     sae run sweeps/papers/gabor_small.py
 """

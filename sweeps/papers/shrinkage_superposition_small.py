@@ -4,7 +4,7 @@
 2,000 steps of 128 examples at five times the learning rate, which falls to 0 over the second half.
 
 Result: it falls with the coefficient (Spearman -.99), and is .93 at the best MMCS (.996, L1 .1). A miss: at the zone's
-lower end it is .952, not .95 or less (2 CPU cores, shared with other work: 54 s).
+lower end it is .952, not .95 or less (2 CPU cores: 18 s).
 
     sae run sweeps/papers/shrinkage_superposition_small.py
 """
