@@ -213,6 +213,21 @@ def has_rows(server, n):
     return len(server.runs) == 3 and all(len(run.rows("wandb-history.jsonl")) == n for run in server.runs.values())
 
 
+def wait_for_rows(server, n, client, seconds=90):
+    """Until the server has `n` rows of each run; where they do not come, tell what there is to know of why."""
+    deadline = time.monotonic() + seconds
+    while not has_rows(server, n):
+        if time.monotonic() > deadline:
+            has = {name: len(run.rows("wandb-history.jsonl")) for name, run in server.runs.items()}
+            logs = {
+                str(path.relative_to(client.folder)): path.read_text()[-2_000:]
+                for path in client.folder.glob("**/*debug*.log")
+            }
+            state = f"ended {client._child.poll()}, processes {in_session(client._child.pid)}"
+            pytest.fail(f"rows {has}, {n} of each of 3 wanted; {state}; unknown {server.unknown}; {logs}")
+        time.sleep(0.05)
+
+
 def assert_whole(server, steps, suffix=""):
     """Every member's run has the rows of every step once, in order, the summary of a finished run and its end."""
     assert server.unknown == []
@@ -235,7 +250,7 @@ def test_rows_that_the_server_has_are_not_sent_again(online, sink, lines, receiv
     steps = (10, 20, 30, 40, 50)
     wandb = sink("online")
     record(wandb, steps[:received])
-    wait_until(lambda: has_rows(online, received))
+    wait_for_rows(online, received, wandb)
     os.killpg(wandb._child.pid, signal.SIGKILL)
     wandb = sink("online")
     log_all(wandb, steps)
@@ -262,7 +277,7 @@ def test_the_process_of_a_killed_sweep_is_waited_for(online, sink, lines):
     """It lives on, for the rows that it has in its pipe, and the server gets them after the sweep goes on."""
     before = sink("online")
     record(before, [10])
-    wait_until(lambda: has_rows(online, 1))
+    wait_for_rows(online, 1, before)
     os.kill(before._child.pid, signal.SIGSTOP)
     before.record(MEMBERS, 20, 20 * 1024, chunk(20))
     before._queue.put(None)
