@@ -189,10 +189,8 @@ def _words(value: Any) -> str:
     """A definition in words, fields at their defaults left out: one that is new does not change what was written."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         bare = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        told = [
-            (f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if getattr(value, f.name) != bare(f)
-        ]
-        return f"{type(value).__name__}({', '.join(f'{name}={_words(of)}' for name, of in told)})"
+        told = [(f.name, _words(getattr(value, f.name)), _words(bare(f))) for f in dataclasses.fields(value)]
+        return f"{type(value).__name__}({', '.join(f'{name}={of}' for name, of, default in told if of != default)})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_words(of)}" for name, of in value.items()) + "}"
     if isinstance(value, tuple | list | range):

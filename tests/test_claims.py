@@ -1,5 +1,6 @@
 """Claims decided on tables made by hand, whose answers are known."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -374,6 +375,8 @@ def test_the_words_of_a_clause_leave_out_what_is_at_its_default():
         "AtMost(quantity=PeakInside(arm=Arm(along='penalty.l1', where={d_sae: (64.0, 128.0)}), metric='eval/l0', "
         "least={eval/mmcs: 0.9}), bound=1.0)"
     )
+    own = dataclasses.make_dataclass("Own", [("weights", object)], namespace={"__call__": lambda self, results: {}})
+    assert "array([1., 1.])" in claims.written(Claim("x", AtMost(own(np.ones(2)), 1)))["clause"], "an array has no =="
     assert " at 0x" not in claims.written(Claim("x", AtMost(lambda results: {}, 1)))["clause"]
 
 
