@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from sae import Arrays, ElasticNet, Experiment, Sweep, grid, run, runner
+from sae import Arrays, ElasticNet, Experiment, Sweep, grid, run
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.loop import compile_block, train_cohort
+from sae.engine.loop import compile_block, train_cohort
+from sae.runner.run import run as runner
 
 STEPS, CHUNK_STEPS, ROUNDS = 400, 20, 3
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sae import bench
-from sae import cohort as cohorts
-from sae.cohort import Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.loop import compile_block
+from sae.engine import bench
+from sae.engine import cohort as cohorts
+from sae.engine.cohort import Placement
+from sae.engine.loop import compile_block
 
 LEAST = 0.005  # share of a step below which operations are added up in one row
 

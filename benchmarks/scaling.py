@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import jax
 
-from sae import bench, lanes
-from sae import cohort as cohorts
-from sae.cohort import Placement
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.loop import compile_block, train_cohort
+from sae.engine import bench, lanes
+from sae.engine import cohort as cohorts
+from sae.engine.cohort import Placement
+from sae.engine.loop import compile_block, train_cohort
 
 ROUNDS = 5
 BASE = {"members": 8, "d_in": 144, "d_sae": 512, "batch_size": 1024}

@@ -14,13 +14,14 @@ import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-from sae.activations import Relu, TopK
-from sae.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.core.text import nearest
+from sae.core.types import UserError, definition, leaf, static
 from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
-from sae.optimizers import Adam
-from sae.penalties import ElasticNet
-from sae.revival import Never, Resample
-from sae.types import UserError, definition, leaf, nearest, static
+from sae.methods.activations import Relu, TopK
+from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.methods.optimizers import Adam
+from sae.methods.penalties import ElasticNet
+from sae.methods.revival import Never, Resample
 
 
 @definition
@@ -120,7 +121,7 @@ def validate(experiment: Experiment) -> Experiment:
     except TypeError:
         kind_of_data = type(experiment.data).__name__
         raise UserError(
-            f"{experiment.name!r}: data: {kind_of_data} cannot be hashed; decorate the class with sae.types.definition"
+            f"{experiment.name!r}: data: {kind_of_data} cannot be hashed; decorate the class with sae.definition"
         ) from None
     return _floats(experiment)
 

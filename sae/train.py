@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sae import metrics, model
+from sae.core import metrics, model
+from sae.core.model import Sae
+from sae.core.types import Array
 from sae.experiment import Experiment
-from sae.model import Sae
-from sae.revival import Never
-from sae.types import Array
+from sae.methods.revival import Never
 
 MOST = 2**31 - 1  # silent examples are counted up to here
 

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sae import Digits, Relu, Sae, TopK, UserError
 from sae.analysis import controls, denoising, members
 from sae.analysis.denoising import AberrantPixel, Blob, Gaussian, SaltAndPepper, Scale
-from sae.model import replace
+from sae.core.model import replace
 
 KEY = jax.random.key(0)
 apply = jax.jit(lambda sae, x: sae(x))  # one program, where an eager call compiles a dozen

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from sae.core.types import UserError
 from sae.data.arrays import Arrays, Shards
 from sae.data.source import _pieces
-from sae.types import UserError
 
 N, D = 50, 6
 

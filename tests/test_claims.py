@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae import Sweep, UserError, claims, cli, grid, replace, run
-from sae.claims import AtLeast, AtMost, Claim, Within
-from sae.quantities import (
+from sae import Sweep, UserError, grid, replace, run
+from sae.cli.main import main as cli
+from sae.study import claims
+from sae.study.claims import AtLeast, AtMost, Claim, Within
+from sae.study.quantities import (
     Arm,
     AtBest,
     AtEach,
@@ -299,7 +301,7 @@ def test_what_a_claim_reads_is_checked_before_training():
 
 SWEEP = """
 from sae import *
-from sae.quantities import *
+from sae.study.quantities import *
 
 base = Experiment(name="x", data=Digits(), d_sae=32, n_steps=60, batch_size=64, optimizer=Adam(lr=3e-3))
 L1 = Arm(along="penalty.l1")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import sae
-from sae import cli
+from sae.cli.main import main as cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,7 +149,7 @@ def test_help_shows_every_field_with_its_docstring_and_default(tiny_file, capsys
     code, out, _ = sae_run(capsys, tiny_file, "--help")
     assert code == 0
     from sae.experiment import flatten
-    from sae.loading import load_file
+    from sae.study.definition_files import load_file
 
     kinds = {"data", "activation", "penalty", "constraint", "revival", "optimizer"}
     for name in set(flatten(load_file(Path(tiny_file)))) - kinds:
@@ -256,7 +256,7 @@ def test_an_unwritable_folder_is_one_line(tiny_file, capsys):
 
 def test_a_disk_that_fills_while_writing_is_one_line_and_costs_no_older_result(tiny_file):
     """A real limit on the size of files, in a process of its own: the weights do not fit, the definition does."""
-    python = "import sys; from sae.cli import main; sys.exit(main(sys.argv[1:]))"
+    python = "import sys; from sae.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", python, "run", "sweep.py", "--wandb", "off", "--out", "full", "--no-report"]
     limited = ["sh", "-c", 'ulimit -f 117; exec "$@"', "sh", *command]  # blocks of 512 bytes
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -273,7 +273,7 @@ def test_a_disk_that_fills_while_writing_is_one_line_and_costs_no_older_result(t
 
 
 def test_a_crash_while_writing_leaves_the_older_file(tmp_path):
-    from sae.files import write_atomically
+    from sae.core.files import write_atomically
 
     path = tmp_path / "table"
     write_atomically(path, lambda file: file.write(b"old"))
@@ -402,7 +402,7 @@ def test_more_slips_on_the_command_line(tiny_file, capsys, tmp_path):
 
 
 def test_bench_measures_a_definition(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sae.bench.ROUNDS", 1)
+    monkeypatch.setattr("sae.engine.bench.ROUNDS", 1)
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "x.py"
     path.write_text(

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 import sae
-from sae import Adam, Arrays, ElasticNet, Experiment, Never, Resample, Superposition, Sweep, TopK, cohort, grid, train
+from sae import Adam, Arrays, ElasticNet, Experiment, Never, Resample, Superposition, Sweep, TopK, grid, train
 from sae.data.feed import Feed
-from sae.loop import blocks, evaluate, train_cohort
+from sae.engine import cohort
+from sae.engine.loop import blocks, evaluate, train_cohort
 
 ONE, TWO, FOUR = (cohort.Placement(lanes) for lanes in (1, 2, 4))
 
@@ -175,7 +176,7 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
         experiments, feed = plan.stacked(ONE), Feed(base.data.load(), 0, base.batch_size, base.n_steps)
         state = cohort.init(experiments, feed.candidates(0, 256)[0], placement=ONE)
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
-        state = state.replace(train=state.train.replace(sae=sae.model.replace(state.train.sae, b_enc=b_enc)))
+        state = state.replace(train=state.train.replace(sae=sae.core.model.replace(state.train.sae, b_enc=b_enc)))
         *_, (trained, _, _) = train_cohort(state, plan, experiments, feed, ONE)
         after[type(revival)] = evaluate(plan, feed, trained, ONE)[0]
     never, again = after[Never], after[Resample]

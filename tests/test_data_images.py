@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sae.core.types import UserError
 from sae.data.digits import Digits
 from sae.data.image_patches import (
     COLOUR_PHOTOS,
@@ -14,7 +15,6 @@ from sae.data.image_patches import (
     _pixels,
     olshausen_field,
 )
-from sae.types import UserError
 
 FEW = dict(n_train=2_000, n_held_out=500)
 

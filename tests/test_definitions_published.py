@@ -5,21 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import (
-    Adam,
-    Digits,
-    ElasticNet,
-    Experiment,
-    Free,
-    Relu,
-    Sae,
-    TopK,
-    UnitNorm,
-    UnitNormNoBias,
-    metrics,
-    model,
-    train,
-)
+from sae import Adam, Digits, ElasticNet, Experiment, Free, Relu, Sae, TopK, UnitNorm, UnitNormNoBias, train
+from sae.core import metrics, model
 
 D_IN, D_SAE, BATCH = 6, 10, 4
 

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import Adam, Digits, ElasticNet, Experiment, Resample, TopK, cohort, grid, model, replace
+from sae import Adam, Digits, ElasticNet, Experiment, Resample, TopK, grid, replace
+from sae.core import model
 from sae.data.feed import Feed
-from sae.loop import compile_block, evaluate, train_cohort
+from sae.engine import cohort
+from sae.engine.loop import compile_block, evaluate, train_cohort
 
 CASES = {  # members, latent axis, changes; all on 8 devices, all with members that are padding
     "11 members on 8 devices": (11, 1, {}),

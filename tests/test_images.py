@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sae.images import DEAD_GREY, LINE, dictionary_grid
+from sae.report.images import DEAD_GREY, LINE, dictionary_grid
 
 
 def tile(grid, i, size=2, across=2):

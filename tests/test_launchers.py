@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sae.launchers import Options, Part, local, slurm
-from sae.types import Interrupted, UserError
+from sae.core.types import Interrupted, UserError
+from sae.runner.launchers import Options, Part, local, slurm
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,8 +169,8 @@ import sys, types
 from pathlib import Path
 sys.modules["sae"] = package = types.ModuleType("sae")  # without JAX, which takes seconds
 package.__path__ = [sys.argv[1]]
-sys.modules["sae.types"] = types.SimpleNamespace(Interrupted=KeyboardInterrupt, UserError=Exception, count=str)
-from sae.launchers import Part, local
+sys.modules["sae.core.types"] = types.SimpleNamespace(Interrupted=KeyboardInterrupt, UserError=Exception, count=str)
+from sae.runner.launchers import Part, local
 folder = Path(sys.argv[2])
 command = [sys.executable, "-S", "-c", sys.argv[3]]
 local.run([Part(f"part {i}", [*command, str(folder / f"saved-{i}")]) for i in range(2)], folder, 2, print)

@@ -2,58 +2,41 @@
 
 import ast
 import dataclasses
+import graphlib
 from pathlib import Path
 
 import pytest
 
-from sae import loading
 from sae.experiment import flatten
-from sae.sweep import as_sweep, varying
+from sae.study import definition_files as loading
+from sae.study.sweep import as_sweep, varying
 
 ROOT = Path(__file__).parents[1]
 
-# A module may import modules of lower floors only; data, sinks are floors of their own inside.
+# Rooms from the ground up. A file imports from rooms below its own, and from its own room without circles.
 FLOORS = [
-    ["types"],
-    ["model", "files", "images", "runtime", "processes", "launchers.parts", "data.source", "data.order", "data.idx"],
-    ["activations", "penalties", "constraints", "revival", "optimizers", "metrics", "data.feed"],
-    ["launchers.local", "launchers.slurm"],
-    ["launchers"],
-    ["data.arrays", "data.digits", "data.image_patches", "data.orthonormal", "data.superposition", "data.tfds"],
-    ["data"],
-    ["measures"],
-    ["experiment", "answers"],
-    ["figures", "quantities"],
-    ["claims"],
-    ["sweep"],
-    ["train"],
-    ["cohort", "storage"],
-    ["report.data"],
-    ["report.captions"],
-    ["report.draw"],
-    ["checkpoint", "results", "loop", "analysis", "analysis.members"],
-    ["analysis.ask", "analysis.controls", "report"],
-    ["report.warnings", "report.matched", "report.dictionaries", "report.runs"],
-    ["report.paper", "report.page"],
-    ["report.build"],
-    ["lanes", "folder", "sinks.records", "analysis.denoising", "analysis.one_latent"]
-    + ["analysis.copying", "analysis.small_latents", "analysis.recovery", "analysis.gabor_fit"],
-    ["plan", "bench", "analysis.gabor"],
-    ["sinks.wandb_client", "sinks.wandb_process"],
-    ["sinks.terminal", "sinks.tables", "sinks.wandb"],
-    ["runner", "watch"],
-    [""],
-    ["loading", "overrides", "printing", "wandb_sweeps", "wandb_api"],
-    ["wandb_sync", "wandb_pull"],
-    ["wandb_dashboard"],
+    ["core"],
+    ["methods", "data"],
+    ["experiment"],
+    ["train", "study"],
+    ["engine"],
+    ["store"],
+    ["analysis"],
+    ["report"],
+    ["wandb"],
+    ["runner"],
+    [""],  # sae/__init__.py, what a definition file and a notebook import
     ["cli"],
 ]
-FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def module_of(path: Path) -> str:
     parts = path.relative_to(ROOT / "sae").with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_of(path): path for path in sorted((ROOT / "sae").rglob("*.py"))}
 
 
 def imported(path: Path):
@@ -63,25 +46,33 @@ def imported(path: Path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            names = [f"{base}.{alias.name}" for alias in node.names] if base.startswith("sae") else [base]
+            names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
             if name == "sae" or name.startswith("sae."):
-                yield next(
-                    m for m in (name, name.rpartition(".")[0], "sae") if m.removeprefix("sae").lstrip(".") in FLOOR
-                )
+                inner = name.removeprefix("sae").lstrip(".")
+                yield inner if inner in MODULES else inner.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sae").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_downwards_only(path):
-    module = module_of(path)
-    if path == ROOT / "sae/sinks/__init__.py":
-        return
-    assert module in FLOOR, f"{module} has no floor yet: give it one in {Path(__file__).name}"
-    for name in imported(path):
-        other = name.removeprefix("sae").lstrip(".")
-        assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
+def test_the_house_has_few_rooms():
+    inside = {path.name for path in (ROOT / "sae").iterdir() if path.name != "__pycache__"}
+    assert inside <= {"__init__.py", "py.typed", *(f"{room}.py" for room in FLOOR), *FLOOR}
+    assert len(inside) <= 15
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards_between_rooms(module):
+    room = module.split(".")[0]
+    for other in imported(MODULES[module]):
+        there = other.split(".")[0]
+        below = FLOOR[there] < FLOOR[room]
+        assert below or there == room, f"{module} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[there]})"
+
+
+def test_no_imports_run_in_a_circle():
+    graph = {module: set(imported(path)) for module, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_only_the_wandb_process_and_the_commands_that_ask_its_server_import_wandb():
@@ -92,7 +83,7 @@ def test_only_the_wandb_process_and_the_commands_that_ask_its_server_import_wand
 
     paths = (ROOT / "sae").rglob("*.py")
     files = {p.name for p in paths if any(map(imports, ast.walk(ast.parse(p.read_text()))))}
-    assert files == {"wandb_process.py", "wandb_api.py"}
+    assert files == {"process.py", "server.py"}
 
 
 # Why each of these maps over something else than members: steps of a block, batches of candidates, random dictionaries

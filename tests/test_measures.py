@@ -13,15 +13,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import sae
-from sae import AtMost, Claim, Digits, ElasticNet, Experiment, Profile, Sweep, UserError, claims, cli, grid, storage
+from sae import AtMost, Claim, Digits, ElasticNet, Experiment, Profile, Sweep, UserError, grid
 from sae.analysis import copying, denoising, members, one_latent
 from sae.analysis.copying import Copying
 from sae.analysis.denoising import Denoising
 from sae.analysis.one_latent import OneLatent
 from sae.analysis.small_latents import SmallLatents, small_latents
-from sae.quantities import Arm, AtEnd
+from sae.cli.main import main as cli
+from sae.core.types import Interrupted
 from sae.report import build
-from sae.types import Interrupted
+from sae.store import storage
+from sae.study import claims
+from sae.study.quantities import Arm, AtEnd
 
 BASE = Experiment(name="asked", data=Digits(), d_sae=8, penalty=ElasticNet(), batch_size=64, n_steps=40)
 MEMBERS = grid(BASE, {"d_sae": (8, 16), "penalty.l1": (0.0, 0.5), "seed": (0, 1)})
@@ -148,7 +151,7 @@ def test_sae_claims_asks_what_was_never_asked(results, tmp_path, capsys):
 )
 def test_a_sweep_is_checked_before_it_is_trained(changes, message):
     with pytest.raises(UserError, match=message):
-        sae.sweep.as_sweep(dataclasses.replace(SWEEP, **changes))
+        sae.study.sweep.as_sweep(dataclasses.replace(SWEEP, **changes))
 
 
 def test_small_latents_of_each_member(results):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae import Relu, Sae, metrics, model
+from sae import Relu, Sae
+from sae.core import metrics, model
 
 
 def make(d=7, f=12, n=40, seed=0, offset=3.0):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import sae
-from sae import Digits, ElasticNet, Experiment, Sweep, UserError, cohort, grid, plan
-from sae.sweep import as_sweep
+from sae import Digits, ElasticNet, Experiment, Sweep, UserError, grid
+from sae.engine import cohort, plan
+from sae.study.sweep import as_sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def test_a_cohort_that_does_not_fit_is_divided(sweep, monkeypatch):
     cohorts = plan.make(sweep)
     data = plan.load_data(cohorts)
     assert plan.fit(cohorts, data, free=2**40) == cohorts
-    monkeypatch.setattr("sae.runtime.compiler_bytes", lambda: 0)
+    monkeypatch.setattr("sae.engine.runtime.compiler_bytes", lambda: 0)
     two = plan.memory_bytes(cohort.divide(cohorts[1], 2)[0], data[Digits()], 2)
     fitting = plan.fit(cohorts, data, free=int(two / plan.ROOM) + 1)
     assert [(c.example.d_sae, len(c.members)) for c in fitting] == [(16, 4), (64, 2), (64, 2), (32, 2), (32, 2)]
@@ -79,7 +80,7 @@ def test_the_expected_peak_is_within_a_fifth_of_the_measured_one(tmp_path):
 
 def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it():
     peak = lambda mib: f"import numpy; numpy.ones({mib} << 20, 'u1'); {inner if mib > 1 else tell}"
-    tell = "from sae.runtime import peak_bytes; print(peak_bytes())"
+    tell = "from sae.engine.runtime import peak_bytes; print(peak_bytes())"
     inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {tell!r}], check=True)"
     run = lambda code: int(subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=-1, check=True).stdout)
     assert run(peak(2000)) < 2**30

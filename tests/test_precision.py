@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import sae
-from sae import Sweep, cohort, grid, model, train
-from sae.answers import interpolate
+from sae import Sweep, grid, train
+from sae.core import model
+from sae.engine import cohort
+from sae.study.answers import interpolate
 
 X = jax.random.normal(jax.random.key(0), (64, 64))
 

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 
 import sae
-from sae import Sweep, cli, loading
+from sae import Sweep
+from sae.cli.main import main as cli
+from sae.study import definition_files as loading
 
 ROOT = Path(__file__).parents[1]
 

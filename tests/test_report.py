@@ -15,12 +15,16 @@ import pytest
 from PIL import Image
 
 import sae
-from sae import AtMatched, Digits, Sweep, UserError, cli, grid, loading, replace, runner, storage, watch
-from sae import folder as folders
-from sae.figures import Curves, Dictionaries, Frontier
-from sae.report import captions, data, dictionaries, matched, paper, warnings
+from sae import AtMatched, Digits, Sweep, UserError, grid, replace
+from sae.cli.main import main as cli
+from sae.report import captions, data, dictionaries, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
-from sae.sweep import as_sweep
+from sae.runner.run import run as runner
+from sae.store import folder as folders
+from sae.store import storage
+from sae.study import definition_files as loading
+from sae.study.figures import Curves, Dictionaries, Frontier
+from sae.study.sweep import as_sweep
 
 ROOT = Path(__file__).parents[1]
 AXES = {"d_sae": (32, 48), "penalty.l1": (0.0, 0.05, 0.2, 0.8), "seed": range(2)}
@@ -341,7 +345,7 @@ def large(results, folder, n=500, points=200):
     past |= {f"train/{name}": rng.random(n * points) for name in ("fvu", "l0", "dead_fraction", "mse", "cosine")}
     files.mark(status="running", step=points, members=list(range(n)), seconds=1.0)
     files.write_history(pd.DataFrame(past))
-    saes = sae.cohort.stack([results.sae(0)] * n)
+    saes = sae.engine.cohort.stack([results.sae(0)] * n)
     files.write_weights(range(n), saes, rng.random((n, 32)) ** 4)
     files.finish(table)
     return sae.load(folder)

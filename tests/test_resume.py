@@ -16,7 +16,7 @@ import pytest
 
 import sae
 from sae import Adam, Digits, ElasticNet, Experiment, Resample, Sweep, UserError, grid
-from sae.checkpoint import Checkpoints
+from sae.engine.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from sae.core.types import UserError
 from sae.data.superposition import Superposition
-from sae.types import UserError
 
 # With d_in >= n_features the features are linearly independent, so x gives the magnitudes back exactly.
 SOLVABLE = dict(d_in=64, n_features=32, n_active=2.0)

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 import sae
-from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, figures, grid
+from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
 from sae.experiment import flatten, kind, unflatten, validate
-from sae.figures import Curves, Frontier, Heatmap, Parallel
-from sae.sweep import as_sweep, varying
+from sae.study import figures
+from sae.study.figures import Curves, Frontier, Heatmap, Parallel
+from sae.study.sweep import as_sweep, varying
 
 
 def test_an_experiment_is_a_pytree_whose_leaves_are_what_may_vary(tiny):

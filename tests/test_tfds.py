@@ -19,9 +19,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from sae.core.types import UserError
 from sae.data import idx
 from sae.data.tfds import Tfds
-from sae.types import UserError
 
 N_TRAIN, N_TEST = 300, 70
 FILES = [file for pair in idx.SPLITS.values() for file in pair]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from wandb_server import API_KEY, WandbServer
 
-from sae.sinks import wandb_client
-from sae.sinks.wandb_client import Client, resolve_mode
-from sae.types import UserError
+from sae.core.types import UserError
+from sae.wandb import client as wandb_client
+from sae.wandb.client import Client, resolve_mode
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 MEMBERS = [0, 1, 12]

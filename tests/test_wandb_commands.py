@@ -17,11 +17,16 @@ from PIL import Image
 from wandb_server import API_KEY, ReceivedRun, WandbServer
 
 import sae
-import sae.cli
-from sae import Heatmap, Sweep, folder, grid, wandb_api, wandb_dashboard, wandb_pull, wandb_sync
-from sae.images import dictionary_grid
-from sae.sinks import wandb as sink
-from sae.types import UserError
+import sae.cli.main
+from sae import Heatmap, Sweep, grid
+from sae.core.types import UserError
+from sae.report.images import dictionary_grid
+from sae.store import folder
+from sae.wandb import dashboard as wandb_dashboard
+from sae.wandb import pull as wandb_pull
+from sae.wandb import server as wandb_api
+from sae.wandb import sink
+from sae.wandb import sync as wandb_sync
 
 ROOT = Path(__file__).parents[1]
 GROUP = "some_sweep"
@@ -105,7 +110,7 @@ def fails(capsys):
     """The one line with which a command fails, exit code 1."""
 
     def fails(*argv) -> str:
-        assert sae.cli.main([*map(str, argv)]) == 1
+        assert sae.cli.main.main([*map(str, argv)]) == 1
         out, err = capsys.readouterr()
         (line,) = err.splitlines()
         assert line.startswith("sae: ") and "Traceback" not in out + err
@@ -323,7 +328,7 @@ def panels(spec):
 
 
 def test_the_specs_hold_every_figure(run):
-    assert sae.cli.main(["dashboard", "run", "--dry-run"]) == 0
+    assert sae.cli.main.main(["dashboard", "run", "--dry-run"]) == 0
     workspace = json.loads((run.folder / "wandb-workspace.json").read_text())
     shown = panels(workspace["spec"])
     assert list(shown) == [
@@ -366,7 +371,7 @@ def test_without_runs_there_is_nothing_to_show(run, fails):
 def test_both_are_saved_where_the_runs_are(server, uploaded, capsys):
     run = uploaded
     server.views.clear()
-    assert sae.cli.main(["dashboard", "run"]) == 0
+    assert sae.cli.main.main(["dashboard", "run"]) == 0
     workspace, report = capsys.readouterr().out.splitlines()
     assert workspace.startswith("workspace: http") and report.startswith("report: http")
     assert server.unknown == []

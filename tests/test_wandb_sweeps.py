@@ -11,14 +11,15 @@ from test_cli import SWEEP, TINY
 from wandb_server import WandbServer
 
 import sae
-import sae.cli
-from sae import ElasticNet, Experiment, Sweep, TopK, grid, wandb_sweeps
+import sae.cli.main
+from sae import ElasticNet, Experiment, Sweep, TopK, grid
+from sae.cli.overrides import override
+from sae.core.types import UserError
 from sae.experiment import flatten
-from sae.loading import load_file
-from sae.overrides import override
-from sae.sweep import as_sweep
-from sae.types import UserError
-from sae.wandb_sweeps import Options, read_trial, sweep_yaml
+from sae.study.definition_files import load_file
+from sae.study.sweep import as_sweep
+from sae.wandb import sweeps as wandb_sweeps
+from sae.wandb.sweeps import Options, read_trial, sweep_yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -52,7 +53,7 @@ def fails(capsys, monkeypatch):
         with monkeypatch.context() as patch:
             for name, value in (env or {}).items():
                 patch.setenv(name, value)
-            assert sae.cli.main([*map(str, argv)]) == 1
+            assert sae.cli.main.main([*map(str, argv)]) == 1
         out, err = capsys.readouterr()
         (line,) = [line for line in err.splitlines() if line]
         assert line.startswith("sae: ") and "Traceback" not in out
@@ -154,11 +155,11 @@ def test_every_published_sweep_has_a_yaml(path):
 
 
 def test_sweep_config_prints_or_writes(capsys):
-    assert sae.cli.main(["sweep-config", "sweep.py"]) == 0
+    assert sae.cli.main.main(["sweep-config", "sweep.py"]) == 0
     text = capsys.readouterr().out
     assert yaml.safe_load(text)["parameters"] == {"penalty.l1": {"values": [0.01, 1.0]}, "seed": {"values": [0, 1]}}
     assert yaml.safe_load(text)["description"] == "Is a tiny run tiny?"
-    assert sae.cli.main(["sweep-config", "sweep.py", "--out", "grid.yaml"]) == 0
+    assert sae.cli.main.main(["sweep-config", "sweep.py", "--out", "grid.yaml"]) == 0
     assert Path("grid.yaml").read_text() == text and "next: wandb sweep grid.yaml" in capsys.readouterr().out
 
 
@@ -199,7 +200,7 @@ def asked(tiny, monkeypatch, values=None, *argv) -> Experiment:
     for name, value in agent_env(values).items():
         monkeypatch.setenv(name, value)
     base, tokens, _ = read_trial(tiny, argv)
-    definition, _ = override(base, tokens, prog="test", options=sae.cli.Options())
+    definition, _ = override(base, tokens, prog="test", options=sae.cli.main.Options())
     return as_sweep(definition).members[0]
 
 

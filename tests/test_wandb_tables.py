@@ -11,7 +11,7 @@ import pytest
 
 import sae
 from sae import Sweep, grid
-from sae.metrics import HISTOGRAM_EDGES
+from sae.core.metrics import HISTOGRAM_EDGES
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from sae.analysis.members import stack
+from sae.core.model import Sae
+from sae.core.types import Array, UserError
 from sae.data.feed import Feed
 from sae.data.source import Rows, Sampler, Source
-from sae.measures import Measure
-from sae.model import Sae
-from sae.results import Results
-from sae.types import Array, UserError
+from sae.store.results import Results
+from sae.study.measures import Measure
 
 Ask = Callable[[Sae, "Data", pd.DataFrame], Mapping[str, Array]]
 

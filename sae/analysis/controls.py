@@ -16,10 +16,10 @@ import scipy.ndimage
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
-from sae.activations import Relu
 from sae.analysis.members import stack
-from sae.model import Sae
-from sae.types import Array, UserError, definition
+from sae.core.model import Sae
+from sae.core.types import Array, UserError, definition
+from sae.methods.activations import Relu
 
 
 @definition

@@ -14,8 +14,8 @@ import pandas as pd
 from sae.analysis import members
 from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
-from sae.model import Sae, unit_rows
-from sae.types import Array, Key
+from sae.core.model import Sae, unit_rows
+from sae.core.types import Array, Key
 
 
 @jax.jit

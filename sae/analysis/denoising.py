@@ -23,8 +23,8 @@ from sklearn.metrics import roc_auc_score
 
 from sae.analysis import controls, members
 from sae.analysis.ask import by_cohort
-from sae.model import Sae
-from sae.types import Array, Key, UserError, definition, leaf, static
+from sae.core.model import Sae
+from sae.core.types import Array, Key, UserError, definition, leaf, static
 
 
 @struct.dataclass

@@ -18,7 +18,7 @@ import pandas as pd
 
 from sae.analysis import controls, gabor_fit
 from sae.analysis.ask import by_cohort
-from sae.types import Array, UserError
+from sae.core.types import Array, UserError
 
 R2, ENERGY, BOX, SIGMA, RESULTANT, DC, OCTAVES = 0.7, 0.9, 0.5, 1 / 3, 0.5, 0.05, (0.5, 2.5)
 

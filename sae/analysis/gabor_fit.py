@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sae.types import Array
+from sae.core.types import Array
 
 ITERATIONS = 40
 MIN_SIGMA = 0.5  # pixels: a narrower envelope is one pixel

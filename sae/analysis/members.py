@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sae import cohort
-from sae.model import Sae
-from sae.types import Array, UserError
+from sae.core.model import Sae
+from sae.core.types import Array, UserError
+from sae.engine import cohort
 
 EXAMPLES_AT_ONCE = 1024
 

@@ -15,8 +15,8 @@ import pandas as pd
 from sae.analysis import controls, members
 from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
-from sae.model import Sae, unit_rows
-from sae.types import Array, Key, UserError
+from sae.core.model import Sae, unit_rows
+from sae.core.types import Array, Key, UserError
 
 
 @jax.jit

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from sae import metrics
 from sae.analysis import members
 from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
+from sae.core import metrics
+from sae.core.model import Sae, unit_rows
+from sae.core.types import Array, Key, UserError
 from sae.data import Orthonormal
-from sae.model import Sae, unit_rows
-from sae.types import Array, Key, UserError
 
 
 @jax.jit

@@ -10,8 +10,8 @@ import pandas as pd
 from sae.analysis import members
 from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
-from sae.model import Sae
-from sae.types import Array
+from sae.core.model import Sae
+from sae.core.types import Array
 
 
 @jax.jit

@@ -12,8 +12,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from sae.core.text import nearest
+from sae.core.types import UserError, definition, static
 from sae.data.source import Normalize, Rows, rows
-from sae.types import UserError, definition, nearest, static
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 SAFETENSORS_DTYPES = {

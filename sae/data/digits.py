@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
+from sae.core.types import UserError, definition, static
 from sae.data.source import Normalize, Rows, rows
-from sae.types import UserError, definition, static
 
 
 @definition

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sae.core.types import Array, Key, UserError
 from sae.data.order import CANDIDATES, HELD_OUT, TRAIN, batch_rows, permute
 from sae.data.source import Rows, Sampler
-from sae.types import Array, Key, UserError
 
 RESIDENT_BYTES = 2**31  # data up to this size, as float32, stays on the device
 BLOCK_BYTES = 2**25  # of the batches of one block

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sae.types import UserError
+from sae.core.types import UserError
 
 # The data sets that come as idx files, and mirrors tried after TFDS's own address. A file is used only if it
 # has TFDS's checksum.

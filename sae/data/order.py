@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sae.types import Array, Key
+from sae.core.types import Array, Key
 
 # Streams of random numbers that must never meet, drawn with one data_seed: batches, candidates, held-out examples.
 TRAIN, CANDIDATES, HELD_OUT = 0, 1, 2

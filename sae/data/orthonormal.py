@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae.core.types import Array, Key, UserError, definition, static
 from sae.data.source import Sampler
-from sae.types import Array, Key, UserError, definition, static
 
 
 @definition

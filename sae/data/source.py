@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from sae.types import Array, Key, UserError
+from sae.core.types import Array, Key, UserError
 
 Normalize = Literal["none", "centre", "unit-mean-norm"]
 

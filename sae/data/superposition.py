@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from sae.core.types import Array, Key, UserError, definition, static
 from sae.data.source import Normalize, Sampler
-from sae.types import Array, Key, UserError, definition, static
 
 
 @definition

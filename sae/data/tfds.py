@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sae.core.text import nearest
+from sae.core.types import UserError, definition, static
 from sae.data import idx
 from sae.data.source import Normalize, Rows, rows
-from sae.types import UserError, definition, nearest, static
 
 
 @definition

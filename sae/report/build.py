@@ -9,19 +9,20 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from sae import claims
-from sae.answers import Answer, AtMatched, Best
-from sae.figures import Dictionaries, Figure
-from sae.files import write_atomically
+from sae.core.files import write_atomically
+from sae.core.text import count
+from sae.core.types import UserError
 from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
 from sae.report.data import label, metrics
 from sae.report.dictionaries import Dictionary
 from sae.report.page import Page, Table, render
 from sae.report.runs import Runs, gather
 from sae.report.warnings import warnings
-from sae.results import Results
-from sae.sweep import Sweep
-from sae.types import UserError, count
+from sae.store.results import Results
+from sae.study import claims
+from sae.study.answers import Answer, AtMatched, Best
+from sae.study.figures import Dictionaries, Figure
+from sae.study.sweep import Sweep
 
 MOST_ROWS = 40  # of a table in the answer
 

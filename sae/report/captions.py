@@ -4,9 +4,9 @@ import re
 
 import pandas as pd
 
-from sae.answers import AtMatched
-from sae.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.report.data import along, label, meaning
+from sae.study.answers import AtMatched
+from sae.study.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 
 BAND = "Lines are means over seeds, bands their bootstrap 95 % intervals, dots members."
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from sae.answers import bootstrap, of_arm, short
-from sae.figures import Profile, arm_name
-from sae.measures import PREFIX
-from sae.metrics import MEANINGS
-from sae.storage import NUMBERS, OWN
+from sae.core.metrics import MEANINGS
+from sae.store.storage import NUMBERS, OWN
+from sae.study.answers import bootstrap, of_arm, short
+from sae.study.figures import Profile, arm_name
+from sae.study.measures import PREFIX
 
 ARMS = ("#3b76c4", "#d9722e", "#2f9e6e", "#a45cb8", "#b89b2b", "#4aa8c0")  # one hue per arm, on light and on dark
 GROUPS = ("#5578d8", "#2f9fb8", "#3fa860", "#a9a52c", "#dd8a30", "#d4553d")  # in order, where there is one arm

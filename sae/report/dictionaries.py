@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from sae import cohort as cohorts
+from sae.core.model import unit_rows
 from sae.data.feed import Feed
 from sae.data.source import Rows, Sampler
-from sae.figures import Dictionaries
-from sae.model import unit_rows
+from sae.engine import cohort as cohorts
 from sae.report.data import hyper, label, lines, number
-from sae.results import Results
-from sae.sweep import Sweep
+from sae.store.results import Results
+from sae.study.figures import Dictionaries
+from sae.study.sweep import Sweep
 
 EXAMPLES = 20_000  # most held-out examples that are looked through
 TOP = 4  # examples shown of a latent

@@ -12,10 +12,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sae.answers import AtMatched
-from sae.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.report import captions, data
 from sae.report.data import WIDE, Line, hover, label, lines, number, rgba
+from sae.study.answers import AtMatched
+from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 
 COLOURS = "Viridis"
 MARKS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross")  # one per group of an arm

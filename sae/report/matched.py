@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from sae.answers import AtMatched
 from sae.report.data import label, number, pairs
+from sae.study.answers import AtMatched
 
 
 def statements(table: pd.DataFrame, figure: AtMatched) -> dict[float, list[str]]:

@@ -15,13 +15,13 @@ import plotly.graph_objects as go
 import plotly.offline
 from PIL import Image
 
-from sae.claims import named
-from sae.figures import Curves, Dictionaries, Figure, FiringRates
-from sae.metrics import MEANINGS
+from sae.core.metrics import MEANINGS
 from sae.report import captions, data, dictionaries, draw
 from sae.report.data import hyper, label, metrics, number
 from sae.report.dictionaries import FEATURES, Dictionary
 from sae.report.runs import Runs
+from sae.study.claims import named
+from sae.study.figures import Curves, Dictionaries, Figure, FiringRates
 
 HERE = Path(__file__).parent
 SHEET = 12  # images in a row of a sheet

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from sae.answers import AtMatched
-from sae.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
-from sae.files import write_atomically
+from sae.core.files import write_atomically
 from sae.report import data, dictionaries
 from sae.report.data import WIDE, Line, label, lines, number
 from sae.report.dictionaries import Dictionary
 from sae.report.draw import swatch
+from sae.study.answers import AtMatched
+from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 
 STYLE = {
     "font.size": 8,

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae import figures, storage
-from sae.answers import Answer
-from sae.figures import Figure
 from sae.report import data
-from sae.results import Results
+from sae.store import storage
+from sae.store.results import Results
+from sae.study import figures
+from sae.study.answers import Answer
+from sae.study.figures import Figure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from sae.core.text import ranges
 from sae.report.data import Line, label, lines
-from sae.types import ranges
 
 DEAD = 0.5  # of the latents
 COLLAPSED = 0.5  # active latents per example

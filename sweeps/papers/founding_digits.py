@@ -30,7 +30,7 @@ from sae import (
 from sae.analysis.denoising import Denoising
 from sae.analysis.one_latent import OneLatent
 from sae.analysis.small_latents import SmallLatents
-from sae.quantities import AtSome, Difference, Matched, Monotone
+from sae.study.quantities import AtSome, Difference, Matched, Monotone
 from sweeps.papers import founding_patches as patches
 
 WIDTHS = (32, 64, 128, 256, 512)

@@ -36,7 +36,7 @@ from sae import (
 from sae.analysis.copying import Copying
 from sae.analysis.denoising import Denoising
 from sae.analysis.small_latents import SmallLatents
-from sae.quantities import Arm, AtBest, AtEnd, AtSome, Difference, Matched, Monotone, Ratio, Span
+from sae.study.quantities import Arm, AtBest, AtEnd, AtSome, Difference, Matched, Monotone, Ratio, Span
 
 D_IN = 64
 WIDTHS = (32, 64, 128, 256, 512)

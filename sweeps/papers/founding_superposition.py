@@ -28,7 +28,7 @@ from sae import (
     UnitNorm,
 )
 from sae.analysis.small_latents import SmallLatents
-from sae.quantities import Difference, Largest, Peak
+from sae.study.quantities import Difference, Largest, Peak
 from sweeps.papers import founding_patches as patches
 
 WIDTHS = (32, 64, 128, 256, 512)

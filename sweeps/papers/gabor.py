@@ -33,7 +33,7 @@ from sae import (
     grid,
 )
 from sae.analysis.gabor import GaborLike
-from sae.quantities import Arm, AtEnd, AtSome
+from sae.study.quantities import Arm, AtEnd, AtSome
 
 L1 = (0.5, 1.0, 1.5, 2.2, 3.2, 4.6, 6.8)
 SEEDS = range(1, 6)

@@ -37,7 +37,7 @@ from sae import (
     grid,
 )
 from sae.analysis.recovery import MmcsLarger
-from sae.quantities import Arm, AtEnd, Decades, Follows, Monotone, Onset, Peak, PeakAt, Spread, Zone
+from sae.study.quantities import Arm, AtEnd, Decades, Follows, Monotone, Onset, Peak, PeakAt, Spread, Zone
 
 FEATURES = 512
 HALF_DECADES = tuple(10 ** (k / 2) for k in range(-6, 3))  # .001 to 10

@@ -14,21 +14,9 @@ Result: both claims hold: γ within .007 of the closed form, the shift within .3
     sae run sweeps/papers/shrinkage.py
 """
 
-from sae import (
-    Adam,
-    AtMost,
-    Claim,
-    ElasticNet,
-    Experiment,
-    Orthonormal,
-    Profile,
-    Relu,
-    Sweep,
-    UnitNormNoBias,
-    grid,
-)
+from sae import Adam, AtMost, Claim, ElasticNet, Experiment, Orthonormal, Profile, Relu, Sweep, UnitNormNoBias, grid
 from sae.analysis.recovery import Shrinkage
-from sae.quantities import Arm, AtEach
+from sae.study.quantities import Arm, AtEach
 
 base = Experiment(
     name="shrinkage",

@@ -29,7 +29,7 @@ from sae import (
     UnitNormNoBias,
     grid,
 )
-from sae.quantities import Arm, Monotone, PeakInside
+from sae.study.quantities import Arm, Monotone, PeakInside
 
 base = Experiment(
     name="shrinkage_superposition",

@@ -1,0 +1,48 @@
+"""Field markers, array aliases, bad input and interruptions: what every other file stands on."""
+
+import dataclasses
+import signal
+from typing import Any, TypeAlias, dataclass_transform
+
+import jax
+from flax import struct
+
+Array: TypeAlias = jax.Array
+Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(...)
+
+
+class UserError(Exception):
+    """Bad input. The message is one line: what was got, what was allowed, the nearest fix."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the run to stop: its state is saved, and the same command goes on from there."""
+
+    def __init__(self, signal_number: int):
+        self.exit_code = 128 + signal_number
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def definition(cls):
+    """Class decorator: a frozen, keyword-only dataclass that is also a pytree.
+
+    Fields made with `leaf` may differ between members of one compiled program; fields made with
+    `static` fix shapes or code, so members that differ there train in different programs.
+    """
+    return struct.dataclass(cls, kw_only=True)
+
+
+def leaf(default: Any = dataclasses.MISSING, *, min: float | None = None, max: float | None = None) -> Any:
+    """A number that may vary inside one compiled program. `min` and `max` are inclusive bounds."""
+    return _field(default, pytree_node=True, min=min, max=max)
+
+
+def static(default: Any = dataclasses.MISSING, *, min: float | None = None, max: float | None = None) -> Any:
+    """A value that fixes shapes or code. It must be hashable. `min` and `max` are inclusive bounds."""
+    return _field(default, pytree_node=False, min=min, max=max)
+
+
+def _field(default, pytree_node, min, max):
+    kwargs = {} if default is dataclasses.MISSING else {"default": default}
+    return dataclasses.field(metadata={"pytree_node": pytree_node, "min": min, "max": max}, **kwargs)

@@ -1,0 +1,138 @@
+"""Checkpoints of a cohort in training, so that a run which is stopped anywhere goes on from there, bit for bit.
+
+A checkpoint is the whole `CohortState` (parameters, Adam's moments, silent counts, the metric sums of an unfinished
+chunk), its step, from which the order of examples and every random key follow, and the history up to there. Orbax
+writes it in the background; the last two are kept, and one that does not read back as it was written is passed over.
+
+Of several processes, process 0 alone reads and writes; the others come to the same calls, and get what it read.
+"""
+
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sae.engine import processes
+from sae.engine.cohort import CohortState
+
+Chunk = tuple[int, dict[str, np.ndarray]]  # step, {"train/l0": [member], ...}
+
+
+class Checkpoints:
+    """The checkpoints in one folder, which belong to one cohort."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        self.folder = folder.absolute()
+        self._say, self._manager = say, None
+
+    def _open(self):
+        """Orbax and its manager: importing takes a second, which a short run need not wait for."""
+        import orbax.checkpoint as ocp
+
+        if self._manager is None:
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            alone = {}
+            if processes.count() > 1:  # Orbax would wait for the others
+                self.folder.mkdir(parents=True, exist_ok=True)
+                only = ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix="process-0"
+                )
+                alone = {"multiprocessing_options": only, "create": False}
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, **alone)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return ocp, self._manager
+
+    def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
+        """Write a state that is on the host, while training goes on."""
+        if not processes.lead():
+            return
+        ocp, manager = self._open()
+        arrays = _named("state", jax.tree.leaves(state))
+        names = list(history[0][1]) if history else []
+        columns = [np.stack([numbers[name] for _, numbers in history]) for name in names]  # each [chunk, member]
+        arrays |= _named("history", columns)
+        meta = {
+            "arrays": {name: [list(a.shape), a.dtype.name, _checksum(a)] for name, a in arrays.items()},
+            "history": names,
+            "steps": [at for at, _ in history],
+        }
+        meta["checksum"] = _checksum_of_json(meta)
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+        manager.save(step, args=args, force=True)
+
+    def restore(self, like: CohortState) -> tuple[int, CohortState, list[Chunk]] | None:
+        """(step, state, history) of the newest checkpoint that reads back as it was written, None if there is none.
+
+        `like` has the state's shapes and dtypes. The history is process 0's, and empty elsewhere.
+        """
+        leaves, structure = jax.tree.flatten(like)
+        found = processes.of_lead(lambda: self._newest(leaves))
+        step = processes.shared(found and found[0])
+        if step is None:
+            return None
+        state = jax.tree.unflatten(structure, processes.spread(found and found[1], leaves))
+        return step, state, found[2] if found else []
+
+    def _newest(self, leaves: Sequence) -> tuple[int, list[np.ndarray], list[Chunk]] | None:
+        if not self.folder.exists():
+            return None
+        _, manager = self._open()
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                arrays, meta = self._read(step)
+                state = [arrays[name] for name in _named("state", leaves)]
+                if [(a.shape, a.dtype) for a in state] != [(a.shape, a.dtype) for a in leaves]:
+                    raise ValueError("it is of other shapes")
+                columns = [arrays[name] for name in _named("history", meta["history"])]
+            except Exception as error:  # Orbax, JSON, zstd and the file system each have their own
+                reason = " ".join(str(error).split())[:200]
+                self._say(f"checkpoint {self.folder / str(step)} is damaged and is passed over: {reason}")
+                manager.delete(step)
+                continue
+            numbers = [dict(zip(meta["history"], row, strict=True)) for row in zip(*columns, strict=True)]
+            history = list(zip(meta["steps"], numbers, strict=True))
+            return step, state, history
+        return None
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict]:
+        ocp, manager = self._open()
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if meta.pop("checksum") != _checksum_of_json(meta):
+            raise ValueError("its description has another checksum")
+        shapes = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()}
+        found = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))).arrays
+        arrays = {name: np.asarray(array) for name, array in found.items()}
+        wrong = [name for name, array in arrays.items() if _checksum(array) != meta["arrays"][name][2]]
+        if wrong:
+            raise ValueError(f"{len(wrong)} of {len(arrays)} arrays have another checksum")
+        return arrays, meta
+
+    def remove(self) -> None:
+        """Delete them all: the cohort is finished, and its members have their rows."""
+        self.close()
+        if processes.lead():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Wait until the last one is on the disk."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+            self._manager = None
+
+
+def _named(what: str, leaves: Sequence) -> dict:
+    return {f"{what}.{i:03d}": leaf for i, leaf in enumerate(leaves)}
+
+
+def _checksum_of_json(value: dict) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes())

@@ -1,0 +1,96 @@
+"""A cohort from the host's side: blocks of steps, chunks of blocks, revivals between them, and the evaluation."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from sae.data.feed import Feed
+from sae.data.source import Sampler
+from sae.engine import cohort as cohorts
+from sae.engine.cohort import Cohort, CohortState, Placement
+from sae.experiment import Experiment
+
+CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
+
+
+def compile_block(experiments, state: CohortState, feed: Feed, placement: Placement):
+    """The compiled program of a block, the same for any number of steps."""
+    pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
+    block = feed.block(0)
+    return cohorts.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
+
+
+def train_cohort(
+    state: CohortState,
+    cohort: Cohort,
+    experiments: Experiment,
+    feed: Feed,
+    placement: Placement,
+    *,
+    start: int = 0,
+    chunk_steps: int | None = None,
+    program=None,
+) -> Iterator[tuple[CohortState, int, dict | None]]:
+    """Train from step `start` to n_steps, block by block.
+
+    After each gives (state, step, numbers): numbers is {name: [member]}, still on the devices (`cohort.fetch` reads
+    them), where a chunk ends there, else None. The state is only whole until the next block is asked for.
+    """
+    program = program or compile_block(experiments, state, feed, placement)
+    example, pivot = cohort.example, placement.shared(feed.data.mean)
+    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start):
+        then = step + n
+        block = feed.block(step, then if then < example.n_steps else None)
+        state = program(experiments, state, block, pivot, *placement.shared((np.int32(step), np.int32(n))))
+        if then in example.revival.steps() and then < example.n_steps:
+            candidates = feed.candidates(then, example.revival.n_candidates)
+            at = placement.shared(np.int32(then))
+            state = cohorts.revive(experiments, state, at, candidates, placement=placement)
+        numbers = None
+        if ends_chunk:
+            state, numbers = cohorts.end_chunk(experiments, state, placement=placement)
+            if isinstance(feed.data, Sampler):
+                features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
+                numbers |= cohorts.feature_recovery(state.train.sae, features, frequencies, placement=placement)
+        yield state, then, None if numbers is None else placement.gathered(numbers)
+
+
+def blocks(
+    experiment: Experiment, block_steps: int, chunk_steps: int | None = None, start: int = 0
+) -> Iterator[tuple[int, int, bool]]:
+    """(step, number of steps, whether a chunk ends there) from step `start` to n_steps.
+
+    A block ends where a chunk ends, where latents are revived, and after `block_steps` at the latest.
+    """
+    chunk = chunk_steps or math.ceil(experiment.n_steps / CHUNKS / block_steps) * block_steps
+    revivals, step = experiment.revival.steps(), start
+    while step < experiment.n_steps:
+        marks = [step + block_steps, (step // chunk + 1) * chunk, experiment.n_steps]
+        end = min(marks + [at for at in revivals if at > step])
+        yield step, end - step, end % chunk == 0 or end == experiment.n_steps
+        step = end
+
+
+def evaluate(
+    cohort: Cohort, feed: Feed, state: CohortState, placement: Placement
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Every member of a trained cohort on the held-out examples.
+
+    Gives ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool).
+    """
+    saes, example = state.train.sae, cohort.example
+    window, pivot = cohorts.new_window(state, placement=placement), placement.shared(feed.data.mean)
+    for x, weight in feed.held_out(example.n_eval):
+        window = cohorts.evaluate_batch(saes, window, x, weight, pivot, placement=placement)
+    numbers, firing_rates = cohorts.end_evaluation(window)
+    if isinstance(feed.data, Sampler):
+        features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
+        numbers |= cohorts.feature_recovery(saes, features, frequencies, placement=placement)
+        numbers |= cohorts.recovery_chance(saes, features, frequencies)
+    n = len(cohort.members)
+    numbers, firing_rates, diverged = cohorts.fetch((numbers, firing_rates, state.train.diverged), n)
+    numbers |= {"examples": np.full(n, int(window[1].n))}
+    # weights can be finite and still too large to compute with
+    diverged = diverged | ~np.isfinite(numbers["mse"])
+    return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged

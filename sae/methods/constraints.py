@@ -1,0 +1,61 @@
+"""Constraints on the parameters, kept by the gradient before each update and by the parameters after it."""
+
+import jax.numpy as jnp
+
+from sae.core.model import Sae, replace, unit_rows
+from sae.core.types import definition, static
+
+
+@definition
+class Free:
+    """No constraint. A penalty on latents then leaks into the decoder's scale unless it is `weighted`."""
+
+    def gradient(self, sae: Sae, gradient: Sae) -> Sae:
+        """The gradient as it is."""
+        return gradient
+
+    def project(self, sae: Sae) -> Sae:
+        """The parameters as they are."""
+        return sae
+
+
+@definition
+class UnitNorm:
+    """Decoder rows of Euclidean norm 1 after every step. Bricken et al. 2023, Appendix.
+
+    The part of the gradient that is parallel to its row is removed first: it only changes the norm, which
+    is reset anyway, and would otherwise disturb Adam's moments.
+    """
+
+    def gradient(self, sae: Sae, gradient: Sae) -> Sae:
+        """g_i - (g_i · W_dec,i) W_dec,i for every decoder row i (rows are unit)."""
+        g, W = gradient.W_dec[...], sae.W_dec[...]
+        return replace(gradient, W_dec=g - jnp.sum(g * W, axis=1, keepdims=True) * W)
+
+    def project(self, sae: Sae) -> Sae:
+        """Decoder rows scaled to norm 1."""
+        return replace(sae, W_dec=unit_rows(sae.W_dec[...]))
+
+
+@definition
+class UnitNormNoBias:
+    """`UnitNorm`, and no decoder bias: x̂ = W_decᵀ latents, as in Sharkey, Braun & Millidge 2022. Start it at zero.
+
+    With `tied`, the encoder is the decoder, W_enc = W_dec: one matrix with the gradients of both.
+    """
+
+    tied: bool = static(False)
+    """Hold W_enc = W_dec."""
+
+    def gradient(self, sae: Sae, gradient: Sae) -> Sae:
+        """As `UnitNorm`; nothing for b_dec, and where tied the sum of both matrices' for W_dec, nothing for W_enc."""
+        nothing = {"b_dec": jnp.zeros_like(gradient.b_dec[...])}
+        if self.tied:
+            both = gradient.W_enc[...] + gradient.W_dec[...]
+            gradient, nothing["W_enc"] = replace(gradient, W_dec=both), jnp.zeros_like(both)
+        return replace(UnitNorm().gradient(sae, gradient), **nothing)
+
+    def project(self, sae: Sae) -> Sae:
+        """Decoder rows scaled to norm 1, b_dec zero; where tied, the encoder's rows are the decoder's."""
+        sae = replace(UnitNorm().project(sae), b_dec=jnp.zeros_like(sae.b_dec[...]))
+        return replace(sae, W_enc=sae.W_dec[...]) if self.tied else sae

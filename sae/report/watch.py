@@ -1,0 +1,120 @@
+"""A run seen from any terminal, also on another machine that has its folder: it only reads what the run writes."""
+
+import time
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sae.core.text import ranges
+from sae.core.types import UserError
+from sae.report.data import ARMS
+from sae.report.warnings import DEAD
+from sae.store.results import Results
+from sae.store.storage import HISTORY, STATE
+from sae.study.figures import arm_name, coefficients
+
+MARKS = "●▲■◆"  # of arms
+X, Y = "train/fvu", "train/l0"
+
+
+def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 2.0) -> None:
+    """Show a run until it is finished, or once."""
+    if once or not console.is_terminal:
+        console.print(frame(results, *console.size))
+        return
+    with Live(frame(results, *console.size), console=console, auto_refresh=False, transient=False) as live:
+        while not results.finished:
+            time.sleep(seconds)
+            live.update(frame(results, *console.size), refresh=True)
+
+
+def frame(results: Results, width: int = 100, height: int = 40) -> Group:
+    """What there is to see now."""
+    head = Text(f"{results.definition['name']}: {results.status}  ", style="bold")
+    head.append(results.definition.get("question", ""), style="not bold dim")
+    try:
+        latest = _latest(results)
+    except UserError:  # nothing is written yet, or it is being written at this moment
+        return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
+    return Group(head, _cohorts(results), Text(), *_frontier(results, latest, width, height), *_troubles(latest))
+
+
+def scatter(points: list[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
+    """Points (x, y, mark, colour) on log axes, as lines of text with the ends of the axes written out."""
+    values = np.log10(np.array([point[:2] for point in points]))
+    low, high = values.min(axis=0), values.max(axis=0)
+    span = np.maximum(high - low, 1e-9)
+    places = np.round((values - low) / span * (width - 1, height - 1)).astype(int)
+    cells = {(height - 1 - y, x): point[2:] for (x, y), point in zip(places, points, strict=True)}
+    labels = {0: f"{10 ** high[1]:.3g}", height - 1: f"{10 ** low[1]:.3g}"}
+    lines = []
+    for row in range(height):
+        line = Text(f"{labels.get(row, ''):>8} │", style="dim")
+        for column in range(width):
+            mark, colour = cells.get((row, column), (" ", ""))
+            line.append(mark, style=f"not dim {colour}")
+        lines.append(line)
+    ends = f"{10 ** low[0]:.3g}", f"{10 ** high[0]:.3g}"
+    lines.append(Text(f"{'':>8} └{'─' * width}", style="dim"))
+    lines.append(Text(f"{'':>10}{ends[0]}{ends[1]:>{width - len(ends[0])}}", style="dim"))
+    return lines
+
+
+def _latest(results: Results) -> pd.DataFrame:
+    """Every member's last log point, beside its hyper-parameters."""
+    last = results.history.groupby("member").last()
+    return last.join(pd.DataFrame(results.definition["members"]))
+
+
+def _cohorts(results: Results) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("cohort", "members", "status", "", "step", "written"):
+        table.add_column(name, justify="left" if name in ("status", "") else "right")
+    for cohort in results.cohorts:
+        state, members = cohort.state, results.definition["cohorts"][cohort.index]
+        step = state.get("step", 0)
+        n_steps = results.definition["members"][members[0]]["n_steps"]
+        paths = [path for name in (HISTORY, STATE) if (path := cohort.path / name).exists()]
+        ago = time.time() - max((path.stat().st_mtime for path in paths), default=time.time())
+        table.add_row(
+            str(cohort.index),
+            ranges(members),
+            state.get("status", "waiting"),
+            ProgressBar(total=n_steps, completed=step, width=24),
+            f"{step:,}/{n_steps:,}",
+            f"{ago:,.0f} s ago" if paths else "",
+        )
+    return table
+
+
+def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -> list[Text]:
+    shown = latest[(latest[[X, Y]] > 0).all(axis=1)]
+    if shown.empty:
+        return []
+    along, _ = coefficients(results.definition["members"])
+    arms = {name: (MARKS[i % len(MARKS)], ARMS[i % len(ARMS)]) for i, name in enumerate(along)}
+    of = lambda row: next((arms[name] for name in along if row.get(name) and row[name] == row[name]), ("·", "white"))
+    points = [(row[X], row[Y], *of(row)) for row in shown.to_dict("records")]
+    legend = Text("l0 (upwards) against fvu, last log points of training, log axes  ", style="dim")
+    for name, (mark, colour) in arms.items():
+        legend.append(f"{mark} {arm_name(name)}  ", style=f"not dim {colour}")
+    rows = min(16, height - len(results.cohorts) - 12)
+    return [legend, *scatter(points, max(20, min(width - 14, 72)), max(6, rows))]
+
+
+def _troubles(latest: pd.DataFrame) -> list[Text]:
+    lines = []
+    if "train/diverged" in latest and latest["train/diverged"].any():
+        lines.append(
+            Text(f"diverged: members {ranges(latest.index[latest['train/diverged'].astype(bool)])}", style="red")
+        )
+    dead = latest.index[latest["train/dead_fraction"] > DEAD]
+    if len(dead):
+        lines.append(Text(f"over {DEAD:.0%} of the latents dead: members {ranges(dead)}", style="yellow"))
+    return lines

@@ -1,1 +1,0 @@
-"""Places where records go: the terminal, the local tables, Weights & Biases."""

@@ -1,0 +1,166 @@
+"""A run's folder: which run it holds, who works on it, and what it says of the run."""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sae.core.files import write_json
+from sae.core.types import UserError
+from sae.experiment import flatten
+from sae.store.results import Results
+from sae.store.storage import DEFINITION
+from sae.study import claims, figures
+from sae.study.sweep import Sweep
+
+LOCK = ".lock"
+PACKAGES = ("sparsity-lab", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets", "wandb")
+
+
+def older_run(folder: Path, sweep: Sweep) -> Results | None:
+    """The run of this sweep that the folder holds, finished or not. Raises UserError if it holds something else."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; use --out DIR with a new or empty folder")
+    if not (folder / DEFINITION).exists():
+        if any(path.name != LOCK for path in folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
+        return None
+    older = Results(folder)
+    if difference := _first_difference(older.definition["members"], plain(sweep)):
+        raise UserError(
+            f"{folder} holds a different definition: {difference}; use --out DIR, or --fresh to move it aside"
+        )
+    return older
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a folder that holds a run; None where there is none. Raises UserError for a folder of something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / DEFINITION).exists():
+        raise UserError(f"{folder} holds no run, so --fresh leaves it where it is; use --out DIR")
+    folder = folder.resolve()
+    with contextlib.ExitStack() as stack:
+        for part in (folder, *sorted((folder / "cohorts").glob("*"))):
+            stack.enter_context(lock(part))
+        aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
+        return folder.rename(aside)
+
+
+def make(folder: Path) -> None:
+    """Make the folder. Raises UserError where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{folder}: not writable ({error.strerror}); use --out DIR with a folder of your own") from None
+
+
+@contextlib.contextmanager
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a run's or a cohort's folder for this process.
+
+    Where another process holds it, waits for that, or raises UserError with its number and its host. The system lets
+    go of the lock when its process ends, however it ends, so a lock file left behind means nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{folder} is in use by {holder}; wait for it, or use --out DIR") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def describe(
+    folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]
+) -> None:
+    """Write definition.json for a new run, whose cohorts have these members."""
+    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command))
+
+
+def describe_again(results: Results, sweep: Sweep) -> None:
+    """Put the sweep's answer and figures in definition.json where they have changed: they decide no result."""
+    if any(results.definition.get(name) != value for name, value in shown(sweep).items()):
+        results.definition |= shown(sweep)
+        with lock(results.folder, wait=True):
+            write_json(results.folder / DEFINITION, results.definition)
+
+
+def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
+    for i, (old, new) in enumerate(zip(theirs, ours, strict=False)):
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name) and repr(old.get(name)) != repr(new.get(name)):  # NaN != NaN
+                return f"{name} of member {i} is {old.get(name)!r} there and {new.get(name)!r} here"
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} members there and {len(ours)} here"
+    return None
+
+
+def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]) -> dict[str, Any]:
+    """What definition.json holds."""
+    device = jax.devices()[0]
+    return {
+        "name": sweep.name,
+        "question": question,
+        "command": list(command),
+        "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
+        "cohorts": [list(members) for members in cohorts],
+        "members": plain(sweep),
+        **shown(sweep),
+        "claims": [claims.written(claim) for claim in sweep.claims],  # these stay, whatever is claimed later
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
+        "host": platform.node(),
+        "git_commit": _git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def shown(sweep: Sweep) -> dict[str, Any]:
+    """What definition.json says of the sweep's answer and figures."""
+    answer = figures.plain(sweep.answer) if sweep.answer else None
+    return json.loads(json.dumps({"answer": answer, "figures": [figures.plain(figure) for figure in sweep.figures]}))
+
+
+def plain(sweep: Sweep) -> list[dict[str, Any]]:
+    """Every member, flattened, as JSON gives it back."""
+    return json.loads(json.dumps([flatten(member) for member in sweep.members], default=str))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with "+changes" where files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

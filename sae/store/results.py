@@ -1,0 +1,124 @@
+"""The results of a run, as a notebook reads them: `sae.load("runs/patches_l1")`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pandas as pd
+
+from sae.core.model import Sae
+from sae.core.text import ranges
+from sae.core.types import UserError
+from sae.data.source import Source
+from sae.experiment import Experiment, unflatten
+from sae.store import storage
+from sae.store.storage import DEFINITION, PARAMETERS, CohortFiles
+from sae.study import figures
+from sae.study.answers import Answer
+from sae.study.figures import Figure
+from sae.study.measures import Measure
+
+
+class Results:
+    """The results of a run, read from its folder, finished or not."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser()
+        path = self.folder / DEFINITION
+        if not path.exists():
+            raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
+        try:
+            self.definition: dict[str, Any] = json.loads(path.read_text())
+            self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: not readable as JSON of a run ({type(error).__name__}: {error})") from None
+
+    def __repr__(self) -> str:
+        n = len(self.definition["members"])
+        return f"<Results of {self.definition['name']!r}, {n} members, {self.status}: {self.folder}>"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every member is trained and evaluated."""
+        return all(cohort.finished for cohort in self.cohorts)
+
+    @property
+    def status(self) -> str:
+        """finished; interrupted, where a signal stopped it; running; new. A process killed with -9 left "running"."""
+        of = [cohort.state.get("status", "new") for cohort in self.cohorts]
+        return next((s for s in ("running", "interrupted") if s in of), "finished" if self.finished else "new")
+
+    @property
+    def members(self) -> pd.DataFrame:
+        """A row per finished member: hyper-parameters by dotted name, `member`, `cohort`, `status`, `eval/...`, and
+        `analysis/...` once the sweep's measures were asked; what those are, in a line each, is in `attrs["meanings"]`.
+        """
+        tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
+        members = storage.join_members(self._some(tables, "finished member"))
+        found = storage.read_analysis(self.folder)
+        members = members.join(found, on="member")
+        members.attrs = {"meanings": {n: line for of in found.attrs["asked"].values() for n, line in of.items()}}
+        return members
+
+    @property
+    def everyone(self) -> pd.DataFrame:
+        """A row per member of the sweep, as in `members`; one without results has status "missing" and no numbers."""
+        rows = pd.DataFrame(self.definition["members"]).rename_axis("member").reset_index()
+        if not any(cohort.finished for cohort in self.cohorts):
+            return rows.assign(status="missing")
+        members = self.members
+        found = members[[name for name in members if name in ("member", "status") or name.startswith(storage.NUMBERS)]]
+        joined = rows.merge(found, on="member", how="left")
+        return joined.assign(status=joined["status"].fillna("missing"))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row per member and chunk: `member`, `step`, `examples`, `train/...`."""
+        tables = [table for cohort in self.cohorts if (table := cohort.history()) is not None]
+        return storage.join_history(self._some(tables, "history"))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The measures whose columns the members table has (each as its `repr`)."""
+        return tuple(storage.read_analysis(self.folder).attrs["asked"])
+
+    def keep(self, measure: Measure, found: pd.DataFrame) -> None:
+        """Add a measure's columns to the members table: a row per member, indexed by its number."""
+        storage.write_analysis(self.folder, repr(measure), found, measure.columns)
+
+    def source(self, member: int) -> Source:
+        """The definition of a member's data. Raises UserError for a class of the user's own: it is not known here."""
+        flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
+        return unflatten(Experiment, "data", flat)
+
+    @property
+    def answer(self) -> Answer | None:
+        """How the sweep asks its question of the members table."""
+        return figures.read(answer) if (answer := self.definition.get("answer")) else None
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What the sweep shows: the figures it names, or those worth seeing where it names none."""
+        named = tuple(figures.read(figure) for figure in self.definition.get("figures", ()))
+        return named or figures.default_figures(self.definition["members"], self.answer)
+
+    def sae(self, member: int) -> Sae:
+        """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""
+        finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
+        if member not in finished:
+            raise UserError(
+                f"{self.folder}: got member {member}, allowed: those that are finished: {ranges(finished) or 'none'}"
+            )
+        cohort = next(i for i, members in enumerate(self.definition["cohorts"]) if member in members)
+        weights = self.cohorts[cohort].weights(member)
+        flat = self.definition["members"][member]
+        parameters = [jnp.asarray(weights[name]) for name in PARAMETERS]
+        activation = unflatten(Experiment, "activation", flat)
+        precision = flat.get("precision", "float32")  # a folder older than this choice has no such name
+        return Sae(*parameters, activation, flat["apply_b_dec_to_input"], precision)
+
+    def _some(self, tables: list[pd.DataFrame], what: str) -> list[pd.DataFrame]:
+        if not tables:
+            raise UserError(f"{self.folder}: no {what} yet; `sae run` goes on with it")
+        return tables

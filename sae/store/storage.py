@@ -1,0 +1,217 @@
+"""What a run writes: a folder for each cohort, so that processes can work on one sweep side by side.
+
+    runs/x/definition.json
+    runs/x/cohorts/000/cohort.json          its members, status, step, and the checksums of what is finished
+                       history.parquet      a row per member and log point, also while it trains
+                       members.parquet      a row per member, once finished
+                       weights.safetensors  once finished
+                       checkpoints/         until then
+    runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
+    runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
+
+A finished file that is not, byte for byte, what was written is found out by its checksum and never read.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+
+from sae.core.files import sha256, write_atomically, write_json
+from sae.core.model import Sae
+from sae.core.types import UserError
+from sae.study.measures import PREFIX
+
+DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
+    "definition.json",
+    "members.parquet",
+    "history.parquet",
+    "weights.safetensors",
+    "cohort.json",
+)
+OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
+NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
+ANALYSIS = "analysis.parquet"
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+RATES = "firing_rate"  # beside the parameters
+
+
+class DamagedError(UserError):
+    """A file is not what was written."""
+
+
+class CohortFiles:
+    """One cohort's folder. Whoever writes holds its lock (`folder.lock`); anyone may read."""
+
+    def __init__(self, folder: Path, index: int):
+        self.index, self.path = index, folder / "cohorts" / f"{index:03d}"
+        self._sound: set[tuple] = set()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What cohort.json says; {} where there is none that can be read."""
+        try:
+            return json.loads((self.path / STATE).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether its members are trained and evaluated."""
+        return self.state.get("status") == "finished"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it has, or will have, weights: what was pulled from W&B has none."""
+        return not self.finished or WEIGHTS in self.state.get("checksums", {})
+
+    def mark(self, **changes) -> None:
+        """Change what cohort.json says."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / STATE, self.state | changes)
+
+    def check(self) -> None:
+        """Raises DamagedError, naming the file, where one of a finished cohort is not what was written."""
+        for name in self.state.get("checksums", {}):
+            self._sound_path(name)
+
+    def members(self) -> pd.DataFrame:
+        """The rows of a finished cohort. Raises DamagedError."""
+        return _read_table(self._sound_path(MEMBERS))
+
+    def history(self) -> pd.DataFrame | None:
+        """The rows up to now, None where there are none yet. Raises DamagedError."""
+        if not self.finished and not (self.path / HISTORY).exists():
+            return None
+        return _read_table(self._sound_path(HISTORY))
+
+    def weights(self, member: int) -> dict[str, np.ndarray]:
+        """A member's parameters. Raises DamagedError."""
+        if not self.has_weights:
+            raise UserError(f"{self.path} has no weights: it was pulled from W&B")
+        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
+            place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
+            return {name: file.get_slice(name)[place] for name in PARAMETERS}
+
+    def write_history(self, table: pd.DataFrame) -> None:
+        """Write history.parquet."""
+        _write_table(self.path / HISTORY, table)
+
+    def firing_rates(self) -> dict[int, np.ndarray]:
+        """Each finished member's firing rates [d_sae] on held-out examples; none in a folder of before they were kept,
+        or one without weights.
+
+        Raises DamagedError.
+        """
+        if not self.has_weights:
+            return {}
+        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
+            if RATES not in file.keys():
+                return {}
+            return dict(zip(file.get_tensor("member").tolist(), file.get_tensor(RATES), strict=True))
+
+    def write_weights(self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray) -> None:
+        """Write weights.safetensors: the parameters of members, and firing_rates [member, d_sae]."""
+        # safetensors writes scrambled values from a non-contiguous array, without a word
+        tensors = {name: np.ascontiguousarray(np.asarray(getattr(saes, name)[...])) for name in PARAMETERS}
+        tensors |= {RATES: np.ascontiguousarray(firing_rates, np.float32)}
+        data = safetensors.numpy.save(tensors | {"member": np.asarray(members, np.int64)})
+        write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
+
+    def finish(self, members: pd.DataFrame, **changes) -> None:
+        """Write the members table; history, and weights if there are any, lying there, mark the cohort finished."""
+        _write_table(self.path / MEMBERS, members)
+        there = [name for name in (HISTORY, MEMBERS, WEIGHTS) if (self.path / name).exists()]
+        checksums = {name: sha256(self.path / name) for name in there}
+        self.mark(status="finished", checksums=checksums, **changes)
+
+    def _sound_path(self, name: str) -> Path:
+        path, wanted = self.path / name, self.state.get("checksums", {}).get(name)
+        try:
+            stamp = (name, (stat := path.stat()).st_mtime_ns, stat.st_size)
+            if wanted and stamp not in self._sound and sha256(path) != wanted:
+                raise DamagedError(
+                    f"{path} is damaged: its checksum is not the one in {STATE}; `sae run` makes it anew"
+                )
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing; `sae run` makes it anew") from None
+        self._sound.add(stamp)
+        return path
+
+
+def join_members(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Members tables as one, in the members' order; a field that only some cohorts have keeps its type."""
+    own = dict.fromkeys(name for table in tables for name in table if name in OWN or name.startswith(NUMBERS))
+    hyper = [table.drop(columns=[name for name in own if name in table]).astype(object) for table in tables]
+    numbers = [table[[name for name in own if name in table]] for table in tables]
+    stack = lambda parts: pd.concat(parts, ignore_index=True)
+    joined = pd.concat([stack(hyper).apply(_one_type), stack(numbers)], axis=1)
+    return joined.sort_values("member", ignore_index=True)
+
+
+def join_history(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Histories as one, by member and step."""
+    return pd.concat(tables).sort_values(["member", "step"], ignore_index=True)
+
+
+def write_joined(folder: Path, cohorts: Sequence[CohortFiles]) -> None:
+    """Write the tables of all finished cohorts, side by side with definition.json."""
+    finished = [files for files in cohorts if files.finished]
+    _write_table(folder / HISTORY, join_history([files.history() for files in finished]))
+    _write_table(folder / MEMBERS, join_members([files.members() for files in finished]))
+
+
+def read_analysis(folder: Path) -> pd.DataFrame:
+    """What measures have found, a row per member, indexed by its number.
+
+    `attrs["asked"]` is {measure: {column: its meaning}}. Empty where there is nothing that can be read: it will be
+    asked again.
+    """
+    try:
+        return pd.read_parquet(folder / ANALYSIS, page_checksum_verification=True)
+    except (OSError, ValueError):
+        return _with_asked(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {})
+
+
+def write_analysis(folder: Path, measure: str, found: pd.DataFrame, meanings: Mapping[str, str]) -> None:
+    """Add what one measure has found, in the columns of which `meanings` tells what they are."""
+    older = read_analysis(folder)
+    asked = {name: columns for name, columns in older.attrs["asked"].items() if not set(columns) & set(meanings)}
+    kept = older[[name for columns in asked.values() for name in columns]]
+    table = kept.join(found[list(meanings)], how="outer")
+    _write_table(folder / ANALYSIS, _with_asked(table, asked | {measure: dict(meanings)}), index=True)
+
+
+def _with_asked(table: pd.DataFrame, asked: dict[str, dict[str, str]]) -> pd.DataFrame:
+    table.attrs = {"asked": asked}
+    return table
+
+
+def _write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=index, write_page_checksum=True)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+
+
+def _one_type(column: pd.Series) -> pd.Series:
+    """A column of plain values with one type: whole numbers stay whole where some members lack the field."""
+    values = column.dropna()
+    if all(isinstance(value, bool | np.bool_) for value in values):
+        return column.astype(bool if len(values) == len(column) else "boolean")
+    if all(isinstance(value, int | np.integer) for value in values):
+        return column.astype("int64" if len(values) == len(column) else "Int64")
+    if all(isinstance(value, int | float | np.number) for value in values):
+        return column.astype(float)
+    return column.map(str, na_action="ignore")

@@ -1,0 +1,1 @@
+"""What is asked of a sweep: members, answers, figures, measures, quantities and claims."""

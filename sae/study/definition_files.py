@@ -1,0 +1,89 @@
+"""Definition files: from a path to its `experiment` or `sweep`, and to its question."""
+
+import ast
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from sae.core.text import nearest
+from sae.core.types import UserError
+from sae.experiment import Experiment
+from sae.study.sweep import Sweep
+
+FOLDERS = ("experiments", "sweeps")
+
+
+def load_file(path: Path) -> Experiment | Sweep:
+    """The `sweep` or `experiment` that a definition file defines. Raises UserError with what is wrong in one line."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
+    if not path.is_file():
+        # of its own folder not what lies deeper: that may be somebody's home
+        known = [*path.parent.glob("*.py"), *(p for folder in FOLDERS for p in Path(folder).rglob("*.py"))]
+        raise UserError(f"{path}: no such file; {nearest(str(path), sorted(set(map(str, known))))}")
+    module = _execute(path)
+    found = [value for name in ("sweep", "experiment") if (value := getattr(module, name, None)) is not None]
+    if not found:
+        raise UserError(f"{path} defines neither `experiment` nor `sweep`; a definition file ends in one of the two")
+    if not isinstance(found[0], (Experiment, Sweep)):
+        raise UserError(f"{path}: got a {type(found[0]).__name__}, allowed: an Experiment or a Sweep")
+    return found[0]
+
+
+def question(path: Path) -> str:
+    """The first line of a definition file's docstring."""
+    try:
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+    except (SyntaxError, UnicodeDecodeError):
+        return ""
+    return (docstring or "").split("\n")[0]
+
+
+def checkout() -> Path:
+    """The folder that holds `experiments` and `sweeps`: here, else where the package was installed from."""
+    here = Path.cwd()
+    return here if any((here / folder).is_dir() for folder in FOLDERS) else Path(__file__).parents[2]
+
+
+def _execute(path: Path):
+    """Run a file as a module that can import its neighbours and the checkout's definitions."""
+    beside, *above = path.resolve().parents
+    # the file's own checkout before the one we stand in or were installed from: its base experiments are meant
+    own = [folder for folder in above[:2] if any((folder / name).is_dir() for name in FOLDERS)][:1]
+    for folder in reversed([*own, beside, checkout()]):
+        sys.path[:] = [str(folder), *(other for other in sys.path if other != str(folder))]
+    for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:
+        del sys.modules[name]  # another checkout's, of an earlier file
+    spec = importlib.util.spec_from_file_location(f"definition_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and tyro look for the file's own classes
+    try:
+        spec.loader.exec_module(module)
+    except UserError as error:
+        raise UserError(f"{_where(error, path)}: {error}") from None
+    except Exception as error:  # whatever a user's file may raise
+        message = " ".join(str(error).split())
+        raise UserError(
+            f"{_where(error, path)}: {type(error).__name__}: {message}{_suggestion(error, vars(module))}"
+        ) from None
+    return module
+
+
+def _where(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{path}, line {error.lineno}"
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()
+    ]
+    return f"{path}, line {lines[-1]}" if lines else str(path)
+
+
+def _suggestion(error: Exception, names: dict[str, object]) -> str:
+    """For a field that a definition does not have, the closest that it has."""
+    text = str(error)
+    if not isinstance(error, TypeError) or "unexpected keyword argument" not in text:
+        return ""
+    name, field = text.split(".__init__")[0].split()[-1], text.split("'")[1]
+    cls = names.get(name)  # the file has imported what it calls
+    return f"; {nearest(field, cls.__dataclass_fields__)}" if hasattr(cls, "__dataclass_fields__") else ""

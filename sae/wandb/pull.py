@@ -1,0 +1,202 @@
+"""Tables from W&B: `sae pull ENTITY/PROJECT [--group G]` makes of runs there a run's folder here.
+
+`sae.load` and `sae report` read it like one that was trained here; it has no weights. Runs are read through W&B's
+public API. They are those of `sae run`, of whoever is in the team; others come along as far as their names are alike:
+their config as hyper-parameters, numbers in their history as curves, `eval/...` in their summary as results.
+"""
+
+import dataclasses
+import functools
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pandas as pd
+
+from sae.store import folder as folders
+from sae.store import storage
+from sae.experiment import Experiment, kind
+from sae.core.files import write_json
+from sae.store.results import Results
+from sae.wandb import sink
+from sae.store.tables import plain
+from sae.store.storage import DEFINITION, CohortFiles
+from sae.core.text import count, nearest
+from sae.core.types import UserError
+from sae.wandb.server import Server, connect
+
+AT_ONCE = 8  # histories that are fetched side by side
+OWN = ("member", "cohort")  # of a config: what is no hyper-parameter
+UNKNOWN = {
+    "question": "",
+    "packages": {},
+    "python": "unknown",
+    "device": {"kind": "unknown", "platform": "unknown", "count": 0},
+    "git_commit": None,
+}  # of a definition, unless the sweep's own run knows it
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to read, and where to put it."""
+
+    group: str | None = None
+    """The runs of this group alone, as `sae run` names it after the sweep; all of the project if not given."""
+    out: Path | None = None
+    """The folder to write; runs/<group or project>-pulled if not given."""
+
+
+def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Results:
+    """Write a run's folder of W&B's runs. An older one that was pulled is replaced. Raises UserError."""
+    entity, slash, project = path.strip("/").partition("/")
+    if not (entity and project) or "/" in project:
+        raise UserError(f"pull: got {path!r}, allowed: ENTITY/PROJECT, as in the address of the W&B page")
+    name = re.sub(r"[^\w .,=+-]", "_", options.group or project)
+    out = (options.out or Path("runs") / f"{name}-pulled").expanduser()
+    _refuse(out)
+    server = connect(entity, project)
+    runs, sweep = _find(server, options.group)
+    say(f"reading {count(len(runs), 'run')} of {server.path}")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        histories = list(pool.map(server.history, runs))
+
+    several = len({run.group for run in runs}) > 1
+    members = [_hyper(run) | ({"group": run.group} if several else {}) for run in runs]
+    tables = [_history(rows, i, member) for i, (rows, member) in enumerate(zip(histories, members, strict=True))]
+    cohorts, now = _cohorts(runs), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    new = out.with_name(out.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    folders.make(new)
+    known = {
+        key: value
+        for key, value in (sweep.config if sweep else {}).items()
+        if key in sink.SWEEP_CONFIG and key != "name"
+    }
+    write_json(
+        new / DEFINITION,
+        UNKNOWN
+        | {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
+        | known
+        | {
+            "command": ["sae", "pull", path, *(["--group", options.group] if options.group else [])],
+            "host": f"W&B at {server.host}",
+            "started": min(str(run.createdAt) for run in runs),
+            "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
+        },
+    )
+    for index, of in enumerate(cohorts):
+        _write(CohortFiles(new, index), of, runs, members, tables)
+    results = Results(new)
+    if any(cohort.finished for cohort in results.cohorts):
+        storage.write_joined(new, results.cohorts)
+    if out.exists():
+        shutil.rmtree(out)
+    new.rename(out)
+    unfinished = sum(not _finished(run) for run in runs)
+    say(f"{out}: {count(len(runs), 'member')}" + (f", {unfinished} of them not finished" if unfinished else ""))
+    return Results(out)
+
+
+def _refuse(out: Path) -> None:
+    """Raises UserError where something stands that was not pulled."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if (out / DEFINITION).exists() and "pulled" in Results(out).definition:
+        return
+    raise UserError(f"{out} holds something that was not pulled from W&B; use --out DIR with a new or empty folder")
+
+
+def _find(server: Server, group: str | None) -> tuple[list[Any], Any | None]:
+    """(runs in the order of their members, the run of the sweep itself, if it is there)."""
+    found = server.runs({"group": group} if group else {}, there=True)
+    sweeps = [run for run in found if run.jobType == "sweep"]
+    runs = [run for run in found if run.jobType != "sweep" and run.config]
+    if not runs and group:
+        groups = {run.group for run in server.runs({}) if run.group}
+        raise UserError(f"{server.path} has no runs of group {group!r}; {nearest(group, sorted(groups) or ['none'])}")
+    if not runs:
+        raise UserError(f"{server.path} has no runs")
+    order = lambda run: (str(run.group), _whole(run.config.get("member")), str(run.createdAt), run.id)
+    return sorted(runs, key=order), sweeps[0] if len(sweeps) == 1 else None
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 10**9
+
+
+def _hyper(run: Any) -> dict[str, Any]:
+    """A run's config, dotted names for what is nested."""
+    flat = {"name": run.group or run.name}
+    for name, value in run.config.items():
+        flat |= _flat(name, value)
+    return {name: flat[name] for name in sorted(flat, key=functools.partial(_place, flat)) if name not in OWN}
+
+
+def _place(flat: Mapping[str, Any], name: str) -> tuple:
+    """Where a name stands in an experiment's definition, as W&B keeps no order; what is not ours comes last."""
+    head, _, inner = name.partition(".")
+    hints = get_type_hints(Experiment)
+    if head not in hints:
+        return (len(hints), name)
+    choices = {kind(choice): choice for choice in getattr(hints[head], "__args__", (hints[head],))}
+    fields = list(getattr(choices.get(flat.get(head)), "__dataclass_fields__", ()))
+    return (list(hints).index(head), fields.index(inner) if inner in fields else len(fields) if inner else -1, name)
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {inner: v for key, of in value.items() for inner, v in _flat(f"{name}.{key}", of).items()}
+
+
+def _number(value: Any) -> float | int | bool | None:
+    """A number as W&B gives it back, None for what is none."""
+    words = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+    return words.get(value) if isinstance(value, str) else value if isinstance(value, bool | int | float) else None
+
+
+def _history(rows: Sequence[Mapping[str, Any]], member: int, hyper: Mapping[str, Any]) -> pd.DataFrame:
+    """A run's rows as our history has them."""
+    table = []
+    for row in rows:
+        numbers = {name: number for name, value in row.items() if (number := _number(value)) is not None}
+        step = int(numbers.pop("train/step", numbers.get("_step", 0)))
+        examples = numbers.pop("train/examples", step * (_number(hyper.get("batch_size")) or 0))
+        numbers = {name: number for name, number in numbers.items() if not name.startswith(("_", "eval/"))}
+        if numbers:
+            table.append({"member": member, "step": step, "examples": int(examples), **numbers})
+    return pd.DataFrame(table)
+
+
+def _finished(run: Any) -> bool:
+    return run.state == "finished"
+
+
+def _cohorts(runs: Sequence[Any]) -> list[list[int]]:
+    """Members by the cohort that trained them; those that are not finished apart."""
+    keys = [(str(run.group), _whole(run.config.get("cohort")), not _finished(run)) for run in runs]
+    return [[i for i, key in enumerate(keys) if key == wanted] for wanted in sorted(set(keys))]
+
+
+def _write(files: CohortFiles, of: Sequence[int], runs, members, tables) -> None:
+    """One cohort's folder."""
+    history = storage.join_history([tables[i] for i in of])
+    files.mark(members=list(of), status="running", step=int(history["step"].max()) if len(history) else 0)
+    if len(history):
+        files.write_history(history)
+    if not _finished(runs[of[0]]):
+        return
+    hyper = pd.DataFrame([plain(members[i]) for i in of], dtype=object)
+    values = pd.DataFrame([_evaluated(runs[i]) for i in of], index=range(len(of)))
+    status = [str(runs[i].summary_metrics.get("status", "finished")) for i in of]
+    own = pd.DataFrame({"member": list(of), "cohort": files.index, "status": status})
+    files.finish(storage.join_members([pd.concat([hyper, own, values], axis=1)]))
+
+
+def _evaluated(run: Any) -> dict[str, float]:
+    numbers = {name: _number(value) for name, value in run.summary_metrics.items() if name.startswith("eval/")}
+    return {name: number for name, number in numbers.items() if number is not None}

@@ -1,0 +1,200 @@
+"""Weights & Biases: one run per member, grouped, under the names of the tables, and one of the sweep itself."""
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from sae.study import claims
+from sae.study.answers import of_arm
+from sae.experiment import flatten
+from sae.study.figures import Heatmap
+from sae.core.files import sha256, write_json
+from sae.report.images import dictionary_grid
+from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
+from sae.store.results import Results
+from sae.engine.records import Outcome, Record, Start
+from sae.wandb.client import Client, Pictures, Trial
+from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
+
+PLACE = "wandb.json"  # in a run's folder: where in W&B its runs are
+SWEEP_CONFIG = ("name", "question", "answer", "figures", "packages", "python", "device", "git_commit")
+MOST_TILES = 400  # of a dictionary in W&B
+
+
+class Wandb:
+    """Sends every record to the W&B process, and never waits for it (see `client.py`)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Literal["online", "offline"],
+        project: str,
+        group: str,
+        token: str,
+        say,
+        trial: Trial | None = None,
+        artifacts: bool = False,
+        cohorts: Sequence[int] = (),
+    ):
+        where = {"mode": mode, "project": project, "group": group, "token": token}
+        self.client = Client(folder, **where, say=say, trial=trial, cohorts=cohorts)
+        self.trial, self.artifacts, self.say = trial, artifacts, say
+        with contextlib.suppress(OSError):  # what W&B needs costs no result
+            place = {"entity": self.client.entity, "project": self.client.project, "artifacts": artifacts}
+            write_json(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
+
+    def start(self, start: Start) -> None:
+        """Begin a run per member, its configuration under dotted names."""
+        self.image_shape = start.image_shape
+        configs = [flatten(experiment) for experiment in start.cohort.experiments]
+        names = [self.trial.name] if self.trial else start.names
+        begin(self.client, start.index, start.cohort.members, configs, names)
+        # wandb may have lost the last rows of a process that was stopped: it gets them all again from the tables, and
+        # sees to it that none is in W&B twice
+        for record in start.history:
+            self.record(record)
+
+    def record(self, record: Record) -> None:
+        """Log a chunk."""
+        images = {}
+        if record.dictionaries is not None:
+            images["train/dictionary"] = pictures(self.image_shape, *record.dictionaries)
+        self.client.record(record.cohort.members, record.step, record.examples, record.values, images)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write held-out numbers as summary scalars, the firing rates' histogram, and dictionaries of image data."""
+        W_dec, members = np.asarray(outcome.saes.W_dec[...]), outcome.cohort.members
+        end(self.client, members, outcome.status, outcome.values, outcome.firing_rates, W_dec, self.image_shape)
+
+    def sweep(self, results: Results) -> None:
+        """Write the run of a finished sweep: its members, its figures, its claims, and its weights if asked."""
+        if has_sweep_run(results, self.trial):
+            try:
+                log_sweep(self.client, results, self.artifacts)
+            except Exception as error:  # whatever figures and claims may hold, the sweep is finished
+                self.say(f"W&B lacks the run of the sweep itself: {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Let W&B finish, for a bounded time."""
+        self.client.close()
+
+
+def begin(
+    client: Client,
+    cohort: int,
+    members: Sequence[int],
+    configs: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+) -> None:
+    """Start the runs of a cohort's members, which are flattened experiments."""
+    own = [{**config, "member": member, "cohort": cohort} for member, config in zip(members, configs, strict=True)]
+    client.start_cohort(members, own, names, [tags(config) for config in configs])
+
+
+def end(
+    client: Client,
+    members: Sequence[int],
+    status: Sequence[str],
+    values: Mapping[str, Any],
+    firing_rates: np.ndarray,
+    W_dec: np.ndarray,
+    image_shape: Sequence[int] | None,
+) -> None:
+    """Finish the runs of a cohort's members: firing_rates [member, d_sae], W_dec [member, d_sae, d_in]."""
+    counts = [firing_rate_histogram(rates) for rates in firing_rates]
+    histograms = {"eval/log10_firing_rate": (HISTOGRAM_EDGES, counts)}
+    images = {"eval/dictionary": pictures(image_shape, W_dec, firing_rates=firing_rates)} if image_shape else {}
+    client.finish_cohort(members, status, values, histograms, images)
+
+
+def log_sweep(client: Client, results: Results, artifacts: bool = False) -> None:
+    """Write the run of a finished sweep."""
+    definition, folder, members = results.definition, results.folder, results.members
+    config = {name: definition.get(name) for name in SWEEP_CONFIG}
+    every = [tags(member) for member in definition["members"]]
+    summary = {
+        "members": len(members),
+        "diverged": int((members["status"] == "diverged").sum()),
+        "seconds": sum(cohort.state.get("seconds", 0.0) for cohort in results.cohorts),
+        "digest": digest(results),
+    }
+    files = [DEFINITION, MEMBERS, *(f"cohorts/{c.path.name}/{WEIGHTS}" for c in results.cohorts)]
+    client.sweep(
+        config,
+        list(dict.fromkeys(tag for of in every for tag in of)),
+        summary,
+        tables(results),
+        {f"figures/{path.stem}": path for path in figures(folder)},
+        {name: folder / name for name in files} if artifacts else None,
+    )
+
+
+def has_sweep_run(results: Results, trial: Trial | None) -> bool:
+    """Whether a run's folder is a finished sweep of ours: one experiment, or a run of an agent's, is none."""
+    return trial is None and results.finished and len(results.definition["members"]) > 1
+
+
+def tables(results: Results) -> dict[str, pd.DataFrame]:
+    """What a sweep's run shows as tables: its members, its heatmaps, its claims."""
+    members = results.members
+    found = {"results": members}
+    for figure in results.figures:
+        if isinstance(figure, Heatmap):
+            found |= {heatmap_key(figure, arm): pivot(members, figure, arm) for arm in figure.along}
+    if decided := claims.read(results.folder):
+        found["claims"] = claims.table(decided)
+    return found
+
+
+def heatmap_key(heatmap: Heatmap, arm: str) -> str:
+    """Under which a heatmap's table is in W&B."""
+    return f"heatmap/{heatmap.metric.rpartition('/')[2]}/{arm}"
+
+
+def pivot(members: pd.DataFrame, heatmap: Heatmap, arm: str) -> pd.DataFrame:
+    """A heatmap as a table: a row per value of its `y`, a column per value of the arm's coefficient, means."""
+    chosen = of_arm(members[members["status"] == "finished"], arm, heatmap.along)
+    table = chosen.pivot_table(index=heatmap.y, columns=arm, values=heatmap.metric, aggfunc="mean")
+    table.columns = [f"{arm} {value:g}" for value in table.columns]
+    return table.reset_index()
+
+
+def figures(folder: Path) -> list[Path]:
+    """The pictures in a run's folder."""
+    return [*sorted(folder.glob("*.png")), *sorted((folder / "report").glob("*.png"))]
+
+
+def digest(results: Results) -> str:
+    """Of what a sweep's run shows: another one, another digest."""
+    members = [cohort.state["checksums"][MEMBERS][:8] for cohort in results.cohorts]
+    verdicts = results.folder / claims.NAME
+    more = [*figures(results.folder), *([verdicts] if verdicts.exists() else [])]
+    return "-".join([*members, *(sha256(path)[:8] for path in more)])
+
+
+def tags(config: Mapping[str, Any]) -> list[str]:
+    """Data, activation, and which penalties a flattened experiment has: ["digits", "relu", "l1"]."""
+    field = config.get("penalty")
+    numbers = {n.rpartition(".")[2]: v for n, v in config.items() if n.startswith("penalty.") and "warmup" not in n}
+    active = [name for name, v in numbers.items() if isinstance(v, int | float) and not isinstance(v, bool) and v]
+    penalty = "+".join(active) if field == "elastic-net" else field
+    return [str(config["data"]), str(config["activation"]), penalty or "no penalty"]
+
+
+def pictures(
+    image_shape: Sequence[int],
+    W_dec: np.ndarray,
+    dead: np.ndarray | None = None,
+    firing_rates: np.ndarray | None = None,
+) -> Pictures:
+    """Makes the dictionaries of members: W_dec [member, d_sae, d_in], the others [member, d_sae]."""
+    draw = functools.partial(dictionary_grid, image_shape=image_shape, most=MOST_TILES)
+    of = lambda array, i: None if array is None else array[i]
+    one = lambda i: draw(W_dec[i], firing_rates=of(firing_rates, i), dead=of(dead, i))
+    return lambda: np.stack([one(i) for i in range(len(W_dec))])

@@ -1,0 +1,196 @@
+"""Sweeps that W&B steers: a sweep file's axes as its YAML, and the one run that a `wandb agent` asks for.
+
+    sae sweep-config sweeps/superposition_width_l1.py --method bayes --metric eval/fvu --out sweep.yaml
+    wandb sweep sweep.yaml
+    wandb agent ENTITY/PROJECT/SWEEP    # on as many machines as there are; each run is a `sae agent-run`
+
+Every such run is one member in a program of its own: to train many members at once is what `sae run` is for.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from sae.experiment import Experiment, flatten, replace
+from sae.core.metrics import EVALUATED
+from sae.wandb.client import Trial
+from sae.study.sweep import Sweep, as_sweep, varying
+from sae.core.text import nearest
+from sae.core.types import UserError
+
+LOG_FACTOR = 10  # a float axis that spans at least this factor is sampled by its logarithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to ask of W&B."""
+
+    method: Literal["grid", "random", "bayes"] = "grid"
+    """How W&B chooses values."""
+    metric: str | None = None
+    """The held-out number to optimise, e.g. eval/fvu; bayes needs one."""
+    goal: Literal["minimize", "maximize"] = "minimize"
+    """What to do with the metric."""
+    project: str = "sparsity-lab"
+    """The W&B project."""
+    out: Path | None = None
+    """A .yaml file to write; the terminal if not given."""
+
+
+def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, question: str = "") -> str:
+    """The YAML for `wandb sweep`, of the axes of a file's sweep. Raises UserError where W&B cannot express it."""
+    sweep = as_sweep(definition)
+    axes = _axes(sweep)
+    size, combinations = " x ".join(f"{len(axes[name])} {name}" for name in axes), math.prod(map(len, axes.values()))
+    whole = combinations == len(sweep.members)
+    if options.method == "grid" and not whole:
+        raise UserError(
+            f"sweep {sweep.name!r} has {len(sweep.members)} members, and W&B's grid would run all of {size} = "
+            f"{combinations}; use --method random or bayes, or a file for each part that is a full grid"
+        )
+    names = [f"eval/{metric}" for metric in EVALUATED]
+    if options.metric is not None and options.metric not in names:
+        raise UserError(f"--metric: got {options.metric!r}; {nearest(options.metric, names)}")
+    if options.method == "bayes" and options.metric is None:
+        raise UserError(
+            "--method bayes needs what to optimise: --metric eval/fvu, and --goal maximize where more is better"
+        )
+
+    config: dict[str, Any] = {"name": sweep.name, "project": options.project}
+    if question:
+        config["description"] = question
+    config |= {"program": str(path), "method": options.method}
+    config["command"] = ["${env}", "sae", "agent-run", str(path), "${args}"]
+    if options.metric is not None:
+        config["metric"] = {"name": options.metric, "goal": options.goal}
+    if options.method != "grid":
+        config["run_cap"] = len(sweep.members)  # as many runs as the file has members; W&B would go on for ever
+    continuous = options.method != "grid"
+    config["parameters"] = {name: _parameter(values, continuous) for name, values in axes.items()}
+
+    comments = [f"The axes of {path} for W&B: {size}.", "`wandb sweep` with this file names the `wandb agent` to start"]
+    comments[-1] += ", in the folder where the program below is found."
+    if not whole:
+        comments += [f"The {len(sweep.members)} members of that file are no full grid of these axes."]
+        comments += ["W&B also samples combinations that are not among them."]
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
+    return "".join(f"# {line}\n" for line in comments) + text
+
+
+def _axes(sweep: Sweep) -> dict[str, list[Any]]:
+    """The values of every name that varies, in the order in which the members have them."""
+    flats = [flatten(member) for member in sweep.members]
+    axes = {name: list(dict.fromkeys(flat.get(name, ...) for flat in flats)) for name in varying(sweep.members)}
+    if not axes:
+        raise UserError(f"{sweep.name!r} varies nothing, so it has no axes; allowed: a file that defines a sweep")
+    for name, values in axes.items():
+        if ... in values:
+            raise UserError(
+                f"sweep {sweep.name!r}: only some members have {name!r}, and W&B sets every name in every run; "
+                "use a file for each choice"
+            )
+        for value in values:
+            if (
+                not isinstance(value, bool | int | float | str | None)
+                or value in (math.inf, -math.inf)
+                or value != value
+            ):
+                raise UserError(
+                    f"sweep {sweep.name!r}: {name}: got {value!r}, and W&B sweeps over finite numbers and words only"
+                )
+    return axes
+
+
+def _parameter(values: list[Any], continuous: bool) -> dict[str, Any]:
+    plain = [_plain(value) for value in values]
+    if not continuous or not all(isinstance(value, float) for value in plain):
+        return {"values": plain}
+    low, high = min(plain), max(plain)
+    log = low > 0 and high / low >= LOG_FACTOR
+    return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
+
+
+def _plain(value: Any) -> Any:
+    """Without a subclass, as of numpy's float64, that YAML has no word for."""
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Experiment, list[str], Trial]:
+    """What `wandb agent` asks for, from its environment and arguments: (base, overrides, the run's place in W&B).
+
+    The base is the file's experiment, or its sweep's first member under the sweep's name. Values come as
+    `--name=value` and in the file WANDB_SWEEP_PARAM_PATH; where both have a name, the arguments count.
+    Raises UserError.
+    """
+    sweep = as_sweep(definition)
+    base = replace(sweep.members[0], {"name": sweep.name})
+    if missing := [name for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID") if not os.environ.get(name)]:
+        raise UserError(
+            f"agent-run is what `wandb agent` starts, and its {missing[0]} is not set; to train by hand: sae run"
+        )
+    fields = flatten(base)
+    given = {_field(token): token.split("=", 1)[1] for token in argv if token.startswith("--") and "=" in token}
+    spelled = {_field(token) for token in argv if token.startswith("--")}
+    values = {name: value for name, value in _of_file().items() if _field(f"--{name}") not in spelled}
+    values |= {name: value for name, value in given.items() if name in fields}
+    rest = [token for token in argv if not ("=" in token and _field(token) in values)]
+    overrides = [token for name, value in values.items() for token in _override(base, name, value)]
+    name = " ".join(f"{name}={value}" for name, value in values.items()) or sweep.name
+    return base, overrides + rest, Trial(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"], name)
+
+
+def folder(name: str, trial: Trial) -> Path:
+    """Where a trial's results go."""
+    return Path("runs") / f"{name}-{trial.sweep_id}" / trial.run_id
+
+
+def _of_file() -> Mapping[str, Any]:
+    """The sweep's values in the file that the agent writes: `{wandb_version: 1, penalty.l1: {value: 3e-4}}`."""
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not path:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+        return {name: entry["value"] for name, entry in content.items() if name != "wandb_version"}
+    except OSError as error:
+        raise UserError(f"WANDB_SWEEP_PARAM_PATH: {path}: {error.strerror}") from None
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
+        raise UserError(f"WANDB_SWEEP_PARAM_PATH: {path} is not what an agent writes, 'name: {{value: ...}}'") from None
+
+
+def _field(token: str) -> str:
+    return token.removeprefix("--").split("=", 1)[0].replace("-", "_")
+
+
+def _override(base: Experiment, name: str, value: Any) -> list[str]:
+    """A sweep's value as the flag that `sae run` would take. W&B's numbers are JSON's: 3.0 may be 3, 1 be 1.0."""
+    hint, text = _hint(base, name), str(value)
+    flag = f"--{name}"
+    if hint is bool and text.lower() in ("true", "false"):
+        head, dot, last = name.rpartition(".")
+        return [flag if text.lower() == "true" else f"--{head}{dot}no_{last}"]
+    if hint in (int, int | None) and text != "None":
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not number.is_integer():
+            raise UserError(f"{base.name!r}: {name}: got {text}, allowed: int")
+        text = str(int(text)) if text.lstrip("+-").isdigit() else str(int(number))
+    return [f"{flag}={text}"]
+
+
+def _hint(base: Any, name: str) -> Any:
+    """The type of a dotted name; None where there is no such field."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        base = getattr(base, parent, None)
+    return get_type_hints(type(base)).get(last) if dataclasses.is_dataclass(base) else None

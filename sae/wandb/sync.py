@@ -1,0 +1,284 @@
+"""Upload what W&B lacks of a run, and see that it arrived: `sae sync DIR`.
+
+The run's own tables are the record, so what counts is whether W&B's server has what they have: every row of a member's
+history once, its last step, its status and held-out numbers. Where the server knows nothing of a member that was
+recorded offline, the offline run is uploaded as it is. What is lacking then is made from the tables, by the process
+that also uploads while a sweep trains: it sends no row that the server has. So nothing is ever sent twice, a second
+call finds all done, and a call that was stopped is simply repeated.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae.store import folder as folders
+from sae.engine.plan import member_names
+from sae.store.results import Results
+from sae.wandb import sink
+from sae.wandb.client import Client, Trial
+from sae.store.storage import CohortFiles
+from sae.core.text import count
+from sae.core.types import UserError
+from sae.wandb.server import Server, connect
+
+COUNT_SECONDS = 12.0  # until the server tells of what it was sent; 2 to 4 as a rule
+UPLOAD_SECONDS = 120.0  # for all, and
+RUN_SECONDS = 5.0  # for each run
+MOST_NAMED = 5  # of the runs that did not arrive
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where to, in W&B."""
+
+    entity: str | None = None
+    """The W&B entity, a person or a team; the key's own if not given."""
+    project: str | None = None
+    """The W&B project; that of the run if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What the server is to have of one W&B run."""
+
+    run_id: str
+    rows: int = 0
+    step: int = 0  # of the last of them
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    finished: bool = True
+
+    def missing(self, run: Any | None) -> str:
+        """What the server lacks, in words; "" if nothing."""
+        if run is None:
+            return "is not there"
+        rows, last = run.historyLineCount or 0, (run.historyKeys or {}).get("lastStep", -1)
+        if not self.finished and rows >= self.rows:
+            return ""  # the server may know more than a table of a run that was killed; it will be the same again
+        if rows > self.rows:
+            return f"has {rows} rows where the tables have {self.rows}: delete it in W&B, then repeat"
+        if rows < self.rows:
+            gap = "; it has the last one, so delete it in W&B, then repeat" if last >= self.step else ""
+            return f"has {rows} of {self.rows} rows{gap}"
+        if last != self.step:
+            return f"ends at step {last}, not {self.step}"
+        found = run.summary_metrics
+        for name, value in self.summary.items():
+            if not _same(value, found.get(name)):
+                return f"has {name} {found.get(name)!r}, not {value!r}"
+        return "" if run.state == "finished" or not self.finished else f"is {run.state}, not finished"
+
+
+def place(results: Results, options: Options) -> tuple[str | None, str]:
+    """(entity, project) in W&B of a run's folder."""
+    noted: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        noted = json.loads((results.folder / sink.PLACE).read_text())
+    project = options.project or noted.get("project") or os.environ.get("WANDB_PROJECT") or "sparsity-lab"
+    return options.entity or noted.get("entity"), project
+
+
+def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> bool:
+    """Bring a run's folder to W&B -> whether all of it arrived. Raises UserError."""
+    results = Results(folder)
+    if "pulled" in results.definition:
+        raise UserError(f"{folder} was pulled from W&B, so there is nothing to upload")
+    server = connect(*place(results, options), write=True)
+    with contextlib.ExitStack() as stack:
+        free, busy = _lock(results.cohorts, stack, say)
+        upload = _Upload(results, server, free)
+        if not upload.expected and not busy:
+            say(f"{folder}: nothing is trained yet, so there is nothing to upload")
+            return True
+        missing = upload.missing()
+        before = len(missing)
+        if missing and (offline := upload.offline(missing)):
+            say(f"uploading {count(len(offline), 'offline run')} to {server.path}")
+            upload.send_offline(offline)
+            missing = upload.missing(wait=True)
+        if missing:
+            say(f"uploading {count(len(missing), 'run')} from the tables to {server.path}")
+            upload.send_tables(missing)
+            missing = upload.missing(wait=True)
+    n = len(upload.expected)
+    already = f", {n - before} were there already" if before < n else ""
+    say(f"{server.path}: {n - len(missing)} of {count(n, 'run')} arrived{already}")
+    for key in list(missing)[:MOST_NAMED]:
+        say(f"{upload.expected[key].run_id} {missing[key]}")
+    if len(missing) > MOST_NAMED:
+        say(f"and {len(missing) - MOST_NAMED} more did not arrive")
+    if lost := {key: reason for key, reason in upload.lost.items() if key in missing}:
+        say(f"{next(iter(lost.values()))}; more in {upload.log}")
+    return not missing and not busy
+
+
+def _lock(cohorts: Sequence[CohortFiles], stack: contextlib.ExitStack, say) -> tuple[list[CohortFiles], bool]:
+    """(cohorts that have something to upload and that no other process works on, whether there are others)."""
+    free, busy = [], False
+    for cohort in cohorts:
+        if not cohort.path.exists():
+            continue
+        try:
+            stack.enter_context(folders.lock(cohort.path))
+        except UserError as error:
+            busy = True
+            say(f"left out: {str(error).split(';')[0]}")
+            continue
+        free.append(cohort)
+    return free, busy
+
+
+class _Upload:
+    """The W&B runs of a folder: what is expected of each, by member, and "sweep" for that of the sweep itself."""
+
+    def __init__(self, results: Results, server: Server, cohorts: Sequence[CohortFiles]):
+        self.results, self.server = results, server
+        self.token = results.definition["token"]
+        noted = {}
+        with contextlib.suppress(OSError, ValueError):
+            noted = json.loads((results.folder / sink.PLACE).read_text())
+        self.trial = Trial("", noted["run_id"], results.definition["name"]) if "run_id" in noted else None
+        self.artifacts = bool(noted.get("artifacts"))
+        self.folder = Path(os.environ.get("WANDB_DIR") or results.folder).expanduser() / "wandb"
+        self.log = self.folder / "wandb-process.log"
+        self.lost: dict = {}
+        self.histories, self.members, self.cohorts = {}, {}, [c for c in cohorts if c.history() is not None]
+        self.expected: dict[int | str, Expected] = {}
+        for cohort in self.cohorts:
+            self.histories[cohort.index] = history = cohort.history()
+            table = cohort.members().set_index("member") if cohort.finished else None
+            self.members[cohort.index] = table
+            for member, rows in history.groupby("member"):
+                self.expected[int(member)] = self._of_member(int(member), rows, table)
+        if sink.has_sweep_run(results, self.trial):
+            digest = {"digest": sink.digest(results)}
+            self.expected["sweep"] = Expected(f"{self.token}-sweep", summary=digest)
+
+    def _of_member(self, member: int, rows: pd.DataFrame, table: pd.DataFrame | None) -> Expected:
+        run_id, last = self.trial.run_id if self.trial else f"{self.token}-{member:04d}", int(rows["step"].max())
+        if table is None:
+            return Expected(run_id, len(rows), last, finished=False)
+        numbers = [name for name in table if name.startswith("eval/")]
+        summary = {"status": table.at[member, "status"]} | {name: table.at[member, name] for name in numbers}
+        return Expected(run_id, len(rows) + 1, last + 1, summary)  # and the row of the histogram
+
+    def missing(self, wait: bool = False) -> dict[int | str, str]:
+        """{member: what the server lacks}; with `wait`, once it lacks nothing or has had the time to tell."""
+        ids = {self.trial.run_id} if self.trial else None
+        name = {"$in": sorted(ids)} if ids else {"$regex": f"^{self.token}-"}
+        deadline = time.monotonic() + COUNT_SECONDS
+        while True:
+            found = {run.id: run for run in self.server.runs({"name": name})}
+            missing = {}
+            for key, expected in self.expected.items():
+                if key == "sweep":
+                    lacks = self._lacks_sweep(expected, found.get(expected.run_id))
+                else:
+                    # what began online and went on offline has a second name
+                    lacks = expected.missing(found.get(expected.run_id))
+                    if lacks and (other := found.get(f"{expected.run_id}-offline")):
+                        lacks = "" if not expected.missing(other) else lacks
+                if lacks:
+                    missing[key] = lacks
+            if not missing or not wait or time.monotonic() > deadline:
+                self.known = set(found)
+                return missing
+            time.sleep(1)
+
+    def _lacks_sweep(self, expected: Expected, run: Any | None) -> str:
+        if run is None:
+            return "is not there"
+        same = _same(expected.summary["digest"], run.summary_metrics.get("digest"))
+        return "" if same and run.state == "finished" else "is not of these results"
+
+    def offline(self, missing) -> dict[int | str, Path]:
+        """The offline run of each member of which the server knows nothing."""
+        found = {}
+        for key in missing:
+            run_id = self.expected[key].run_id
+            if run_id not in self.known and (paths := sorted(self.folder.glob(f"offline-run-*-{run_id}"))):
+                found[key] = paths[-1]
+        return found
+
+    def send_offline(self, offline: dict[int | str, Path]) -> None:
+        """Upload offline runs as they are. Whether that worked is for the server to say, not for `wandb sync`."""
+        command = [sys.executable, "-m", "wandb", "sync", "--entity", self.server.entity]
+        command += ["--project", self.server.project, "--include-synced"]
+        env = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_RUN_ID")}
+        with open(self.log, "ab") as log:
+            job = subprocess.Popen(
+                [*command, *map(str, offline.values())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=env,
+                start_new_session=True,
+            )
+            try:
+                job.wait(UPLOAD_SECONDS + RUN_SECONDS * len(offline))
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(job.pid, signal.SIGKILL)
+                job.wait()
+
+    def send_tables(self, missing) -> None:
+        """Give W&B what it lacks, row by row, from the tables."""
+        client = Client(
+            self.results.folder,
+            mode="online",
+            project=self.server.project,
+            group=self.results.definition["name"],
+            token=self.token,
+            say=lambda line: None,  # the server says what is lacking
+            trial=self.trial,
+            entity=self.server.entity,
+            cohorts=[cohort.index for cohort in self.cohorts],
+            fall_back=False,
+        )
+        try:
+            for cohort in self.cohorts:
+                members = [m for m in self.results.definition["cohorts"][cohort.index] if m in missing]
+                if members:
+                    self._send_cohort(client, cohort, members)
+            if "sweep" in missing:
+                sink.log_sweep(client, self.results, self.artifacts)
+        finally:
+            client.close(UPLOAD_SECONDS + RUN_SECONDS * len(missing))
+            self.lost = client.lost
+
+    def _send_cohort(self, client: Client, cohort: CohortFiles, members: list[int]) -> None:
+        flats = self.results.definition["members"]
+        names = member_names(flats, self.results.definition["name"])
+        sink.begin(client, cohort.index, members, [flats[m] for m in members], [names[m] for m in members])
+        history, table = self.histories[cohort.index], self.members[cohort.index]
+        values = [name for name in history if name not in ("member", "step", "examples")]
+        for step, rows in history[history["member"].isin(members)].groupby("step"):
+            rows = rows.set_index("member").loc[members]
+            client.record(members, step, rows["examples"].iloc[0], {name: rows[name].to_numpy() for name in values})
+        if table is not None:
+            of = table.loc[members]
+            rates = cohort.firing_rates()
+            rates = np.stack([rates[m] for m in members])
+            W_dec = np.stack([cohort.weights(m)["W_dec"] for m in members])
+            numbers = {name: of[name].to_numpy() for name in of if name.startswith("eval/")}
+            sink.end(client, members, list(of["status"]), numbers, rates, W_dec, cohort.state.get("image_shape"))
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """W&B has no NaN or infinity in a summary, and its whole numbers may be floats."""
+    if isinstance(ours, float | np.floating) and not math.isfinite(ours):
+        return theirs is None or isinstance(theirs, str) or not math.isfinite(theirs)
+    return ours == theirs
