@@ -33,16 +33,22 @@ def definition(cls):
     return struct.dataclass(cls, kw_only=True)
 
 
-def leaf(default: Any = dataclasses.MISSING, *, min: float | None = None, max: float | None = None) -> Any:
-    """A number that may vary inside one compiled program. `min` and `max` are inclusive bounds."""
-    return _field(default, pytree_node=True, min=min, max=max)
+def leaf(
+    default: Any = dataclasses.MISSING, *, min: float | None = None, max: float | None = None, arm: bool = False
+) -> Any:
+    """A number that may vary inside one compiled program. `min` and `max` are inclusive bounds.
+
+    `arm` marks a number that trades sparsity for error (a penalty's coefficient, k): the members of a sweep along it
+    are one arm of a frontier.
+    """
+    return _field(default, pytree_node=True, min=min, max=max, arm=arm)
 
 
 def static(default: Any = dataclasses.MISSING, *, min: float | None = None, max: float | None = None) -> Any:
     """A value that fixes shapes or code. It must be hashable. `min` and `max` are inclusive bounds."""
-    return _field(default, pytree_node=False, min=min, max=max)
+    return _field(default, pytree_node=False, min=min, max=max, arm=False)
 
 
-def _field(default, pytree_node, min, max):
+def _field(default: Any, **metadata: Any) -> Any:
     kwargs = {} if default is dataclasses.MISSING else {"default": default}
-    return dataclasses.field(metadata={"pytree_node": pytree_node, "min": min, "max": max}, **kwargs)
+    return dataclasses.field(metadata=metadata, **kwargs)

@@ -15,9 +15,9 @@ class ElasticNet:
     independent of the decoder's scale; else use it with a unit-norm decoder.
     """
 
-    l1: float = leaf(0.0, min=0)
+    l1: float = leaf(0.0, min=0, arm=True)
     """Coefficient on the sum of absolute latents."""
-    l2: float = leaf(0.0, min=0)
+    l2: float = leaf(0.0, min=0, arm=True)
     """Coefficient on the sum of squared latents."""
     warmup_steps: int = leaf(0, min=0)
     """Steps over which both coefficients rise in equal parts; 0 for none."""
