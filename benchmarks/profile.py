@@ -18,10 +18,9 @@ import jax
 import numpy as np
 
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.engine import bench
-from sae.engine import cohort as cohorts
-from sae.engine.cohort import Placement
+from sae.engine import bench, programs
 from sae.engine.loop import compile_block
+from sae.engine.placement import Placement
 
 LEAST = 0.005  # share of a step below which operations are added up in one row
 
@@ -32,7 +31,7 @@ def main(members: int = 16, d_in: int = 144, d_sae: int = 512, batch: int = 1024
     feed = Feed(data, 0, batch, cohort.example.n_steps, RESIDENT_BYTES)
     placement = Placement(lanes)
     experiments = cohort.stacked(placement)
-    state = cohorts.init(experiments, feed.candidates(0, batch)[0], placement=placement)
+    state = programs.init(experiments, feed.candidates(0, batch)[0], placement=placement)
     program = compile_block(experiments, state, feed, placement)
     steps = placement.shared((np.int32(0), np.int32(feed.steps)))
     rest = (feed.block(0), placement.shared(data.mean), *steps)

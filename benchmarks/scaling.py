@@ -12,10 +12,9 @@ from collections.abc import Callable
 import jax
 
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.engine import bench, lanes
-from sae.engine import cohort as cohorts
-from sae.engine.cohort import Placement
+from sae.engine import bench, lanes, programs
 from sae.engine.loop import compile_block, train_cohort
+from sae.engine.placement import Placement
 
 ROUNDS = 5
 BASE = {"members": 8, "d_in": 144, "d_sae": 512, "batch_size": 1024}
@@ -42,10 +41,10 @@ def training(n_steps: int) -> Callable[[], float]:
     placement = Placement(1)
     experiments = cohort.stacked(placement)
     sample = feed.candidates(0, cohort.example.batch_size)[0]
-    program = compile_block(experiments, cohorts.init(experiments, sample, placement=placement), feed, placement)
+    program = compile_block(experiments, programs.init(experiments, sample, placement=placement), feed, placement)
 
     def once() -> float:
-        state = cohorts.init(experiments, sample, placement=placement)
+        state = programs.init(experiments, sample, placement=placement)
         jax.block_until_ready(state)
         begun = time.perf_counter()
         training = train_cohort(state, cohort, experiments, feed, placement, program=program, chunk_steps=28)

@@ -1,14 +1,30 @@
 """Sparsity Lab: sweeps of sparse autoencoders, trained together in one compiled program."""
 
-from sae.core.model import Sae
+from sae.core.definitions import replace
+from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
 from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.source import Rows, Sampler, rows
-from sae.experiment import Experiment, replace
-from sae.methods.activations import Relu, TopK
+from sae.experiment import Experiment
+from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, TopK
+from sae.methods.auxiliaries import AuxK, NoAuxiliary
+from sae.methods.averages import Ema, Last
 from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.methods.contract import (
+    Activation,
+    Auxiliary,
+    Average,
+    Constraint,
+    Control,
+    Optimizer,
+    Penalty,
+    Reconstruction,
+    Revival,
+)
+from sae.methods.controls import AsWritten, TargetL0
 from sae.methods.optimizers import Adam
-from sae.methods.penalties import ElasticNet
+from sae.methods.penalties import L0, ElasticNet, Lp
+from sae.methods.reconstructions import Matryoshka, SquaredError
 from sae.methods.revival import Never, Resample
 from sae.report.notebook import Results, load
 from sae.runner.run import run
@@ -18,35 +34,58 @@ from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "Activation",
     "Adam",
-    "AtLeast",
     "Arrays",
+    "AsWritten",
+    "AtLeast",
     "AtMatched",
     "AtMost",
+    "AuxK",
+    "Auxiliary",
+    "Average",
+    "BatchTopK",
     "Best",
     "Claim",
+    "Constraint",
+    "Control",
     "Curves",
     "Dictionaries",
     "Digits",
     "ElasticNet",
+    "Ema",
     "Experiment",
     "FiringRates",
     "Free",
     "Frontier",
+    "Gated",
     "Heatmap",
     "ImagePatches",
+    "JumpRelu",
+    "L0",
+    "Last",
+    "Lp",
+    "Matryoshka",
     "Never",
+    "NoAuxiliary",
+    "Optimizer",
     "Orthonormal",
     "Parallel",
+    "Pass",
+    "Penalty",
     "Profile",
+    "Reconstruction",
     "Relu",
     "Resample",
     "Results",
+    "Revival",
     "Rows",
     "Sae",
     "Sampler",
+    "SquaredError",
     "Superposition",
     "Sweep",
+    "TargetL0",
     "Tfds",
     "TopK",
     "UnitNorm",

@@ -1,18 +1,22 @@
 """One member: its state, its loss, its step. The page to read first.
 
-A sweep trains many of these at once, but nothing here knows: the member axis is added in `cohort.py`.
-Examples are feature-major, `x [d_in, batch]` (see `model.py`).
+A sweep trains many of these at once, but nothing here knows: the member axis is added in `engine/programs.py`.
+Examples are feature-major, `x [d_in, batch]` (see `core/model.py`).
 """
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from sae.core import metrics, model
-from sae.core.model import Sae
+from sae.core.model import Pass, Sae
 from sae.core.types import Array
 from sae.experiment import Experiment
-from sae.methods.revival import Never
+from sae.methods.contract import State
 
 MOST = 2**31 - 1  # silent examples are counted up to here
 
@@ -21,10 +25,12 @@ MOST = 2**31 - 1  # silent examples are counted up to here
 class TrainState:
     """What training carries from step to step."""
 
-    sae: Sae
-    opt_state: tuple
+    sae: Sae  # the parameters alone: the activation is the experiment's
+    opt_state: optax.OptState
     silent: Array  # [d_sae] int32: examples since each latent was last active
     diverged: Array  # [] bool: a number was not finite; the member is frozen as it was before
+    control: State  # what the factor of the penalty follows
+    average: Any  # what the average of the weights is made of
 
 
 def init(experiment: Experiment, sample: Array) -> TrainState:
@@ -39,61 +45,93 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
         apply_b_dec_to_input=experiment.apply_b_dec_to_input,
         precision=experiment.precision,
     )
+    sae = model.using(sae, None)
     return TrainState(
         sae=sae,
         opt_state=experiment.optimizer.transform(experiment.n_steps).init(sae),
         silent=jnp.zeros(experiment.d_sae, jnp.int32),
         diverged=jnp.zeros((), bool),
+        control=experiment.control.init(),
+        average=experiment.average.init(sae),
     )
 
 
-def loss(sae: Sae, experiment: Experiment, step: Array, x: Array) -> tuple[Array, model.Forward]:
-    """`mean_b ‖x - x_hat‖² + penalty(latents)`, [], and the forward pass it is made of."""
-    out = model.forward(sae, x)
-    squared_error = jnp.sum((out.x_hat - x) ** 2) / x.shape[1]
-    return squared_error + experiment.penalty(out.latents, model.decoder_norms(sae), step), out
+def loss(
+    sae: Sae, experiment: Experiment, step: Array, x: Array, factor: Array | float = 1.0, dead: Array | None = None
+) -> tuple[Array, Pass]:
+    """`reconstruction + factor · penalty + auxiliary + the activation's own cost`, [], and the pass they look at."""
+    sae, y = model.using(sae, experiment.activation), x
+    pre_acts = model.pre_acts(sae, x)
+    latents, charged = sae.activation.training(sae, pre_acts)
+    error, x_hat = experiment.reconstruction(sae, latents, y, step)
+    dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
+    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)
+    penalty = factor * experiment.penalty(out)
+    return error + penalty + experiment.auxiliary.cost(out) + experiment.activation.cost(out), out
 
 
 def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
-    """One update on x [d_in, batch], and the metric sums of its forward pass."""
+    """One update on x [d_in, batch], and the metric sums of its pass."""
+    e, factor, dead = experiment, experiment.control.factor(state.control), state.silent >= experiment.dead_after
     # the loss itself is not needed, and without it nothing computes the penalty's value
-    gradient, out = jax.grad(loss, has_aux=True)(state.sae, experiment, step, x)
-    gradient = experiment.constraint.gradient(state.sae, gradient)
-    updates, opt_state = experiment.optimizer.transform(experiment.n_steps).update(gradient, state.opt_state, state.sae)
+    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, factor, dead)
+    gradient = e.constraint.gradient(state.sae, gradient)
+    updates, opt_state = e.optimizer.transform(e.n_steps).update(gradient, state.opt_state, state.sae)
     updated = jax.tree.map(jnp.add, state.sae, updates)
-    sae = experiment.constraint.project(updated)
+    sae = e.constraint.project(updated)
+    sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
+    control, average = e.control.settle(state.control, out), e.average.settle(state.average, sae)
 
-    sums = metrics.probe(out, x)
+    sums = metrics.probe(out.latents, out.x_hat, out.y)
 
     active = jnp.max(jnp.abs(out.latents), axis=1) > 0  # on any example
     silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1])
     healthy = _all_finite(updated) & jnp.isfinite(sums.squared_error) & ~state.diverged
     # a gradient that is not finite spoils the parameters too; the moments of a member that has diverged are never read
-    sae, silent = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), (sae, silent), (state.sae, state.silent))
-    return TrainState(sae, opt_state, silent, ~healthy), sums
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(healthy, new, old),
+        (sae, silent, control, average),
+        (state.sae, state.silent, state.control, state.average),
+    )
+    sae, silent, control, average = kept
+    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums
 
 
-def _all_finite(tree) -> Array:
+def trained(experiment: Experiment, state: TrainState) -> Sae:
+    """The autoencoder that is evaluated and kept."""
+    sae = experiment.average.weights(state.average, state.sae)
+    sae = sae if sae is state.sae else experiment.constraint.project(sae)
+    return model.using(sae, experiment.activation)
+
+
+def _all_finite(tree: Any) -> Array:
     """Whether every number is finite, and small enough (1e18) for the sum of all squares to be finite, []."""
     # rows are summed first: of the decoder's, projection wants the same sums
-    rows = [jnp.sum(leaf * leaf, axis=-1, keepdims=leaf.ndim > 1) for leaf in jax.tree.leaves(tree)]
+    square = lambda leaf: jnp.sum(leaf * leaf, axis=-1, keepdims=leaf.ndim > 1) if leaf.ndim else leaf * leaf
+    rows = [square(leaf) for leaf in jax.tree.leaves(tree)]
     return jnp.isfinite(sum(map(jnp.sum, jax.lax.optimization_barrier(rows))))
 
 
 def revive(experiment: Experiment, state: TrainState, step: Array, candidates: Array) -> TrainState:
     """Bring dead latents back after `step` steps. candidates [n_batches, d_in, batch]: training examples."""
-    if isinstance(experiment.revival, Never):
-        return state
     key = jax.random.fold_in(jax.random.key(experiment.seed), step)
     dead = (state.silent >= experiment.dead_after) & ~state.diverged
-    sae, opt_state = experiment.revival(key, state.sae, state.opt_state, dead, candidates)
-    return state.replace(sae=sae, opt_state=opt_state, silent=jnp.where(dead, 0, state.silent))
+    sae = model.using(state.sae, experiment.activation)
+    sae, opt_state = experiment.revival(key, sae, state.opt_state, dead, candidates)
+    sae = model.using(sae, None)
+    return dataclasses.replace(
+        state,
+        sae=sae,
+        opt_state=opt_state,
+        silent=jnp.where(dead, 0, state.silent),
+        average=experiment.average.revive(state.average, dead, sae),
+    )
 
 
 def geometric_median(x: Array, iterations: int = 100) -> Array:
     """The point with the least sum of distances to the examples x [d_in, n], [d_in]. Weiszfeld 1937."""
 
-    def closer(_, point):
+    def closer(_: int, point: Array) -> Array:
         weight = 1 / jnp.maximum(jnp.linalg.norm(x - point[:, None], axis=0), 1e-8)
         return x @ weight / jnp.sum(weight)
 

@@ -10,7 +10,7 @@ import pytest
 from sae import ElasticNet, Experiment, Orthonormal, Relu, Sae, UserError, grid
 from sae.analysis import recovery
 from sae.analysis.recovery import MmcsLarger, Shrinkage
-from sae.experiment import flatten
+from sae.core.definitions import flatten
 
 BASE = Experiment(name="by hand", data=Orthonormal(d_in=8), d_sae=2, n_steps=1, penalty=ElasticNet(l1=0.1))
 

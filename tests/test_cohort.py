@@ -12,10 +12,11 @@ import pytest
 import sae
 from sae import Adam, Arrays, ElasticNet, Experiment, Never, Resample, Superposition, Sweep, TopK, grid, train
 from sae.data.feed import Feed
-from sae.engine import cohort
+from sae.engine import cohort, programs
 from sae.engine.loop import blocks, evaluate, train_cohort
+from sae.engine.placement import Placement
 
-ONE, TWO, FOUR = (cohort.Placement(lanes) for lanes in (1, 2, 4))
+ONE, TWO, FOUR = (Placement(lanes) for lanes in (1, 2, 4))
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
     for revival in (Never(), Resample(every=400, times=2, n_candidates=4_096)):
         plan = cohort.plan([dataclasses.replace(base, revival=revival)])[0]
         experiments, feed = plan.stacked(ONE), Feed(base.data.load(), 0, base.batch_size, base.n_steps)
-        state = cohort.init(experiments, feed.candidates(0, 256)[0], placement=ONE)
+        state = programs.init(experiments, feed.candidates(0, 256)[0], placement=ONE)
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
         state = state.replace(train=state.train.replace(sae=sae.core.model.replace(state.train.sae, b_enc=b_enc)))
         *_, (trained, _, _) = train_cohort(state, plan, experiments, feed, ONE)
@@ -261,19 +262,19 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
     steps, block = [jnp.int32(step) for step in range(0, 60, 3)], feed.block(0)
 
     def whole_run():
-        state = cohort.init(experiments, sample, placement=FOUR)
+        state = programs.init(experiments, sample, placement=FOUR)
         for step in steps:
-            state = cohort.train_block(experiments, state, block, pivot, step, n, placement=FOUR)
-            state, values = cohort.end_chunk(experiments, state, placement=FOUR)
-        state = cohort.revive(experiments, state, steps[-1], candidates, placement=FOUR)
+            state = programs.train_block(experiments, state, block, pivot, step, n, placement=FOUR)
+            state, values = programs.end_chunk(experiments, state, placement=FOUR)
+        state = programs.revive(experiments, state, steps[-1], candidates, placement=FOUR)
         window = empty
         for x, weight in held_out:
-            window = cohort.evaluate_batch(state.train.sae, window, x, weight, pivot, placement=FOUR)
-        return values, cohort.end_evaluation(window)
+            window = programs.evaluate_batch(state.train.sae, window, x, weight, pivot, placement=FOUR)
+        return values, programs.end_evaluation(window)
 
-    empty = cohort.new_window(cohort.init(experiments, sample, placement=FOUR), placement=FOUR)
+    empty = programs.new_window(programs.init(experiments, sample, placement=FOUR), placement=FOUR)
     whole_run()  # compiling moves constants
-    empty = cohort.new_window(cohort.init(experiments, sample, placement=FOUR), placement=FOUR)
+    empty = programs.new_window(programs.init(experiments, sample, placement=FOUR), placement=FOUR)
     with jax.transfer_guard("disallow"):
         values, (numbers, _) = jax.block_until_ready(whole_run())
     assert np.isfinite(values["fvu"]).all() and np.isfinite(numbers["fvu"]).all()
@@ -286,7 +287,7 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
     plan = cohort.plan(grid(experiment, {"seed": range(2)}))[0]
     experiments, feed = plan.stacked(ONE), Feed(source.load(), 0, 64, 60)
     d_in = feed.data.d_in
-    state = jax.eval_shape(functools.partial(cohort.init, placement=TWO), experiments, jnp.zeros((d_in, 64)))
+    state = jax.eval_shape(functools.partial(programs.init, placement=TWO), experiments, jnp.zeros((d_in, 64)))
     step = jnp.int32(0)
 
     def program(experiments_leaves, state_leaves, block_leaves, candidates):
@@ -298,9 +299,9 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
                 (feed.block(0), block_leaves),
             )
         )
-        trained = cohort.train_block(experiments_, state_, block, jnp.zeros(d_in), step, step + 3, placement=TWO)
-        revived = cohort.revive(experiments_, trained, step, candidates, placement=TWO)
-        return jax.tree.leaves(cohort.end_chunk(experiments_, revived, placement=TWO))
+        trained = programs.train_block(experiments_, state_, block, jnp.zeros(d_in), step, step + 3, placement=TWO)
+        revived = programs.revive(experiments_, trained, step, candidates, placement=TWO)
+        return jax.tree.leaves(programs.end_chunk(experiments_, revived, placement=TWO))
 
     arguments = [jax.tree.leaves(tree) for tree in (experiments, state, feed.block(0))]
     exported = jax.export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(

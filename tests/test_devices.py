@@ -18,8 +18,9 @@ import pytest
 from sae import Adam, Digits, ElasticNet, Experiment, Resample, TopK, grid, replace
 from sae.core import model
 from sae.data.feed import Feed
-from sae.engine import cohort
+from sae.engine import cohort, programs
 from sae.engine.loop import compile_block, evaluate, train_cohort
+from sae.engine.placement import fetch, make_mesh
 
 CASES = {  # members, latent axis, changes; all on 8 devices, all with members that are padding
     "11 members on 8 devices": (11, 1, {}),
@@ -40,8 +41,8 @@ def train(members, mesh=None):
     placement = plan.placement(data.d_in, mesh=mesh)
     feed = Feed(data, 0, BASE.batch_size, BASE.n_steps, put=placement.shared)
     experiments = plan.stacked(placement)
-    state = cohort.init(experiments, feed.candidates(0, 128)[0], placement=placement)
-    sae = jax.tree.map(jnp.asarray, cohort.fetch(state.train.sae, n))
+    state = programs.init(experiments, feed.candidates(0, 128)[0], placement=placement)
+    sae = jax.tree.map(jnp.asarray, fetch(state.train.sae, n))
     b_enc = sae.b_enc[...].at[:, ::2].set(-100.0)  # out of reach: these latents are dead until they are revived
     sae = placement.members(model.replace(sae, b_enc=b_enc))
     state = state.replace(train=state.train.replace(sae=sae))
@@ -49,13 +50,13 @@ def train(members, mesh=None):
     for trained, _, numbers in train_cohort(state, plan, experiments, feed, placement, chunk_steps=10, program=program):
         state = trained
         if numbers is not None:
-            chunks.append(cohort.fetch(numbers, n))
+            chunks.append(fetch(numbers, n))
     assert np.all(chunks[0]["dead"] >= BASE.d_sae // 2) and np.all(chunks[-1]["dead"] < BASE.d_sae // 4)
     values, firing_rates, _ = evaluate(plan, feed, state, placement)
     W_enc = state.train.opt_state[0].mu.W_enc[...]
     share = W_enc.addressable_shards[0].data.size / W_enc[:n].size
     return (
-        (cohort.fetch(state.train.sae, n), chunks, values, firing_rates),
+        (fetch(state.train.sae, n), chunks, values, firing_rates),
         COLLECTIVE.findall(program.as_text()),
         share,
     )
@@ -67,7 +68,7 @@ def main():
         members = grid(replace(BASE, changes), {"seed": range(11)})
         if str(changes) not in alone:
             alone[str(changes)], _, _ = train(members)
-        results, collectives, share = train(members[:n], cohort.make_mesh(jax.devices(), latent))
+        results, collectives, share = train(members[:n], make_mesh(jax.devices(), latent))
         expected = jax.tree.map(lambda leaf, n=n: leaf[:n], alone[str(changes)])
         apart = lambda a, b: float(np.max(np.abs(np.float64(a) - b) / (1 + np.abs(b))))
         worst = max(jax.tree.leaves(jax.tree.map(apart, results, expected)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sae.experiment import flatten
+from sae.core.definitions import flatten
 from sae.study import definition_files as loading
 from sae.study.sweep import as_sweep, varying
 

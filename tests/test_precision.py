@@ -11,7 +11,8 @@ import pytest
 import sae
 from sae import Sweep, grid, train
 from sae.core import model
-from sae.engine import cohort
+from sae.engine import cohort, programs
+from sae.engine.placement import Placement
 from sae.study.answers import interpolate
 
 X = jax.random.normal(jax.random.key(0), (64, 64))
@@ -30,9 +31,7 @@ def products(experiment, lanes: int) -> list[tuple[str, str, str, str]]:
     states = jax.vmap(lambda e: train.init(e, X))(experiments)
     step = lambda args: train.step(*args, jnp.int32(0), X)
     program = (
-        jax.jit(lambda args: cohort.over_members(step, args, cohort.Placement(lanes)))
-        .lower((experiments, states))
-        .as_text()
+        jax.jit(lambda args: programs.over_members(step, args, Placement(lanes))).lower((experiments, states)).as_text()
     )
     one = (
         r"dot_general .* precision = \[(\w+), .*\] : \(tensor<(\S+)x(\w+)>, tensor<(\S+)x(\w+)>\) -> tensor<\S+x(\w+)>"

@@ -10,7 +10,8 @@ import pytest
 
 import sae
 from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
-from sae.experiment import flatten, kind, unflatten, validate
+from sae.core.definitions import flatten, kind, unflatten
+from sae.experiment import validate
 from sae.study import figures
 from sae.study.figures import Curves, Frontier, Heatmap, Parallel
 from sae.study.sweep import as_sweep, varying

@@ -14,8 +14,8 @@ import sae
 import sae.cli.main
 from sae import ElasticNet, Experiment, Sweep, TopK, grid
 from sae.cli.overrides import override
+from sae.core.definitions import flatten
 from sae.core.types import UserError
-from sae.experiment import flatten
 from sae.study.definition_files import load_file
 from sae.study.sweep import as_sweep
 from sae.wandb import sweeps as wandb_sweeps

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from sae.core.model import Sae
 from sae.core.types import Array, UserError
-from sae.engine import cohort
+from sae.engine import cohort, programs
+from sae.engine.placement import Placement
 
 EXAMPLES_AT_ONCE = 1024
 
@@ -42,7 +43,7 @@ def each(function: Callable, members: Any, *shared, **static) -> Any:
 @functools.partial(jax.jit, static_argnames=("function", "static"))
 def _each(members, shared, *, function, static):
     one = lambda member: function(member, *shared, **dict(static))
-    return cohort.over_members(one, members, cohort.Placement(lanes=1))
+    return programs.over_members(one, members, Placement(lanes=1))
 
 
 def over_examples(function: Callable, *arrays: Array, at_once: int = EXAMPLES_AT_ONCE) -> Any:

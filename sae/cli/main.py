@@ -20,13 +20,14 @@ from sae import report
 from sae.analysis import ask
 from sae.cli.overrides import kinds, only_options, override, parse
 from sae.core import files
+from sae.core.definitions import choices, kind
 from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
 from sae.engine import bench, processes
 from sae.engine import cohort as cohorts
 from sae.engine.plan import describe_plan, load_data, part, stored
 from sae.engine.runtime import keep_compiled_programs
-from sae.experiment import Experiment, kind
+from sae.experiment import Experiment
 from sae.report import watch
 from sae.report.printing import print_answer, print_claims
 from sae.runner import launchers
@@ -469,10 +470,8 @@ def _list() -> int:
     hints = get_type_hints(Experiment)
     table = Table("field", "choice", "what it is", title="choices", title_justify="left")
     for field in dataclasses.fields(Experiment):
-        options = getattr(hints[field.name], "__args__", (hints[field.name],))
-        for choice in options:
-            if dataclasses.is_dataclass(choice):
-                table.add_row(field.name, kind(choice), escape(" ".join(choice.__doc__.split("\n\n")[0].split())))
+        for choice in choices(hints[field.name]):
+            table.add_row(field.name, kind(choice), escape(" ".join(choice.__doc__.split("\n\n")[0].split())))
     console.print(table)
     return 0
 

@@ -9,20 +9,17 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from sae.core.definitions import choices, flatten, kind, replace
 from sae.core.text import nearest
 from sae.core.types import UserError
-from sae.experiment import Experiment, flatten, kind, replace
+from sae.experiment import Experiment
 from sae.study.sweep import Sweep
 
 
 def kinds() -> str:
     """For --help: the choices, each with its kinds."""
-    hints = get_type_hints(Experiment)
-    choices = {
-        name: [kind(c) for c in getattr(hint, "__args__", ()) if dataclasses.is_dataclass(c)]
-        for name, hint in hints.items()
-    }
-    flags = [f"--{name} {'|'.join(of)}" for name, of in choices.items() if of]
+    named = {name: map(kind, choices(hint)) for name, hint in get_type_hints(Experiment).items()}
+    flags = [f"--{name} {kinds}" for name, of in named.items() if (kinds := "|".join(of))]
     return f"A choice is replaced by its kind: {', '.join(flags)}. The fields listed are those of the present kinds."
 
 
@@ -74,19 +71,17 @@ def _replace_choices(members: list[Experiment], tokens: list[str]) -> tuple[list
         token = tokens.pop(0)
         name = _name(token)
         hint = hints.get(name)
-        choices = {kind(c): c for c in getattr(hint, "__args__", (hint,)) if dataclasses.is_dataclass(c)}
-        if not choices or not token.startswith("--"):
+        known = {kind(choice): choice for choice in choices(hint)}
+        if not known or not token.startswith("--"):
             rest.append(token)
             continue
         wanted = tokens.pop(0) if tokens else ""
         plain = lambda text: text.lower().replace("-", "").replace("_", "")
-        wanted = next((k for k in choices if plain(k) == plain(wanted)), wanted)
-        if wanted not in choices:
-            raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, choices)}")
+        wanted = next((k for k in known if plain(k) == plain(wanted)), wanted)
+        if wanted not in known:
+            raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, known)}")
         try:
-            members = [
-                m if kind(getattr(m, name)) == wanted else replace(m, {name: choices[wanted]()}) for m in members
-            ]
+            members = [m if kind(getattr(m, name)) == wanted else replace(m, {name: known[wanted]()}) for m in members]
         except TypeError as error:  # a source with a field that has no default
             raise UserError(f"--{name} {wanted}: {error}; write it in a definition file") from None
     return members, rest

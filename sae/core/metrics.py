@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae.core.model import Forward, unit_rows
+from sae.core.model import unit_rows
 from sae.core.types import Array, Key
 
 PROBE_SHARE, PROBE_LEAST = 16, 64  # one example in so many of a training batch, but no fewer than these
@@ -102,9 +102,12 @@ def moments(x: Array, pivot: Array, weight: Array) -> Moments:
     )
 
 
-def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
-    """Of one forward pass over x [d_in, batch]; weight [batch] as in `moments`, None where all count."""
-    f, x_hat = out.latents, out.x_hat
+def sums(latents: Array, x_hat: Array, x: Array, weight: Array | None = None) -> Sums:
+    """The sums of one pass: latents [d_sae, batch], reconstructions x_hat of x [d_in, batch].
+
+    weight [batch] as in `moments`; None where all examples count.
+    """
+    f = latents
     one = jnp.ones(x.shape[1]) if weight is None else weight
     count = lambda values: jnp.sum(values * one)  # over examples [batch]
 
@@ -127,16 +130,16 @@ def sums(out: Forward, x: Array, weight: Array | None = None) -> Sums:
     )
 
 
-def probe(out: Forward, x: Array) -> Sums:
+def probe(latents: Array, x_hat: Array, x: Array) -> Sums:
     """`sums` of a training batch: squared_error of all its examples, the rest of its first sixteenth (64 at the least).
 
     A sum over latents is a pass over all of them, and on a CPU a pass for each metric costs a third of a step.
     """
     n = max(PROBE_LEAST, x.shape[1] // PROBE_SHARE)
     first = lambda columns: columns[:, :n]
-    some = sums(jax.tree.map(first, out), first(x))
+    some = sums(first(latents), first(x_hat), first(x))
     # without the barrier XLA merges the two sums into one, whose terms it writes to memory first
-    rows = jax.lax.optimization_barrier(jnp.sum((out.x_hat - x) ** 2, axis=1))
+    rows = jax.lax.optimization_barrier(jnp.sum((x_hat - x) ** 2, axis=1))
     return some.replace(squared_error=jnp.sum(rows))
 
 

@@ -1,4 +1,4 @@
-"""The parameters of one sparse autoencoder, and one forward pass.
+"""The parameters of one sparse autoencoder, and one pass over a batch.
 
 Inside the project everything is *feature-major*: a batch is `x [d_in, batch]`, its latents are
 `[d_sae, batch]`. With weights `W_enc [d_sae, d_in]` every product is then one wide matrix product without
@@ -6,45 +6,51 @@ a transpose, alone and under `vmap`. The methods that people call (`encode`, `de
 examples as rows, `[..., d_in]`, as every other library does.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae.core.types import Array
-
-
-class Forward(NamedTuple):
-    """One forward pass over a batch of examples, feature-major."""
-
-    pre_acts: Array  # [d_sae, batch]
-    latents: Array  # [d_sae, batch]
-    x_hat: Array  # [d_in, batch]
+from sae.core.types import Array, Key
 
 
 class Sae(nnx.Module):
     """A sparse autoencoder: `latents = activation(W_enc (x - b_dec) + b_enc)`, `x_hat = W_decᵀ latents + b_dec`.
 
-    Parameters: `W_enc [d_sae, d_in]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` (one row, a *direction*, per
-    latent), `b_dec [d_in]`, all float32. `precision` is that of the experiment: what the matrix products round their
-    factors to. It is an ordinary pytree; change parameters with `replace` only.
+    Parameters, all float32: `W_enc [d_sae, d_in]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` (one row, a *direction*, per
+    latent), `b_dec [d_in]`, and in `own` those that the activation brings, by name, `[d_sae, ...]` or `[]`. `precision`
+    is what the matrix products round their factors to. A Sae is a pytree; change parameters with `replace` only.
+
+    A training state keeps the parameters alone: its `activation` is None (see `using`), so that the optimizer never sees
+    the numbers of a choice.
     """
 
     def __init__(
-        self, W_enc, b_enc, W_dec, b_dec, activation, apply_b_dec_to_input: bool = True, precision: str = "float32"
+        self,
+        W_enc: Array,
+        b_enc: Array,
+        W_dec: Array,
+        b_dec: Array,
+        activation: Any,  # methods.contract.Activation, which stands on a higher floor
+        apply_b_dec_to_input: bool = True,
+        precision: str = "float32",
+        own: Mapping[str, Array] | None = None,
     ):
+        own = activation.init(b_enc.shape[0]) if own is None else own
         self.W_enc = nnx.Param(W_enc)
         self.b_enc = nnx.Param(b_enc)
         self.W_dec = nnx.Param(W_dec)
         self.b_dec = nnx.Param(b_dec)
-        self.activation = activation
+        self.own = nnx.data({name: nnx.Param(value) for name, value in own.items()})
+        self.activation = nnx.data(activation)  # its numbers are leaves: autoencoders of different k can be stacked
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.precision = precision
 
     def encode(self, x: Array) -> Array:
         """Examples [..., d_in] -> latents [..., d_sae]."""
-        return _rows(lambda columns: self.activation(pre_acts(self, columns)), x)
+        return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), x)
 
     def decode(self, latents: Array) -> Array:
         """Latents [..., d_sae] -> reconstructions [..., d_in]."""
@@ -53,6 +59,39 @@ class Sae(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Examples [..., d_in] -> reconstructions [..., d_in]."""
         return self.decode(self.encode(x))
+
+
+class Pass(NamedTuple):
+    """One pass over a batch, feature-major: all that a term of the loss may look at.
+
+    Outside training no latent is dead, `step` is 0 and `charged` is the latents.
+    """
+
+    sae: Sae  # with its activation, as it was before the step
+    x: Array  # [d_in, batch]
+    y: Array  # [d_in, batch]: the target of the reconstruction, x itself
+    pre_acts: Array  # [d_sae, batch]
+    latents: Array  # [d_sae, batch]
+    charged: Array  # [d_sae, batch]: what a penalty charges; the latents, unless the activation says otherwise
+    x_hat: Array  # [d_in, batch]: the reconstruction of y
+    dead: Array  # [d_sae] bool
+    step: Array | int  # updates before this one
+    n_steps: int
+
+    @property
+    def batch(self) -> int:
+        """The number of examples."""
+        return self.x.shape[1]
+
+    @property
+    def norms(self) -> Array:
+        """Euclidean norms of the decoder rows, [d_sae]."""
+        return decoder_norms(self.sae)
+
+    @property
+    def active(self) -> Array:
+        """1 where a latent is active, else 0, [d_sae, batch]; its gradient is the one that the activation gives it."""
+        return self.sae.activation.active(self.sae, self.pre_acts)
 
 
 def pre_acts(sae: Sae, x: Array) -> Array:
@@ -98,18 +137,19 @@ bfloat16_matmul.defvjp(
 )
 
 
-def forward(sae: Sae, x: Array) -> Forward:
-    """One forward pass over x [d_in, batch]."""
+def forward(sae: Sae, x: Array) -> Pass:
+    """One pass over x [d_in, batch] outside training: each example stands alone."""
     z = pre_acts(sae, x)
-    latents = sae.activation(z)
-    return Forward(z, latents, decode(sae, latents))
+    latents = sae.activation(sae, z)
+    none_dead = jnp.zeros(z.shape[0], bool)
+    return Pass(sae, x, x, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)
 
 
 def init(
-    key,
+    key: Key,
     d_in: int,
     d_sae: int,
-    activation,
+    activation: Any,
     b_dec: Array,
     apply_b_dec_to_input: bool = True,
     precision: str = "float32",
@@ -122,12 +162,59 @@ def init(
     return Sae(W_dec, jnp.zeros(d_sae), W_dec, b_dec, activation, apply_b_dec_to_input, precision)
 
 
-def replace(sae: Sae, **parameters: Array) -> Sae:
-    """A new Sae with some parameters changed: the one way parameters change (in-place writes are lost in jit)."""
+def replace(sae: Sae, own: Mapping[str, Array] | None = None, **parameters: Array) -> Sae:
+    """A new Sae with some parameters changed: the one way parameters change (in-place writes are lost in jit).
+
+    `own` holds changes of the activation's own parameters.
+    """
     new = jax.tree.map(lambda leaf: leaf, sae)
     for name, value in parameters.items():
         getattr(new, name)[...] = value
+    for name, value in (own or {}).items():
+        new.own[name][...] = value
     return new
+
+
+def own(sae: Sae) -> dict[str, Array]:
+    """The parameters that the activation brings, by name."""
+    return {name: value[...] for name, value in sae.own.items()}
+
+
+def parameters(sae: Sae) -> dict[str, Array]:
+    """Every parameter by its dotted name: "W_enc", ..., "own.threshold"."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(using(sae, None))
+    # a parameter's array is the `value` of its nnx.Param
+    return {jax.tree_util.keystr(path[:-1], simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def from_parameters(
+    parameters: Mapping[str, Array], activation: Any, apply_b_dec_to_input: bool = True, precision: str = "float32"
+) -> Sae:
+    """The Sae whose `parameters` these are."""
+    own = {name.removeprefix("own."): value for name, value in parameters.items() if name.startswith("own.")}
+    shared = {name: value for name, value in parameters.items() if not name.startswith("own.")}
+    return Sae(**shared, own=own, activation=activation, apply_b_dec_to_input=apply_b_dec_to_input, precision=precision)
+
+
+def using(sae: Sae, activation: Any) -> Sae:
+    """The same parameters under an activation, or under None: the parameters alone, as a training state keeps them."""
+    four = (sae.W_enc[...], sae.b_enc[...], sae.W_dec[...], sae.b_dec[...])
+    return Sae(*four, activation, sae.apply_b_dec_to_input, sae.precision, own(sae))
+
+
+def select(latents: Array, a: Sae, b: Sae) -> Sae:
+    """The parameters of some latents [d_sae] bool from `a`, and all others from `b`."""
+
+    def rows(new: Array, old: Array) -> Array:
+        return jnp.where(latents.reshape(-1, *[1] * (old.ndim - 1)), new, old) if old.ndim else old
+
+    return replace(
+        b,
+        W_enc=rows(a.W_enc[...], b.W_enc[...]),
+        b_enc=rows(a.b_enc[...], b.b_enc[...]),
+        W_dec=rows(a.W_dec[...], b.W_dec[...]),
+        own={name: rows(value, own(b)[name]) for name, value in own(a).items()},
+    )
 
 
 def decoder_norms(sae: Sae) -> Array:
@@ -140,7 +227,7 @@ def unit_rows(W: Array) -> Array:
     return W * jax.lax.rsqrt(jnp.maximum(jnp.sum(W * W, axis=1, keepdims=True), 1e-30))
 
 
-def _rows(function, x: Array) -> Array:
+def _rows(function: Callable[[Array], Array], x: Array) -> Array:
     """Apply a function of columns [features, batch] to rows [..., features]."""
     x = jnp.asarray(x)
     columns = x.reshape(-1, x.shape[-1]).T

@@ -44,9 +44,19 @@ def leaf(
     return _field(default, pytree_node=True, min=min, max=max, arm=arm)
 
 
-def static(default: Any = dataclasses.MISSING, *, min: float | None = None, max: float | None = None) -> Any:
-    """A value that fixes shapes or code. It must be hashable. `min` and `max` are inclusive bounds."""
-    return _field(default, pytree_node=False, min=min, max=max, arm=False)
+def static(
+    default: Any = dataclasses.MISSING,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    most_of: str | None = None,
+) -> Any:
+    """A value that fixes shapes or code. It must be hashable. `min` and `max` are inclusive bounds.
+
+    `most_of` names a leaf of the same definition: None then stands for the largest value that this leaf has among the
+    members of one compiled program, and is filled in when they are stacked.
+    """
+    return _field(default, pytree_node=False, min=min, max=max, arm=False, most_of=most_of)
 
 
 def _field(default: Any, **metadata: Any) -> Any:

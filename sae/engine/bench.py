@@ -19,7 +19,8 @@ from sae.data.feed import RESIDENT_BYTES, Feed
 from sae.data.source import Rows, Sampler, rows
 from sae.engine import cohort as cohorts
 from sae.engine import lanes as lane_choice
-from sae.engine.cohort import Cohort, Placement
+from sae.engine.cohort import Cohort
+from sae.engine.placement import Placement
 from sae.experiment import Experiment
 from sae.methods.penalties import ElasticNet
 from sae.study.sweep import grid

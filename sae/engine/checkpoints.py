@@ -11,14 +11,15 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from sae.engine import processes
-from sae.engine.cohort import CohortState
+from sae.engine.programs import CohortState
 
 Chunk = tuple[int, dict[str, np.ndarray]]  # step, {"train/l0": [member], ...}
 
@@ -52,10 +53,10 @@ class Checkpoints:
         if not processes.lead():
             return
         ocp, manager = self._open()
-        arrays = _named("state", jax.tree.leaves(state))
+        arrays = _named(state)
         names = list(history[0][1]) if history else []
         columns = [np.stack([numbers[name] for _, numbers in history]) for name in names]  # each [chunk, member]
-        arrays |= _named("history", columns)
+        arrays |= {f"history.{i:03d}": column for i, column in enumerate(columns)}
         meta = {
             "arrays": {name: [list(a.shape), a.dtype.name, _checksum(a)] for name, a in arrays.items()},
             "history": names,
@@ -70,25 +71,29 @@ class Checkpoints:
 
         `like` has the state's shapes and dtypes. The history is process 0's, and empty elsewhere.
         """
-        leaves, structure = jax.tree.flatten(like)
+        leaves = _named(like)
         found = processes.of_lead(lambda: self._newest(leaves))
         step = processes.shared(found and found[0])
         if step is None:
             return None
-        state = jax.tree.unflatten(structure, processes.spread(found and found[1], leaves))
+        read = processes.spread(found and found[1], list(leaves.values()))
+        state = jax.tree.unflatten(jax.tree.structure(like), read)
         return step, state, found[2] if found else []
 
-    def _newest(self, leaves: Sequence) -> tuple[int, list[np.ndarray], list[Chunk]] | None:
+    def _newest(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[int, list[np.ndarray], list[Chunk]] | None:
         if not self.folder.exists():
             return None
         _, manager = self._open()
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 arrays, meta = self._read(step)
-                state = [arrays[name] for name in _named("state", leaves)]
-                if [(a.shape, a.dtype) for a in state] != [(a.shape, a.dtype) for a in leaves]:
-                    raise ValueError("it is of other shapes")
-                columns = [arrays[name] for name in _named("history", meta["history"])]
+                if missing := sorted(leaves.keys() - arrays.keys()):
+                    raise ValueError(f"it lacks {missing[0]}, perhaps as another version wrote it")
+                for name, leaf in leaves.items():
+                    if (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype):
+                        raise ValueError(f"{name} has shape {arrays[name].shape}, not {leaf.shape}")
+                state = [arrays[name] for name in leaves]
+                columns = [arrays[f"history.{i:03d}"] for i in range(len(meta["history"]))]
             except Exception as error:  # Orbax, JSON, zstd and the file system each have their own
                 reason = " ".join(str(error).split())[:200]
                 self._say(f"checkpoint {self.folder / str(step)} is damaged and is passed over: {reason}")
@@ -126,8 +131,10 @@ class Checkpoints:
             self._manager = None
 
 
-def _named(what: str, leaves: Sequence) -> dict:
-    return {f"{what}.{i:03d}": leaf for i, leaf in enumerate(leaves)}
+def _named(state: CohortState) -> dict[str, Any]:
+    """The leaves of a state by their paths, {"state.train.sae.W_enc.value": ...}, in the order of the tree."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {f"state.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf for path, leaf in paths}
 
 
 def _checksum_of_json(value: dict) -> int:

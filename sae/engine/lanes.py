@@ -1,5 +1,6 @@
 """How many members of a cohort are computed at once: from a model of the device, or measured once and remembered."""
 
+import dataclasses
 import json
 import math
 import os
@@ -11,13 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sae.core.definitions import kind
 from sae.core.files import write_json
 from sae.data.feed import Feed
-from sae.engine import cohort as cohorts
-from sae.engine.cohort import Cohort, Placement
+from sae.engine import programs
+from sae.engine.cohort import Cohort
 from sae.engine.loop import compile_block
+from sae.engine.placement import Placement
 from sae.engine.runtime import cache_folder
-from sae.experiment import kind
+from sae.experiment import method
 
 LONG = 5e12  # multiply-adds of a cohort's products from which a measurement is worth its seconds of compiling
 SECONDS, ROUNDS = 0.3, 3  # of one timing, and how often each candidate is timed, in turn
@@ -45,7 +48,7 @@ def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
     model, n = cohort.placement(d_in, mesh=mesh), len(cohort.members)
     most = n if mesh is None else model.padded(n) // mesh.shape["member"]
     candidates = sorted({min(most, max(1, int(factor * model.lanes))) for factor in (1 / 4, 1 / 2, 1, 2, 4)})
-    timers = {lanes: timer(cohort, feed, Placement(lanes, mesh))[1] for lanes in candidates}
+    timers = {lanes: timer(cohort, feed, dataclasses.replace(model, lanes=lanes))[1] for lanes in candidates}
     seconds = {lanes: [] for lanes in candidates}
     for _ in range(ROUNDS):
         for lanes, once in timers.items():
@@ -64,7 +67,7 @@ def timer(cohort: Cohort, feed: Feed, placement: Placement, seconds: float = SEC
     A step's share of drawing its block's batches is part of it.
     """
     experiments = cohort.stacked(placement)
-    state = cohorts.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], placement=placement)
+    state = programs.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], placement=placement)
     begun = time.perf_counter()
     program = compile_block(experiments, state, feed, placement)
     compiling = time.perf_counter() - begun
@@ -97,10 +100,11 @@ def _remembered() -> dict[str, int]:
 def _key(cohort: Cohort, d_in: int, mesh: Mesh | None) -> str:
     e, device = cohort.example, jax.devices()[0]
     where = f"{device.device_kind}, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    method_name = " ".join(map(kind, method(e).values()))
     shape = f"{len(cohort.members)} x {d_in} x {e.d_sae} x {e.batch_size}"
     if mesh is not None:
         where += f" x {mesh.shape['member']} x {mesh.shape['latent']}"
-    return f"{where}, jax {jax.__version__}: {shape}, {kind(e.activation)}, {e.precision}"
+    return f"{where}, jax {jax.__version__}: {shape}, {method_name}, {e.precision}"
 
 
 def _path() -> Path:

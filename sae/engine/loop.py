@@ -3,22 +3,26 @@
 import math
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
+from sae.core.model import Sae
 from sae.data.feed import Feed
 from sae.data.source import Sampler
-from sae.engine import cohort as cohorts
-from sae.engine.cohort import Cohort, CohortState, Placement
+from sae.engine import programs
+from sae.engine.cohort import Cohort
+from sae.engine.placement import Placement, fetch
+from sae.engine.programs import CohortState
 from sae.experiment import Experiment
 
 CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
 
 
-def compile_block(experiments, state: CohortState, feed: Feed, placement: Placement):
-    """The compiled program of a block, the same for any number of steps."""
+def compile_block(experiments: Experiment, state: CohortState, feed: Feed, placement: Placement) -> jax.stages.Compiled:
+    """The compiled program of a block, which takes any number of steps."""
     pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
     block = feed.block(0)
-    return cohorts.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
+    return programs.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
 
 
 def train_cohort(
@@ -30,12 +34,12 @@ def train_cohort(
     *,
     start: int = 0,
     chunk_steps: int | None = None,
-    program=None,
+    program: jax.stages.Compiled | None = None,
 ) -> Iterator[tuple[CohortState, int, dict | None]]:
     """Train from step `start` to n_steps, block by block.
 
-    After each gives (state, step, numbers): numbers is {name: [member]}, still on the devices (`cohort.fetch` reads
-    them), where a chunk ends there, else None. The state is only whole until the next block is asked for.
+    After each block it yields (state, step, numbers). Where a chunk ends, numbers is {name: [member]}, still on the
+    devices (`placement.fetch` reads them); else it is None. The state is valid until the next block is asked for.
     """
     program = program or compile_block(experiments, state, feed, placement)
     example, pivot = cohort.example, placement.shared(feed.data.mean)
@@ -46,13 +50,13 @@ def train_cohort(
         if then in example.revival.steps() and then < example.n_steps:
             candidates = feed.candidates(then, example.revival.n_candidates)
             at = placement.shared(np.int32(then))
-            state = cohorts.revive(experiments, state, at, candidates, placement=placement)
+            state = programs.revive(experiments, state, at, candidates, placement=placement)
         numbers = None
         if ends_chunk:
-            state, numbers = cohorts.end_chunk(experiments, state, placement=placement)
+            state, numbers = programs.end_chunk(experiments, state, placement=placement)
             if isinstance(feed.data, Sampler):
                 features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
-                numbers |= cohorts.feature_recovery(state.train.sae, features, frequencies, placement=placement)
+                numbers |= programs.feature_recovery(state.train.sae, features, frequencies, placement=placement)
         yield state, then, None if numbers is None else placement.gathered(numbers)
 
 
@@ -73,24 +77,25 @@ def blocks(
 
 
 def evaluate(
-    cohort: Cohort, feed: Feed, state: CohortState, placement: Placement
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    cohort: Cohort, experiments: Experiment, feed: Feed, state: CohortState, placement: Placement
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, Sae]:
     """Every member of a trained cohort on the held-out examples.
 
-    Gives ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool).
+    Returns ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool, the autoencoders that were
+    evaluated [member, ...]), all on the host.
     """
-    saes, example = state.train.sae, cohort.example
-    window, pivot = cohorts.new_window(state, placement=placement), placement.shared(feed.data.mean)
+    example, n = cohort.example, len(cohort.members)
+    saes = programs.trained(experiments, state, placement=placement)
+    window, pivot = programs.new_window(state, placement=placement), placement.shared(feed.data.mean)
     for x, weight in feed.held_out(example.n_eval):
-        window = cohorts.evaluate_batch(saes, window, x, weight, pivot, placement=placement)
-    numbers, firing_rates = cohorts.end_evaluation(window)
+        window = programs.evaluate_batch(saes, window, x, weight, pivot, placement=placement)
+    numbers, firing_rates = programs.end_evaluation(window)
     if isinstance(feed.data, Sampler):
         features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
-        numbers |= cohorts.feature_recovery(saes, features, frequencies, placement=placement)
-        numbers |= cohorts.recovery_chance(saes, features, frequencies)
-    n = len(cohort.members)
-    numbers, firing_rates, diverged = cohorts.fetch((numbers, firing_rates, state.train.diverged), n)
+        numbers |= programs.feature_recovery(saes, features, frequencies, placement=placement)
+        numbers |= programs.recovery_chance(saes, features, frequencies)
+    numbers, firing_rates, diverged = fetch((numbers, firing_rates, state.train.diverged), n)
     numbers |= {"examples": np.full(n, int(window[1].n))}
     # weights can be finite and still too large to compute with
     diverged = diverged | ~np.isfinite(numbers["mse"])
-    return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged
+    return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged, fetch(saes, n)

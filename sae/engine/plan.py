@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sae.core.definitions import kind
 from sae.core.text import count
 from sae.core.types import UserError
 from sae.data import feed as feeds
@@ -16,7 +17,6 @@ from sae.engine import cohort as cohorts
 from sae.engine import runtime
 from sae.engine.cohort import Cohort
 from sae.engine.lanes import expected as expected_lanes
-from sae.experiment import kind
 from sae.study import figures
 from sae.study.sweep import Sweep, varying
 

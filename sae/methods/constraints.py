@@ -4,23 +4,16 @@ import jax.numpy as jnp
 
 from sae.core.model import Sae, replace, unit_rows
 from sae.core.types import definition, static
+from sae.methods.contract import Constraint
 
 
 @definition
-class Free:
+class Free(Constraint):
     """No constraint. A penalty on latents then leaks into the decoder's scale unless it is `weighted`."""
 
-    def gradient(self, sae: Sae, gradient: Sae) -> Sae:
-        """The gradient as it is."""
-        return gradient
-
-    def project(self, sae: Sae) -> Sae:
-        """The parameters as they are."""
-        return sae
-
 
 @definition
-class UnitNorm:
+class UnitNorm(Constraint):
     """Decoder rows of Euclidean norm 1 after every step. Bricken et al. 2023, Appendix.
 
     The part of the gradient that is parallel to its row is removed first: it only changes the norm, which
@@ -38,7 +31,7 @@ class UnitNorm:
 
 
 @definition
-class UnitNormNoBias:
+class UnitNormNoBias(Constraint):
     """`UnitNorm`, and no decoder bias: x̂ = W_decᵀ latents, as in Sharkey, Braun & Millidge 2022. Start it at zero.
 
     With `tied`, the encoder is the decoder, W_enc = W_dec: one matrix with the gradients of both.
@@ -48,7 +41,7 @@ class UnitNormNoBias:
     """Hold W_enc = W_dec."""
 
     def gradient(self, sae: Sae, gradient: Sae) -> Sae:
-        """As `UnitNorm`; nothing for b_dec, and where tied the sum of both matrices' for W_dec, nothing for W_enc."""
+        """`UnitNorm`'s gradient with 0 for b_dec; if tied, W_dec gets the sum of both matrices' and W_enc gets 0."""
         nothing = {"b_dec": jnp.zeros_like(gradient.b_dec[...])}
         if self.tied:
             both = gradient.W_enc[...] + gradient.W_dec[...]
@@ -56,6 +49,6 @@ class UnitNormNoBias:
         return replace(UnitNorm().gradient(sae, gradient), **nothing)
 
     def project(self, sae: Sae) -> Sae:
-        """Decoder rows scaled to norm 1, b_dec zero; where tied, the encoder's rows are the decoder's."""
+        """Decoder rows scaled to norm 1, b_dec zero; if tied, the encoder's rows are the decoder's."""
         sae = replace(UnitNorm().project(sae), b_dec=jnp.zeros_like(sae.b_dec[...]))
         return replace(sae, W_enc=sae.W_dec[...]) if self.tied else sae

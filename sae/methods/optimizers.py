@@ -2,14 +2,18 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from sae.core.model import Sae, own, replace
 from sae.core.types import Array, definition, leaf, static
+from sae.methods.contract import Optimizer
+from sae.methods.schedules import fall, ramp
 
 
 @definition
-class Adam:
+class Adam(Optimizer):
     """Adam (Kingma & Ba 2015); with `weight_decay`, AdamW (Loshchilov & Hutter 2019).
 
     The learning rate at step t (from 0) is `lr * min(1, (t + 1) / warmup_steps)`, and over the last
@@ -25,7 +29,7 @@ class Adam:
     eps: float = leaf(1e-8, min=0)
     """Added to the root of the second moment."""
     weight_decay: float = leaf(0.0, min=0)
-    """Decoupled weight decay, multiplied by the learning rate."""
+    """Decoupled weight decay, multiplied by the learning rate. An activation's own parameters do not decay."""
     warmup_steps: int = leaf(0, min=0)
     """Steps over which the learning rate rises linearly; 0 for none."""
     decay_steps: int = leaf(0, min=0)
@@ -37,18 +41,22 @@ class Adam:
 
     def learning_rate(self, step: Array, n_steps: int) -> Array:
         """The learning rate of a step, []."""
-        warmup = jnp.minimum(1.0, (step + 1) / jnp.maximum(self.warmup_steps, 1))
-        left = jnp.clip((n_steps - step) / jnp.maximum(self.decay_steps, 1), 0.0, 1.0)
+        left = fall(step, n_steps, self.decay_steps)
         if self.decay == "cosine":
             left = 0.5 - 0.5 * jnp.cos(jnp.pi * left)
-        return self.lr * warmup * jnp.where(self.decay_steps > 0, left, 1.0)
+        return self.lr * ramp(step, self.warmup_steps) * left
 
     def transform(self, n_steps: int) -> optax.GradientTransformation:
-        """The Optax chain. Build it inside the vmapped function: its numbers may be tracers."""
+        """The Optax chain. Its numbers may be tracers."""
         clip = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
         return optax.chain(
             *clip,
             optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
-            optax.add_decayed_weights(self.weight_decay),
+            optax.stateless(lambda updates, sae: decayed(updates, sae, self.weight_decay)),
             optax.scale_by_learning_rate(lambda step: self.learning_rate(step, n_steps)),
         )
+
+
+def decayed(updates: Sae, sae: Sae, rate: Array | float) -> Sae:
+    """`updates + rate · sae`, except for the activation's own parameters: a threshold of 0 is no simpler one."""
+    return replace(jax.tree.map(lambda update, weight: update + rate * weight, updates, sae), own=own(updates))

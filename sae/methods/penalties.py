@@ -1,12 +1,17 @@
-"""Penalties: what the latents of a batch cost, beside the squared error."""
+"""Penalties: the cost of a batch's latents, beside the error of the reconstruction."""
+
+from typing import Any
 
 import jax.numpy as jnp
 
+from sae.core.model import Pass
 from sae.core.types import Array, definition, leaf, static
+from sae.methods.contract import Penalty
+from sae.methods.schedules import anneal
 
 
 @definition
-class ElasticNet:
+class ElasticNet(Penalty):
     """L1 and L2 on the latents; the name is Zou & Hastie's, 2005.
 
     `l1 * mean_b sum_i abs(f_bi) + l2 * mean_b sum_i f_bi²` for latents f, a mean over the examples b. L1 charges
@@ -24,10 +29,74 @@ class ElasticNet:
     weighted: bool = static(False)
     """Weight each latent by its decoder row's norm."""
 
-    def __call__(self, latents: Array, norms: Array, step: Array) -> Array:
-        """latents [d_sae, batch], decoder norms [d_sae], step [] -> cost [], a mean over the batch."""
-        if self.weighted:
-            latents = latents * norms[:, None]
-        size = jnp.abs(latents)
-        cost = jnp.sum(self.l1 * size + self.l2 * size * size) / latents.shape[1]
-        return cost * jnp.minimum(1.0, (step + 1) / jnp.maximum(self.warmup_steps, 1))
+    def cost(self, out: Pass) -> Array:
+        """L1 and L2, []."""
+        size = jnp.abs(charged(out, self.weighted))
+        return jnp.sum(self.l1 * size + self.l2 * size * size) / out.batch
+
+
+@definition
+class Lp(Penalty):
+    """`weight * mean_b sum_i f_bi^p`: the smaller p, the closer to a count of the active latents.
+
+    p falls in a straight line from `p_start` to `p`, from the share `anneal_from` of training to its end ("p-annealing",
+    Karvonen et al. 2024, arXiv 2408.00113). Latents up to `floor` cost nothing: the derivative of f^p has no bound at 0.
+    """
+
+    weight: float = leaf(0.1, min=0, arm=True)
+    """Coefficient."""
+    p: float = leaf(0.5, min=0, max=2)
+    """Exponent at the end of training."""
+    p_start: float = leaf(1.0, min=0, max=2)
+    """Exponent at the start."""
+    anneal_from: float = leaf(0.0, min=0, max=1)
+    """Share of training after which p begins to fall."""
+    floor: float = leaf(1e-5, min=0)
+    """Smallest latent that is charged."""
+    root: bool = static(False)
+    """Charge (sum_i f_bi^p)^(1/p), as SAELens does."""
+    weighted: bool = static(False)
+    """Weight each latent by its decoder row's norm."""
+
+    def exponent(self, out: Pass) -> Array:
+        """p at this step, []."""
+        share = (out.step / out.n_steps - self.anneal_from) / jnp.maximum(1 - self.anneal_from, 1e-9)
+        return anneal(self.p_start, self.p, share)
+
+    def cost(self, out: Pass) -> Array:
+        """The cost at this step's p, []."""
+        p, size = self.exponent(out), jnp.abs(charged(out, self.weighted))
+        counted = size > self.floor
+        powers = jnp.where(counted, jnp.where(counted, size, 1.0) ** p, 0.0)
+        if not self.root:
+            return self.weight * jnp.sum(powers) / out.batch
+        total = jnp.sum(powers, axis=0)
+        roots = jnp.where(total > 0, jnp.where(total > 0, total, 1.0) ** (1 / p), 0.0)
+        return self.weight * jnp.sum(roots) / out.batch
+
+
+@definition
+class L0(Penalty):
+    """`weight * mean_b #(active latents of b)`. Rajamanoharan et al. 2024, arXiv 2407.14435.
+
+    Its gradient is the one that the activation gives to a latent's being active, as `JumpRelu` does.
+    """
+
+    weight: float = leaf(0.1, min=0, arm=True)
+    """Coefficient."""
+
+    def cost(self, out: Pass) -> Array:
+        """The count, []."""
+        return self.weight * jnp.sum(out.active) / out.batch
+
+    def check(self, experiment: Any) -> str | None:
+        """The activation has a gradient of the count."""
+        activation = experiment.activation
+        if activation.has_active_gradient:
+            return None
+        return f"L0 has no gradient with {type(activation).__name__}, allowed: an activation that has, such as JumpRelu"
+
+
+def charged(out: Pass, weighted: bool) -> Array:
+    """The values that a penalty charges, [d_sae, batch]; weighted, times the norms of the decoder rows."""
+    return out.charged * out.norms[:, None] if weighted else out.charged

@@ -2,29 +2,28 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from sae.core.model import Sae, forward, replace, unit_rows
+from sae.core.model import Sae, forward, replace, select, unit_rows
 from sae.core.types import Array, Key, definition, leaf, static
+from sae.methods.contract import Revival
 
 
 @definition
-class Never:
+class Never(Revival):
     """Dead latents stay dead."""
 
-    def steps(self) -> tuple[int, ...]:
-        """The steps after which latents are revived: none."""
-        return ()
-
 
 @definition
-class Resample:
+class Resample(Revival):
     """Dead latents start again on badly reconstructed examples. Bricken et al. 2023, Appendix "Neuron Resampling".
 
     After step `every`, `2 every`, ..., `times * every`: candidates are drawn from the training data; for each
     dead latent one is chosen with probability proportional to its squared loss (without replacement, where
     there are enough). The decoder row becomes its direction `(x - b_dec) / ‖x - b_dec‖`; the encoder row the
     same direction times `encoder_scale` times the mean norm of the alive encoder rows; the encoder bias 0;
-    Adam's moments of all three 0. "Dead" is `dead_after` of the experiment.
+    the activation's own parameters their initial values; the optimizer's moments of all these 0. "Dead" is
+    `dead_after` of the experiment.
     """
 
     every: int = static(1_000, min=1)
@@ -40,7 +39,9 @@ class Resample:
         """The steps after which latents are revived."""
         return tuple(self.every * (i + 1) for i in range(self.times))
 
-    def __call__(self, key: Key, sae: Sae, opt_state, dead: Array, candidates: Array):
+    def __call__(
+        self, key: Key, sae: Sae, opt_state: optax.OptState, dead: Array, candidates: Array
+    ) -> tuple[Sae, optax.OptState]:
         """Revive. dead [d_sae] bool, candidates [n_batches, d_in, batch] -> (sae, opt_state)."""
         losses = jax.lax.map(lambda x: jnp.sum((x - forward(sae, x).x_hat) ** 2, axis=0), candidates).reshape(-1)
         n, d_sae = losses.size, dead.size
@@ -57,22 +58,14 @@ class Resample:
         # with no latent alive there is no norm to follow: unit rows, as at the start
         alive_norm = jnp.where(jnp.any(~dead), alive_norm, 1.0)
 
-        rows = dead[:, None]
-        sae = replace(
+        fresh = replace(
             sae,
-            W_dec=jnp.where(rows, directions, sae.W_dec[...]),
-            W_enc=jnp.where(rows, self.encoder_scale * alive_norm * directions, sae.W_enc[...]),
-            b_enc=jnp.where(dead, 0.0, sae.b_enc[...]),
+            W_dec=directions,
+            W_enc=self.encoder_scale * alive_norm * directions,
+            b_enc=jnp.zeros(d_sae),
+            own=sae.activation.init(d_sae),
         )
-
-        def forget(moments):
-            if not isinstance(moments, Sae):
-                return moments
-            return replace(
-                moments,
-                W_dec=jnp.where(rows, 0.0, moments.W_dec[...]),
-                W_enc=jnp.where(rows, 0.0, moments.W_enc[...]),
-                b_enc=jnp.where(dead, 0.0, moments.b_enc[...]),
-            )
-
-        return sae, jax.tree.map(forget, opt_state, is_leaf=lambda node: isinstance(node, Sae))
+        zero = lambda moments: jax.tree.map(jnp.zeros_like, moments)
+        forget = lambda node: select(dead, zero(node), node) if isinstance(node, Sae) else node
+        opt_state = jax.tree.map(forget, opt_state, is_leaf=lambda node: isinstance(node, Sae))
+        return select(dead, fresh, sae), opt_state

@@ -16,6 +16,7 @@ from sae.core.model import unit_rows
 from sae.data.feed import Feed
 from sae.data.source import Rows, Sampler
 from sae.engine import cohort as cohorts
+from sae.engine import programs
 from sae.report.data import hyper, label, lines, number
 from sae.store.results import Results
 from sae.study.figures import Dictionaries
@@ -133,7 +134,7 @@ def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tu
     feed, batches, start = Feed(data, flat["data_seed"], 1, 1, resident_bytes=0), [], 0
     try:
         for x, weight in feed.held_out(n):
-            best = cohorts.top_examples(saes, latents, best, x, weight, start)
+            best = programs.top_examples(saes, latents, best, x, weight, start)
             batches.append(np.asarray(x).T)
             start += x.shape[1]
     finally:

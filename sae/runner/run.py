@@ -13,18 +13,20 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from sae.analysis import ask
+from sae.core.definitions import flatten
 from sae.core.types import Interrupted, UserError
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.engine import cohort as cohorts
 from sae.engine import plan as plans
-from sae.engine import processes
+from sae.engine import processes, programs
 from sae.engine.checkpoints import Checkpoints
-from sae.engine.cohort import Cohort, CohortState, Placement
+from sae.engine.cohort import Cohort
 from sae.engine.lanes import choose
 from sae.engine.loop import compile_block, evaluate, train_cohort
+from sae.engine.placement import Placement, fetch, parse_mesh
+from sae.engine.programs import CohortState
 from sae.engine.records import Outcome, Record, Start
 from sae.engine.runtime import keep_compiled_programs
-from sae.experiment import Experiment, flatten
+from sae.experiment import Experiment
 from sae.report.notebook import Results
 from sae.report.terminal import Terminal
 from sae.store import folder as folders
@@ -136,7 +138,7 @@ def run(
             return results
         data = plans.load_data([plan[index] for index in part])
 
-        spread = cohorts.parse_mesh(mesh)
+        spread = parse_mesh(mesh)
         for index in part:  # that it can be, before any is trained
             plan[index].placement(data[plan[index].example.data].d_in, lanes, spread)
         labels = {"project": wandb_project, "group": sweep.name, "trial": trial, "artifacts": wandb_artifacts}
@@ -263,10 +265,10 @@ def _run_cohort(
     """Train, evaluate and report one cohort, from its last checkpoint if it has one."""
     example, experiments, n = cohort.example, cohort.stacked(placement), len(cohort.members)
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
-    state, start, history = cohorts.init(experiments, sample, placement=placement), 0, []
+    state, start, history = programs.init(experiments, sample, placement=placement), 0, []
     checkpoints = Checkpoints(CohortFiles(work.folder, index).path / "checkpoints", work.say)
-    if (restored := checkpoints.restore(cohorts.described(state, n))) is not None:
-        start, state, history = restored[0], placement.state(restored[1]), restored[2]
+    if (restored := checkpoints.restore(programs.described(state, n))) is not None:
+        start, state, history = restored[0], programs.place_state(restored[1], placement), restored[2]
     begun = time.perf_counter()
     program = compile_block(experiments, state, feed, placement)
     seconds = time.perf_counter() - begun
@@ -282,7 +284,7 @@ def _run_cohort(
 
     def report() -> None:
         step, numbers, dictionaries = waiting.pop(0)
-        history.append((step, {f"train/{name}": value for name, value in cohorts.fetch(numbers, n).items()}))
+        history.append((step, {f"train/{name}": value for name, value in fetch(numbers, n).items()}))
         work.tell("record", dataclasses.replace(to_record(history[-1]), dictionaries=dictionaries))
 
     def look(step: int, state: CohortState) -> tuple | None:
@@ -291,13 +293,13 @@ def _run_cohort(
         if not due or step == example.n_steps:
             return None
         looks[:] = looks[len(due) :]
-        W_dec, silent = cohorts.fetch((state.train.sae.W_dec[...], state.train.silent), n)
+        W_dec, silent = fetch((state.train.sae.W_dec[...], state.train.silent), n)
         return W_dec, silent >= np.array([[experiment.dead_after] for experiment in cohort.experiments])
 
     def save(step: int, state: CohortState) -> None:
         while waiting:
             report()
-        checkpoints.save(step, cohorts.fetch_state(state, n), history)
+        checkpoints.save(step, programs.fetch_state(state, n), history)
 
     with contextlib.closing(checkpoints):
         saved = time.monotonic()
@@ -319,9 +321,9 @@ def _run_cohort(
         while waiting:
             report()
 
-        values, firing_rates, diverged = evaluate(cohort, feed, state, placement)
+        values, firing_rates, diverged, saes = evaluate(cohort, experiments, feed, state, placement)
         status = tuple("diverged" if bad else "finished" for bad in diverged)
-        work.tell("finish", Outcome(index, cohort, status, values, firing_rates, cohorts.fetch(state.train.sae, n)))
+        work.tell("finish", Outcome(index, cohort, status, values, firing_rates, saes))
     checkpoints.remove()
 
 

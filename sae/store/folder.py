@@ -16,9 +16,10 @@ from typing import Any
 
 import jax
 
+from sae.core.definitions import flatten
 from sae.core.files import write_json
 from sae.core.types import UserError
-from sae.experiment import flatten
+from sae.experiment import complete, own_files
 from sae.store.results import Results
 from sae.store.storage import DEFINITION
 from sae.study import claims, figures
@@ -108,6 +109,7 @@ def describe_again(results: Results, sweep: Sweep) -> None:
 
 def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
     for i, (old, new) in enumerate(zip(theirs, ours, strict=False)):
+        old = complete(old)  # the folder may be older than a field
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name) and repr(old.get(name)) != repr(new.get(name)):  # NaN != NaN
                 return f"{name} of member {i} is {old.get(name)!r} there and {new.get(name)!r} here"
@@ -126,6 +128,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": plain(sweep),
+        "own": {name: file for member in sweep.members for name, file in own_files(member).items()},
         **shown(sweep),
         "claims": [claims.written(claim) for claim in sweep.claims],  # these stay, whatever is claimed later
         "packages": {name: _version(name) for name in PACKAGES},

@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import pandas as pd
 
-from sae.core.model import Sae
+from sae.core.definitions import unflatten
+from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.data.source import Source
-from sae.experiment import Experiment, unflatten
+from sae.experiment import Experiment
 from sae.store import storage
-from sae.store.storage import DEFINITION, PARAMETERS, CohortFiles
+from sae.store.storage import DEFINITION, CohortFiles
 from sae.study import figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
@@ -90,7 +91,7 @@ class Results:
     def source(self, member: int) -> Source:
         """The definition of a member's data. Raises UserError for a class of the user's own: it is not known here."""
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
-        return unflatten(Experiment, "data", flat)
+        return unflatten(Experiment, "data", flat, self.definition.get("own"))
 
     @property
     def answer(self) -> Answer | None:
@@ -113,10 +114,10 @@ class Results:
         cohort = next(i for i, members in enumerate(self.definition["cohorts"]) if member in members)
         weights = self.cohorts[cohort].weights(member)
         flat = self.definition["members"][member]
-        parameters = [jnp.asarray(weights[name]) for name in PARAMETERS]
-        activation = unflatten(Experiment, "activation", flat)
-        precision = flat.get("precision", "float32")  # a folder older than this choice has no such name
-        return Sae(*parameters, activation, flat["apply_b_dec_to_input"], precision)
+        parameters = {name: jnp.asarray(value) for name, value in weights.items()}
+        activation = unflatten(Experiment, "activation", flat, self.definition.get("own"))
+        # a folder older than `precision` has no such name
+        return from_parameters(parameters, activation, flat["apply_b_dec_to_input"], flat.get("precision", "float32"))
 
     def _some(self, tables: list[pd.DataFrame], what: str) -> list[pd.DataFrame]:
         if not tables:

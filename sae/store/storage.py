@@ -23,7 +23,7 @@ import pandas as pd
 import safetensors.numpy
 
 from sae.core.files import sha256, write_atomically, write_json
-from sae.core.model import Sae
+from sae.core.model import Sae, parameters
 from sae.core.types import UserError
 from sae.study.measures import PREFIX
 
@@ -37,8 +37,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
 NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-RATES = "firing_rate"  # beside the parameters
+RATES, MEMBER = "firing_rate", "member"  # tensors beside the parameters
 
 
 class DamagedError(UserError):
@@ -91,12 +90,12 @@ class CohortFiles:
         return _read_table(self._sound_path(HISTORY))
 
     def weights(self, member: int) -> dict[str, np.ndarray]:
-        """A member's parameters. Raises DamagedError."""
+        """A member's parameters by name, as `model.parameters` names them. Raises DamagedError."""
         if not self.has_weights:
             raise UserError(f"{self.path} has no weights: it was pulled from W&B")
         with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
-            place = int(np.flatnonzero(file.get_tensor("member") == member)[0])
-            return {name: file.get_slice(name)[place] for name in PARAMETERS}
+            place = int(np.flatnonzero(file.get_tensor(MEMBER) == member)[0])
+            return {name: file.get_slice(name)[place] for name in file.keys() if name not in (RATES, MEMBER)}
 
     def write_history(self, table: pd.DataFrame) -> None:
         """Write history.parquet."""
@@ -113,14 +112,14 @@ class CohortFiles:
         with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
             if RATES not in file.keys():
                 return {}
-            return dict(zip(file.get_tensor("member").tolist(), file.get_tensor(RATES), strict=True))
+            return dict(zip(file.get_tensor(MEMBER).tolist(), file.get_tensor(RATES), strict=True))
 
     def write_weights(self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray) -> None:
         """Write weights.safetensors: the parameters of members, and firing_rates [member, d_sae]."""
         # safetensors writes scrambled values from a non-contiguous array, without a word
-        tensors = {name: np.ascontiguousarray(np.asarray(getattr(saes, name)[...])) for name in PARAMETERS}
+        tensors = {name: np.ascontiguousarray(np.asarray(value)) for name, value in parameters(saes).items()}
         tensors |= {RATES: np.ascontiguousarray(firing_rates, np.float32)}
-        data = safetensors.numpy.save(tensors | {"member": np.asarray(members, np.int64)})
+        data = safetensors.numpy.save(tensors | {MEMBER: np.asarray(members, np.int64)})
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
 
     def finish(self, members: pd.DataFrame, **changes) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from sae.core.definitions import flatten
 from sae.engine.records import Outcome, Record, Start
 from sae.engine.runtime import peak_bytes
-from sae.experiment import flatten
 from sae.store import storage
 from sae.store.storage import CohortFiles
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sae.core.definitions import flatten, replace
 from sae.core.types import UserError
-from sae.experiment import Experiment, flatten, replace, validate
+from sae.experiment import Experiment, validate
 from sae.study import figures as figure_definitions
 from sae.study import measures as measure_definitions
 from sae.study.answers import Answer

@@ -19,7 +19,8 @@ import pandas as pd
 
 from sae.store import folder as folders
 from sae.store import storage
-from sae.experiment import Experiment, kind
+from sae.core.definitions import choices, fields, kind
+from sae.experiment import Experiment
 from sae.core.files import write_json
 from sae.store.results import Results
 from sae.wandb import sink
@@ -142,9 +143,9 @@ def _place(flat: Mapping[str, Any], name: str) -> tuple:
     hints = get_type_hints(Experiment)
     if head not in hints:
         return (len(hints), name)
-    choices = {kind(choice): choice for choice in getattr(hints[head], "__args__", (hints[head],))}
-    fields = list(getattr(choices.get(flat.get(head)), "__dataclass_fields__", ()))
-    return (list(hints).index(head), fields.index(inner) if inner in fields else len(fields) if inner else -1, name)
+    known = {kind(choice): [field.name for field in fields(choice)] for choice in choices(hints[head])}
+    names = known.get(str(flat.get(head)), [])
+    return (list(hints).index(head), names.index(inner) if inner in names else len(names) if inner else -1, name)
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

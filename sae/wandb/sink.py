@@ -11,7 +11,7 @@ import pandas as pd
 
 from sae.study import claims
 from sae.study.answers import of_arm
-from sae.experiment import flatten
+from sae.core.definitions import flatten
 from sae.study.figures import Heatmap
 from sae.core.files import sha256, write_json
 from sae.report.images import dictionary_grid

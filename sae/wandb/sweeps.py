@@ -16,7 +16,8 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from sae.experiment import Experiment, flatten, replace
+from sae.core.definitions import flatten, replace
+from sae.experiment import Experiment
 from sae.core.metrics import EVALUATED
 from sae.wandb.client import Trial
 from sae.study.sweep import Sweep, as_sweep, varying

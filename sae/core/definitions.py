@@ -1,0 +1,197 @@
+"""Tools for definitions: their names, dotted paths, types and values.
+
+A definition is a frozen dataclass made with `sae.definition`. A *choice* is a definition that is a field of another,
+as `activation` is of an experiment; it is called by its kind (`TopK` is "top-k").
+"""
+
+import dataclasses
+import inspect
+import re
+import reprlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+from sae.core.text import nearest
+from sae.core.types import UserError
+
+T = TypeVar("T")
+
+
+class Choice:
+    """The base of every kind of choice. A class derived from it directly is a kind (`Activation`, `Penalty`, ...)."""
+
+    def check(self, experiment: Any) -> str | None:
+        """The fault that this choice has in an experiment ("k: got 9, allowed: at most d_sae = 8"), or None."""
+        return None
+
+
+def kind(choice: Any) -> str:
+    """The name of a choice, given as a class or an instance: TopK -> "top-k"."""
+    name = choice.__name__ if isinstance(choice, type) else type(choice).__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+
+
+def fields(value: Any) -> list[dataclasses.Field]:
+    """The fields of a definition, those that its class writes itself before those that it inherits."""
+    cls = value if isinstance(value, type) else type(value)
+    written = list(inspect.get_annotations(cls))
+    return sorted(dataclasses.fields(cls), key=lambda f: written.index(f.name) if f.name in written else len(written))
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A definition as {dotted name: value}. A choice is written as its kind, and its fields follow it."""
+    flat = {}
+    for field in fields(value):
+        name, inner = prefix + field.name, getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            flat[name] = kind(inner)
+            flat |= flatten(inner, f"{name}.")
+        else:
+            flat[name] = inner
+    return flat
+
+
+def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Any:
+    """The choice that `flatten` wrote under a field of a definition class.
+
+    A name that is missing has its default: the definition is older than the field. A user's class is found where its
+    code has run; `files` names the file of each, {"activation shift": "my.py"}. Raises UserError for a kind that no
+    known class has.
+    """
+    wanted, file = flat[field], (files or {}).get(f"{field} {flat[field]}")
+    known = [choice for choice in choices(get_type_hints(cls)[field]) if is_own(choice) == bool(file)]
+    named = [choice for choice in known if kind(choice) == wanted]
+    if not named and file:
+        raise UserError(f"{field}: {wanted!r} is a class of {file}, which is not loaded; import that file first")
+    if not named:
+        raise UserError(f"{field}: got {wanted!r}, {nearest(str(wanted), map(kind, known))}")
+    choice = next((choice for choice in named if file_of(choice) == file), named[-1])
+    return choice(**{f.name: flat[name] for f in dataclasses.fields(choice) if (name := f"{field}.{f.name}") in flat})
+
+
+def replace(value: T, changes: Mapping[str, Any]) -> T:
+    """A definition with some dotted names changed. Raises UserError for an unknown name."""
+    for name, new in changes.items():
+        value = _replace_one(value, name, name.split("."), new.item() if isinstance(new, np.generic) else new)
+    return value
+
+
+def _replace_one(value: Any, name: str, path: list[str], new: Any) -> Any:
+    head, *rest = path
+    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    if head not in names:
+        prefix = name.removesuffix(".".join(path))
+        raise UserError(
+            f"{kind(value) if names else repr(value)} has no field '{name}'; "
+            + nearest(name, [prefix + field for field in names] or ["none"])
+        )
+    inner = _replace_one(getattr(value, head), name, rest, new) if rest else new
+    return dataclasses.replace(value, **{head: inner})
+
+
+def choices(hint: Any) -> list[type]:
+    """The definitions that a field of this type may hold: the project's own, then those that a user has defined.
+
+    They are the subclasses of a kind of choice, or the members of a union. [] for a type that is neither.
+    """
+    if Choice not in getattr(hint, "__bases__", ()):
+        return [option for option in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(option)]
+    room = hint.__module__.rpartition(".")[0] + "."
+    known = [cls for cls in _subclasses(hint) if is_definition(cls)]
+    ours = [cls for cls in known if cls.__module__.startswith(room)]
+    return ours + [cls for cls in known if is_own(cls)]
+
+
+def is_definition(cls: type) -> bool:
+    """Whether a class was made with `sae.definition` itself, and not only a class that it derives from."""
+    return "__dataclass_fields__" in vars(cls)
+
+
+def is_own(cls: type) -> bool:
+    """Whether a class is a user's own."""
+    return not cls.__module__.startswith("sae.")
+
+
+def file_of(cls: type) -> str:
+    """The name of the file that defines a class, for people; "a notebook" where it stands in none."""
+    path = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return path or "a notebook"
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+def floats(value: T) -> T:
+    """A definition in which every field that is annotated as a float holds one."""
+    hints, changes = get_type_hints(type(value)), {}
+    for field in dataclasses.fields(value):  # ty: ignore[invalid-argument-type]  # a definition is a dataclass
+        got = getattr(value, field.name)
+        if dataclasses.is_dataclass(got):
+            changes[field.name] = floats(got)
+        elif isinstance(got, int) and not isinstance(got, bool) and hints[field.name] in (float, float | None):
+            changes[field.name] = float(got)
+    return dataclasses.replace(value, **changes)  # ty: ignore[invalid-argument-type]
+
+
+def problems(value: Any, prefix: str = "") -> Iterator[str]:
+    """What is wrong with the types and ranges of a definition's fields, a line each."""
+    hints = get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        name, got, hint = prefix + field.name, getattr(value, field.name), hints[field.name]
+        if isinstance(got, int) and abs(got) >= 2**31:
+            yield f"{name}: got {got}, allowed: 32-bit integers"
+        elif (wrong := _wrong_type(got, hint)) is not None:
+            yield f"{name}: got {reprlib.repr(got)}, allowed: {wrong}"
+        elif dataclasses.is_dataclass(got):
+            yield from problems(got, f"{name}.")
+        elif (low := field.metadata.get("min")) is not None and got is not None and got < low:
+            yield f"{name}: got {got}, allowed: at least {low}"
+        elif (high := field.metadata.get("max")) is not None and got is not None and got > high:
+            yield f"{name}: got {got}, allowed: at most {high}"
+
+
+def _wrong_type(got: Any, hint: Any) -> str | None:
+    """The values that are allowed, where a value is not one of them."""
+    if is_choice := Choice in getattr(hint, "__bases__", ()):
+        if isinstance(got, hint) and is_definition(type(got)):
+            return None
+    elif is_bearable(got, hint, conf=BeartypeConf(is_pep484_tower=True)):
+        return describe(hint) if isinstance(got, bool) and hint in (int, float) else None
+    elif _loads(got, hint):
+        return None
+    if not (known := choices(hint)):
+        return describe(hint)
+    base = f"sae.{hint.__name__}" if is_choice else "a source, with a method load()"
+    if isinstance(got, type):
+        wanted = f"an instance, {got.__name__}()"
+    elif is_choice and isinstance(got, hint):
+        wanted = f"{type(got).__name__} decorated with sae.definition"
+    else:
+        wanted = f"a class of your own made with sae.definition and derived from {base}"
+    return f"{', '.join(choice.__name__ for choice in known)}, or {wanted}"
+
+
+def _loads(got: Any, hint: Any) -> bool:
+    """Whether a definition that is not among a union of sources is a source too: it can load."""
+    like = [choice for choice in choices(hint) if callable(getattr(choice, "load", None))]
+    return bool(like) and dataclasses.is_dataclass(got) and callable(getattr(got, "load", None))
+
+
+def describe(hint: Any) -> str:
+    """A type as a person would say it."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, options))
+    if options and get_origin(hint) is not tuple:
+        return " or ".join(describe(option) for option in options)
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint))
