@@ -48,7 +48,7 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
     sae = model.using(sae, None)
     return TrainState(
         sae=sae,
-        opt_state=experiment.optimizer.transform(experiment.n_steps).init(sae),
+        opt_state=experiment.optimizer.transform(experiment.n_steps).init(_tree(sae)),
         silent=jnp.zeros(experiment.d_sae, jnp.int32),
         diverged=jnp.zeros((), bool),
         control=experiment.control.init(),
@@ -76,7 +76,8 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     # the loss itself is not needed, and without it nothing computes the penalty's value
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, factor, dead)
     gradient = e.constraint.gradient(state.sae, gradient)
-    updates, opt_state = e.optimizer.transform(e.n_steps).update(gradient, state.opt_state, state.sae)
+    chain = e.optimizer.transform(e.n_steps)
+    updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
     updated = jax.tree.map(jnp.add, state.sae, updates)
     sae = e.constraint.project(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
@@ -102,6 +103,11 @@ def trained(experiment: Experiment, state: TrainState) -> Sae:
     sae = experiment.average.weights(state.average, state.sae)
     sae = sae if sae is state.sae else experiment.constraint.project(sae)
     return model.using(sae, experiment.activation)
+
+
+def _tree(sae: Sae) -> Any:
+    """A Sae as Optax types it: a pytree."""
+    return sae
 
 
 def _all_finite(tree: Any) -> Array:

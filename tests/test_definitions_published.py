@@ -22,7 +22,7 @@ def golden_sae(activation) -> Sae:
 X = jnp.asarray(np.sin(1 + np.arange(24.0).reshape(BATCH, D_IN)), jnp.float32).T
 
 
-def loss_of(activation, penalty) -> tuple[float, model.Forward]:
+def loss_of(activation, penalty) -> tuple[float, model.Pass]:
     experiment = Experiment(
         name="golden", data=Digits(), d_sae=D_SAE, n_steps=1, activation=activation, penalty=penalty
     )
@@ -30,7 +30,7 @@ def loss_of(activation, penalty) -> tuple[float, model.Forward]:
     return float(value), out
 
 
-def numbers(out: model.Forward) -> dict[str, float]:
+def numbers(out: model.Pass) -> dict[str, float]:
     m = metrics.moments(X, jnp.zeros(D_IN), jnp.ones(BATCH))
     return {name: float(v) for name, v in metrics.finish(metrics.sums(out, X), m).items()}
 

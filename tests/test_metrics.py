@@ -22,7 +22,7 @@ def make(d=7, f=12, n=40, seed=0, offset=3.0):
 def numbers(parts, sae, pivot):
     s, m = metrics.Sums.zero(12), metrics.Moments.zero(7)
     for x, weight in parts:
-        s = jax.tree.map(jnp.add, s, metrics.sums(model.forward(sae, x), x, weight))
+        s = jax.tree.map(jnp.add, s, metrics.sums(out.latents, out.x_hat, x, weight))
         m = jax.tree.map(jnp.add, m, metrics.moments(x, pivot, jnp.ones(x.shape[1]) if weight is None else weight))
     return {k: float(v) for k, v in metrics.finish(s, m).items()}, s, m
 
@@ -76,7 +76,7 @@ def test_a_far_mean_does_not_spoil_fvu_where_the_pivot_is_near():
 def test_n_eff_counts_equal_latents_and_l0_relative_drops_small_ones():
     latents = jnp.array([[1.0, 5.0, 0.0], [1.0, 0.04, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     x = jnp.ones((2, 3))
-    s = metrics.sums(model.Forward(latents, latents, x), x)
+    s = metrics.sums(latents, x, x)
     assert float(s.active) == 5 and float(s.active_relative) == 4
     assert float(s.effective) == pytest.approx(3 + 5.04**2 / (25 + 0.0016))
     np.testing.assert_array_equal(s.fired, [2, 2, 1, 0])

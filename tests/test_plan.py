@@ -10,7 +10,8 @@ import pytest
 
 import sae
 from sae import Digits, ElasticNet, Experiment, Sweep, UserError, grid
-from sae.engine import cohort, plan
+from sae.engine import cohort, cost, plan
+from sae.engine.loading import load_data
 from sae.study.sweep import as_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def test_shards_are_disjoint_complete_and_even(sweep):
     cohorts = plan.make(sweep, 6)
     shards = [plan.shard(cohorts, f"{i}/3") for i in (1, 2, 3)]
     assert sorted(sum(shards, [])) == list(range(6))
-    loads = [sum(plan.work(cohorts[i]) for i in shard) for shard in shards]
+    loads = [sum(cost.work(cohorts[i]) for i in shard) for shard in shards]
     assert max(loads) <= 1.5 * min(loads)
     assert plan.shard(cohorts[:1], "2/2") == [], "there may be nothing to do"
     for wrong in ("2", "0/2", "3/2", "a/b", "1/2/3"):
@@ -55,13 +56,13 @@ def test_shards_are_disjoint_complete_and_even(sweep):
 
 def test_a_cohort_that_does_not_fit_is_divided(sweep, monkeypatch):
     cohorts = plan.make(sweep)
-    data = plan.load_data(cohorts)
-    assert plan.fit(cohorts, data, free=2**40) == cohorts
+    data = load_data(cohorts)
+    assert cost.fit(cohorts, data, free=2**40) == cohorts
     monkeypatch.setattr("sae.engine.runtime.compiler_bytes", lambda: 0)
-    two = plan.memory_bytes(cohort.divide(cohorts[1], 2)[0], data[Digits()], 2)
-    fitting = plan.fit(cohorts, data, free=int(two / plan.ROOM) + 1)
+    two = cost.memory_bytes(cohort.divide(cohorts[1], 2)[0], data[Digits()], 2)
+    fitting = cost.fit(cohorts, data, free=int(two / cost.ROOM) + 1)
     assert [(c.example.d_sae, len(c.members)) for c in fitting] == [(16, 4), (64, 2), (64, 2), (32, 2), (32, 2)]
-    assert [len(c.members) for c in plan.fit(cohorts, data, free=1)] == [1] * 12, "a member is never divided"
+    assert [len(c.members) for c in cost.fit(cohorts, data, free=1)] == [1] * 12, "a member is never divided"
 
 
 def test_the_expected_peak_is_within_a_fifth_of_the_measured_one(tmp_path):

@@ -25,10 +25,12 @@ from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
 from sae.engine import bench, processes
 from sae.engine import cohort as cohorts
-from sae.engine.plan import describe_plan, load_data, part, stored
+from sae.engine.loading import load_data
+from sae.engine.plan import part, stored
 from sae.engine.runtime import keep_compiled_programs
 from sae.experiment import Experiment
 from sae.report import watch
+from sae.report.plan import describe_plan
 from sae.report.printing import print_answer, print_claims
 from sae.runner import launchers
 from sae.runner import run as runner

@@ -38,7 +38,7 @@ def kind(choice: Any) -> str:
 
 def fields(value: Any) -> list[dataclasses.Field]:
     """The fields of a definition, those that its class writes itself before those that it inherits."""
-    cls = value if isinstance(value, type) else type(value)
+    cls: Any = value if isinstance(value, type) else type(value)
     written = list(inspect.get_annotations(cls))
     return sorted(dataclasses.fields(cls), key=lambda f: written.index(f.name) if f.name in written else len(written))
 
@@ -71,7 +71,7 @@ def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str
     if not named:
         raise UserError(f"{field}: got {wanted!r}, {nearest(str(wanted), map(kind, known))}")
     choice = next((choice for choice in named if file_of(choice) == file), named[-1])
-    return choice(**{f.name: flat[name] for f in dataclasses.fields(choice) if (name := f"{field}.{f.name}") in flat})
+    return choice(**{f.name: flat[name] for f in fields(choice) if (name := f"{field}.{f.name}") in flat})
 
 
 def replace(value: T, changes: Mapping[str, Any]) -> T:

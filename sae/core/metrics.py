@@ -19,6 +19,8 @@ sixteenth of every batch (see `probe`). With e = x - x_hat, f the latents, b an 
 | `firing_rate_q10` `_q50` `_q90` | quantiles over latents of the fraction of examples on which a latent is active |
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,7 +142,7 @@ def probe(latents: Array, x_hat: Array, x: Array) -> Sums:
     some = sums(first(latents), first(x_hat), first(x))
     # without the barrier XLA merges the two sums into one, whose terms it writes to memory first
     rows = jax.lax.optimization_barrier(jnp.sum((x_hat - x) ** 2, axis=1))
-    return some.replace(squared_error=jnp.sum(rows))
+    return dataclasses.replace(some, squared_error=jnp.sum(rows))
 
 
 def finish(s: Sums, m: Moments) -> dict[str, Array]:

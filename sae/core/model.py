@@ -23,8 +23,8 @@ class Sae(nnx.Module):
     latent), `b_dec [d_in]`, and in `own` those that the activation brings, by name, `[d_sae, ...]` or `[]`. `precision`
     is what the matrix products round their factors to. A Sae is a pytree; change parameters with `replace` only.
 
-    A training state keeps the parameters alone: its `activation` is None (see `using`), so that the optimizer never sees
-    the numbers of a choice.
+    A training state keeps the parameters alone: its `activation` is None (see `using`), so the optimizer never sees the
+    numbers of a choice.
     """
 
     def __init__(

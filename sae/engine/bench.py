@@ -167,7 +167,7 @@ class _no_cache:  # noqa: N801 - a context manager
     """Compile for real, so that the seconds it takes are those of a first run."""
 
     def __enter__(self):
-        self.before = jax.config.jax_enable_compilation_cache
+        self.before = jax.config.values["jax_enable_compilation_cache"]
         jax.config.update("jax_enable_compilation_cache", False)
         jax.clear_caches()
 

@@ -37,15 +37,14 @@ class Checkpoints:
 
         if self._manager is None:
             logging.getLogger("absl").setLevel(logging.ERROR)
-            alone = {}
+            options: dict[str, Any] = {"max_to_keep": 2, "enable_async_checkpointing": True}
             if processes.count() > 1:  # Orbax would wait for the others
                 self.folder.mkdir(parents=True, exist_ok=True)
                 only = ocp.options.MultiprocessingOptions(
                     primary_host=0, active_processes={0}, barrier_sync_key_prefix="process-0"
                 )
-                alone = {"multiprocessing_options": only, "create": False}
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True, **alone)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+                options |= {"multiprocessing_options": only, "create": False}
+            self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(**options))
         return ocp, self._manager
 
     def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:

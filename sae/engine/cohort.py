@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sae.core.definitions import flatten, replace
+from sae.core.definitions import fields, flatten, replace
 from sae.core.types import UserError
 from sae.engine.placement import Placement
 from sae.experiment import Experiment, method
@@ -50,7 +50,7 @@ class Cohort:
         return Placement(lanes or self.lanes(d_in, on_a_device), mesh, self.example.d_sae)
 
     def lanes(self, d_in: int, n: int) -> int:
-        """Members computed at once on a device that has n: all on an accelerator; on a CPU equal groups that fill it."""
+        """Members that a device with n computes at once: all on an accelerator; on a CPU, equal groups that fill it."""
         e = self.example
         if jax.default_backend() != "cpu":
             return n
@@ -89,7 +89,7 @@ def filled(experiments: Sequence[Experiment]) -> list[Experiment]:
     """Experiments of one structure, with what they must agree on filled in (see `static(most_of=...)`)."""
     changes = {}
     for name, choice in method(experiments[0]).items():
-        for field in dataclasses.fields(choice):
+        for field in fields(choice):
             if (leaf := field.metadata.get("most_of")) and getattr(choice, field.name) is None:
                 values = [getattr(getattr(experiment, name), leaf) for experiment in experiments]
                 changes[f"{name}.{field.name}"] = max(values)

@@ -48,7 +48,7 @@ def train_cohort(
         block = feed.block(step, then if then < example.n_steps else None)
         state = program(experiments, state, block, pivot, *placement.shared((np.int32(step), np.int32(n))))
         if then in example.revival.steps() and then < example.n_steps:
-            candidates = feed.candidates(then, example.revival.n_candidates)
+            candidates = feed.candidates(then, example.revival.candidates())
             at = placement.shared(np.int32(then))
             state = programs.revive(experiments, state, at, candidates, placement=placement)
         numbers = None
@@ -81,8 +81,8 @@ def evaluate(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, Sae]:
     """Every member of a trained cohort on the held-out examples.
 
-    Returns ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool, the autoencoders that were
-    evaluated [member, ...]), all on the host.
+    Returns ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool, the autoencoders [member,
+    ...] that were evaluated), all on the host.
     """
     example, n = cohort.example, len(cohort.members)
     saes = programs.trained(experiments, state, placement=placement)

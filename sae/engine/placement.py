@@ -37,10 +37,9 @@ class Placement:
 
     def shardings(self, tree: Any) -> Any:
         """Where the leaves [member, ...] of a tree lie on the mesh."""
-        # an array whose second axis only happens to have d_sae elements (b_dec of a square autoencoder) may be sliced too
+        # a second axis that happens to have d_sae elements (b_dec of a square autoencoder) may be sliced too
         latent = lambda leaf: leaf.ndim > 1 and leaf.shape[1] == self.d_sae
-        on_mesh = lambda leaf: NamedSharding(self.mesh, P("member", "latent") if latent(leaf) else P("member"))
-        return jax.tree.map(on_mesh, tree)
+        return jax.tree.map(lambda leaf: self._on_mesh("member", *["latent"] * latent(leaf)), tree)
 
     def members(self, tree: Any) -> Any:
         """A tree of leaves [n, ...] on the devices, [padded(n), ...]: the last member is there more than once."""
@@ -69,7 +68,11 @@ class Placement:
         """A tree, whole, on every device."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return put(tree, jax.tree.map(lambda _: NamedSharding(self.mesh, P()), tree))
+        return put(tree, jax.tree.map(lambda _: self._on_mesh(), tree))
+
+    def _on_mesh(self, *axes: str) -> NamedSharding:
+        assert self.mesh is not None
+        return NamedSharding(self.mesh, P(*axes))
 
 
 def make_mesh(devices: Sequence[jax.Device], latent: int = 1) -> Mesh:
@@ -125,4 +128,4 @@ def fetch(tree: Any, n: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames="placement")
 def _whole(tree: Any, *, placement: Placement) -> Any:
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(placement.mesh, P()))
+    return jax.lax.with_sharding_constraint(tree, placement._on_mesh())

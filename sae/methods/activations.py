@@ -50,11 +50,11 @@ class TopK(Activation):
 
 @definition
 class BatchTopK(Activation):
-    """The k · batch largest latents of a whole batch, however many of each example. Bussmann et al. 2024, arXiv 2412.06410.
+    """The k · batch largest latents of a whole batch, however many per example. Bussmann et al. 2024, arXiv 2412.06410.
 
-    A latent is compared by its contribution, the latent times the norm of its decoder row. Outside training each example
-    stands alone: contributions above `threshold` are kept. It is a running mean over training steps of the smallest
-    contribution that was kept.
+    A latent is compared by its contribution, the latent times the norm of its decoder row. Outside training each
+    example stands alone: contributions above `threshold` are kept. The threshold is a running mean over training steps
+    of the smallest contribution that was kept.
     """
 
     k: float = leaf(32.0, min=0, arm=True)
@@ -206,4 +206,5 @@ def _elementwise(cls: type) -> type:
         return cls.__call__(self, pre_acts)
 
     members = {"__call__": call, "__doc__": cls.__doc__, "__module__": cls.__module__}
-    return definition(type(cls.__name__, (Activation, cls), members))
+    adapted: Any = type(cls.__name__, (Activation, cls), members)
+    return definition(adapted)  # ty: ignore[invalid-explicit-return]

@@ -23,7 +23,7 @@ class NoAuxiliary(Auxiliary):
 
 @definition
 class AuxK(Auxiliary):
-    """The dead latents with the k largest pre-activations reconstruct the error. Gao et al. 2024, arXiv 2406.04093, A.2.
+    """The k dead latents with the largest pre-activations reconstruct the error. Gao et al. 2024, arXiv 2406.04093.
 
     With e = y - x̂ held fixed and ê = W_decᵀ of those latents, without b_dec:
     "openai" (and dictionary_learning): `weight * Σ_b ‖e - ê‖² / Σ_b ‖e - ē‖²`, latents through a ReLU;

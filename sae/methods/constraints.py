@@ -42,11 +42,10 @@ class UnitNormNoBias(Constraint):
 
     def gradient(self, sae: Sae, gradient: Sae) -> Sae:
         """`UnitNorm`'s gradient with 0 for b_dec; if tied, W_dec gets the sum of both matrices' and W_enc gets 0."""
-        nothing = {"b_dec": jnp.zeros_like(gradient.b_dec[...])}
         if self.tied:
             both = gradient.W_enc[...] + gradient.W_dec[...]
-            gradient, nothing["W_enc"] = replace(gradient, W_dec=both), jnp.zeros_like(both)
-        return replace(UnitNorm().gradient(sae, gradient), **nothing)
+            gradient = replace(gradient, W_dec=both, W_enc=jnp.zeros_like(both))
+        return replace(UnitNorm().gradient(sae, gradient), b_dec=jnp.zeros_like(gradient.b_dec[...]))
 
     def project(self, sae: Sae) -> Sae:
         """Decoder rows scaled to norm 1, b_dec zero; if tied, the encoder's rows are the decoder's."""

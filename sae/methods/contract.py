@@ -123,8 +123,9 @@ class Constraint(Choice):
 class Revival(Choice):
     """A remedy for dead latents, between steps."""
 
-    n_candidates: Any = 0
-    """Training examples that it asks for."""
+    def candidates(self) -> int:
+        """The number of training examples that it asks for each time."""
+        return 0
 
     def steps(self) -> tuple[int, ...]:
         """The steps after which latents are revived."""

@@ -39,7 +39,7 @@ class Adam(Optimizer):
     clip: float | None = leaf(None, min=0)
     """Largest global norm of the gradient; None for no clipping."""
 
-    def learning_rate(self, step: Array, n_steps: int) -> Array:
+    def learning_rate(self, step: Array | int, n_steps: int) -> Array:
         """The learning rate of a step, []."""
         left = fall(step, n_steps, self.decay_steps)
         if self.decay == "cosine":
@@ -52,8 +52,8 @@ class Adam(Optimizer):
         return optax.chain(
             *clip,
             optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
-            optax.stateless(lambda updates, sae: decayed(updates, sae, self.weight_decay)),
-            optax.scale_by_learning_rate(lambda step: self.learning_rate(step, n_steps)),
+            optax.stateless(lambda updates, sae: decayed(updates, sae, self.weight_decay)),  # ty: ignore[invalid-argument-type]
+            optax.scale_by_learning_rate(lambda step: self.learning_rate(jnp.asarray(step), n_steps)),
         )
 
 

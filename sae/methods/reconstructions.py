@@ -22,14 +22,14 @@ class SquaredError(Reconstruction):
 
 @definition
 class Matryoshka(Reconstruction):
-    """The squared errors of the first latents alone, for several widths, and of all. Bussmann et al. 2025, arXiv 2503.17547.
+    """The squared errors of several prefixes of the latents, and of all. Bussmann et al. 2025, arXiv 2503.17547.
 
     `Σ_w mean_b ‖y - x̂_w‖²`, x̂_w the reconstruction from the first w latents; x̂ is that from all. Each width adds its
     latents to the reconstruction of the width before, so all of them together cost one decode.
     """
 
     widths: tuple[int, ...] | None = static(None)
-    """Numbers of first latents, rising and below d_sae, which itself always counts; None for 1/16, 1/8, 1/4, 1/2 of it."""
+    """The prefixes, rising and below d_sae; None for 1/16, 1/8, 1/4 and 1/2 of d_sae. All latents always count too."""
     mean: bool = static(False)
     """Take the mean over widths, not the sum. dictionary_learning's loss is this divided by the number of widths."""
 
@@ -44,7 +44,7 @@ class Matryoshka(Reconstruction):
         parts = [matmul(W_dec[a:b].T, latents[a:b], sae.precision) for a, b in itertools.pairwise((0, *ends))]
         x_hats = list(itertools.accumulate(parts, initial=sae.b_dec[...][:, None]))[1:]
         costs = [jnp.sum((x_hat - y) ** 2) / y.shape[1] for x_hat in x_hats]
-        return sum(costs) / (len(ends) if self.mean else 1), x_hats[-1]
+        return jnp.sum(jnp.stack(costs)) / (len(ends) if self.mean else 1), x_hats[-1]
 
     def check(self, experiment: Any) -> str | None:
         """Widths rise, from 1 to less than d_sae."""

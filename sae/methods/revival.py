@@ -35,6 +35,10 @@ class Resample(Revival):
     encoder_scale: float = leaf(0.2, min=0)
     """Norm of a new encoder row, relative to the alive ones."""
 
+    def candidates(self) -> int:
+        """`n_candidates`."""
+        return self.n_candidates
+
     def steps(self) -> tuple[int, ...]:
         """The steps after which latents are revived."""
         return tuple(self.every * (i + 1) for i in range(self.times))

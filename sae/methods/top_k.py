@@ -13,7 +13,7 @@ SORTED_FROM = 1024  # latents from which sorting groups is faster than sorting a
 def k_largest(values: Array, k: Array | int, k_max: int | None = None) -> Array:
     """Which values are the k largest of their column, [d_sae, batch] bool; of equal ones the first latents count.
 
-    k may be traced, and is at most `k_max`; without `k_max` all values are sorted. A comparison with the k-th largest is
+    k may be traced, and is at most `k_max`; without `k_max` all values are sorted. Comparing with the k-th largest is
     dense, where picking k values would be a gather and its gradient a scatter.
     """
     held = jax.lax.stop_gradient(values)

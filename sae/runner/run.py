@@ -16,11 +16,12 @@ from sae.analysis import ask
 from sae.core.definitions import flatten
 from sae.core.types import Interrupted, UserError
 from sae.data.feed import RESIDENT_BYTES, Feed
+from sae.engine import cost, processes, programs
 from sae.engine import plan as plans
-from sae.engine import processes, programs
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.cohort import Cohort
 from sae.engine.lanes import choose
+from sae.engine.loading import load_data
 from sae.engine.loop import compile_block, evaluate, train_cohort
 from sae.engine.placement import Placement, fetch, parse_mesh
 from sae.engine.programs import CohortState
@@ -34,7 +35,7 @@ from sae.store import storage
 from sae.store.storage import CohortFiles, DamagedError
 from sae.store.tables import Tables
 from sae.study import claims
-from sae.study.sweep import Sweep, as_sweep
+from sae.study.sweep import Sweep, as_sweep, member_names
 from sae.wandb.client import Trial, resolve_mode
 from sae.wandb.sink import Wandb
 
@@ -136,7 +137,7 @@ def run(
                 say(f"{results.folder}: this run is finished already; nothing to do (--fresh runs it again)")
                 _settle(sweep, results, say)
             return results
-        data = plans.load_data([plan[index] for index in part])
+        data = load_data([plan[index] for index in part])
 
         spread = parse_mesh(mesh)
         for index in part:  # that it can be, before any is trained
@@ -148,7 +149,7 @@ def run(
         to_wandb = [sink for sink in sinks if isinstance(sink, Wandb)]
         n_images = processes.shared(wandb_images if to_wandb else 0)
         work = _Work(_folder(sweep, out), say, sinks, caught, chunk_steps, 60 * checkpoint_minutes, n_images)
-        names = plans.member_names([flatten(member) for member in sweep.members], sweep.name)
+        names = member_names([flatten(member) for member in sweep.members], sweep.name)
         for index in processes.shared(todo):
             cohort, e = plan[index], plan[index].example
             source, put = data[e.data], Placement(1, spread).shared
@@ -236,8 +237,8 @@ def prepare(
         folders.describe_again(older, sweep)
         return Results(folder)
     plan = plans.make(sweep, pieces)
-    data = plans.load_data(plan)  # what is wrong with data is told before anything is written
-    plan = plans.fit(plan, data)
+    data = load_data(plan)  # what is wrong with data is told before anything is written
+    plan = cost.fit(plan, data)
     if fresh and (aside := folders.move_aside(folder)):
         say(f"moved the older run aside: {aside}")
     folders.make(folder)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sae.core.definitions import flatten, replace
@@ -95,3 +95,10 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
 def varying(members: Iterable[Experiment]) -> list[str]:
     """The dotted names that differ between members (a name that only some have counts), in field order."""
     return figure_definitions.varying(map(flatten, members))
+
+
+def member_names(members: Sequence[Mapping[str, Any]], default: str) -> list[str]:
+    """A name for each flattened member, from what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
+    names = figure_definitions.varying(members)
+    short = lambda value: f"{value:g}" if isinstance(value, float) else f"{value}"
+    return [" ".join(f"{name}={short(flat[name])}" for name in names if name in flat) or default for flat in members]

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from sae.store import folder as folders
-from sae.engine.plan import member_names
+from sae.study.sweep import member_names
 from sae.store.results import Results
 from sae.wandb import sink
 from sae.wandb.client import Client, Trial

@@ -1,0 +1,168 @@
+"""A rehearsal: every choice of a user's own is called once on a tiny batch, before anything is trained or written.
+
+What is wrong with a class is then one line that names it, its method and the shape that was wanted, and not an error
+deep inside a compiled program. Nothing is computed: JAX traces the calls, with every number of the experiment a tracer,
+as it is while training.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sae import train
+from sae.core import model
+from sae.core.definitions import is_own
+from sae.core.model import Pass, Sae
+from sae.core.types import Array, UserError
+from sae.experiment import Experiment, method
+from sae.methods import contract
+
+D_IN, BATCH = 8, 4
+Check = Callable[[Any], str | None]  # a result -> what is wrong with it
+
+
+def rehearse(members: Iterable[Experiment]) -> None:
+    """Try the method of every kind of member that has a class of the user's own. Raises UserError."""
+    seen = set()
+    for member in members:
+        kinds = tuple(type(choice) for choice in method(member).values())
+        if any(map(is_own, kinds)) and (kinds, member.d_sae) not in seen:
+            seen.add((kinds, member.d_sae))
+            jax.eval_shape(_method, member)
+
+
+def _method(e: Experiment) -> None:
+    d_sae, x = e.d_sae, jnp.zeros((D_IN, BATCH))
+    latents, scalar = _shape("[d_sae, batch]", (d_sae, BATCH)), _shape("[]", ())
+    key, step, dead = jax.random.key(0), jnp.int32(0), jnp.zeros(d_sae, bool)
+
+    own = _call(e, "activation", "init", d_sae, check=_own(d_sae))
+    W, zeros = jnp.zeros((d_sae, D_IN)), jnp.zeros(d_sae)
+    sae = Sae(W, zeros, W, jnp.zeros(D_IN), e.activation, e.apply_b_dec_to_input, e.precision, own)
+    alone, z = model.using(sae, None), model.pre_acts(sae, x)
+    f = _call(e, "activation", "__call__", sae, z, check=latents)
+    charged = _call(e, "activation", "training", sae, z, check=_pair(latents, latents))[1]
+    _call(e, "activation", "active", sae, z, check=latents)
+    x_hat = _call(
+        e, "reconstruction", "__call__", sae, f, x, step, check=_pair(scalar, _shape("[d_in, batch]", x.shape))
+    )[1]
+    out = Pass(sae, x, x, z, f, charged, x_hat, dead, step, e.n_steps)
+    _call(e, "activation", "cost", out, check=scalar)
+    _call(e, "activation", "settle", own, out, check=_like(own))
+    _call(e, "penalty", "cost", out, check=scalar)
+    _call(e, "penalty", "__call__", out, check=scalar)
+    _call(e, "auxiliary", "cost", out, check=scalar)
+    state = _call(e, "control", "init")
+    _call(e, "control", "factor", state, check=scalar)
+    _call(e, "control", "settle", state, out, check=_like(state))
+    _call(e, "control", "numbers", state, check=lambda got: None if isinstance(got, dict) else "a dict of numbers")
+    _call(e, "constraint", "gradient", alone, alone, check=_like(alone))
+    _call(e, "constraint", "project", alone, check=_like(alone))
+    state = _call(e, "average", "init", alone)
+    _call(e, "average", "settle", state, alone, check=_like(state))
+    _call(e, "average", "revive", state, dead, alone, check=_like(state))
+    _call(e, "average", "weights", state, alone, check=_like(alone))
+    chain = _call(e, "optimizer", "transform", e.n_steps, check=_has("init", "update"))
+    _call(e, "revival", "candidates", check=lambda got: None if isinstance(got, int) else "a whole number")
+    if steps := _call(e, "revival", "steps"):
+        candidates = jnp.zeros((1, *x.shape))
+        moments = chain.init(alone)
+        _call(e, "revival", "__call__", key, sae, moments, dead, candidates, check=_like((sae, moments)))
+        if not all(isinstance(at, int) for at in steps):
+            raise UserError(f"revival: {type(e.revival).__name__}.steps gave {steps!r}, allowed: whole numbers")
+    _guard(e, "method", lambda: train.step(e, train.init(e, x), step, x), "the step")
+
+
+def _call(e: Experiment, field: str, name: str, *args: Any, check: Check = lambda got: None) -> Any:
+    """Call a method of a choice, and check its arguments and its result. Raises UserError."""
+    choice = getattr(e, field)
+    function, said = getattr(choice, name), f"{field}: {type(choice).__name__}.{name}"
+    kind = next(cls for cls in type(choice).__mro__ if cls.__module__ == contract.__name__)
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        takes, wanted = (_parameters(f) for f in (function, functools.partial(getattr(kind, name), choice)))
+        raise UserError(f"{said} takes ({takes}), allowed: ({wanted})") from None
+    got = _guard(e, field, lambda: function(*args), f"{type(choice).__name__}.{name}")
+    if (wanted := check(got)) is not None:
+        raise UserError(f"{said} gave {_describe(got)}, allowed: {wanted}")
+    return got
+
+
+def _guard(e: Experiment, field: str, run: Callable[[], Any], what: str) -> Any:
+    try:
+        return run()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's class may raise
+        if isinstance(error, jax.errors.JAXTypeError | jax.errors.NonConcreteBooleanIndexError):
+            why = (
+                "it needs the value of a number that JAX traces; write it with jnp and jnp.where, without `if` or numpy"
+            )
+        else:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{field}: {what} failed on a batch of {BATCH} examples: {why}") from None
+
+
+def _parameters(function: Callable) -> str:
+    return ", ".join(str(parameter).split(":")[0] for parameter in inspect.signature(function).parameters.values())
+
+
+def _shape(words: str, shape: tuple[int, ...]) -> Check:
+    def check(got: Any) -> str | None:
+        try:
+            found = jnp.shape(got)
+            number = jnp.issubdtype(jnp.result_type(got), jnp.floating)
+        except TypeError:
+            return f"an array {words}"
+        return None if found == shape and number else f"an array {words} = {list(shape)} of floats"
+
+    return check
+
+
+def _pair(*checks: Check) -> Check:
+    def check(got: Any) -> str | None:
+        if not isinstance(got, tuple) or len(got) != len(checks):
+            return f"a tuple of {len(checks)}"
+        wrong = [wanted for one, value in zip(checks, got, strict=True) if (wanted := one(value)) is not None]
+        return f"a tuple with {wrong[0]}" if wrong else None
+
+    return check
+
+
+def _own(d_sae: int) -> Check:
+    def check(got: Any) -> str | None:
+        named = isinstance(got, dict) and all(isinstance(name, str) and name.isidentifier() for name in got)
+        sound = named and all(jnp.shape(value)[:1] in ((), (d_sae,)) for value in got.values())
+        return None if sound else f"a dict of arrays [d_sae, ...] or [] by name, d_sae = {d_sae}"
+
+    return check
+
+
+def _like(wanted: Any) -> Check:
+    shapes = lambda tree: [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
+
+    def check(got: Any) -> str | None:
+        same = jax.tree.structure(got) == jax.tree.structure(wanted) and shapes(got) == shapes(wanted)
+        return None if same else f"the same as it was given, {_describe(wanted)}"
+
+    return check
+
+
+def _has(*names: str) -> Check:
+    return lambda got: None if all(hasattr(got, name) for name in names) else f"an object with {' and '.join(names)}"
+
+
+def _describe(value: Any) -> str:
+    """A result for people: shapes in place of values."""
+    if isinstance(value, Array):
+        return f"an array {list(value.shape)} of {value.dtype}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_describe, value))})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_describe(of)}" for name, of in value.items()) + "}"
+    return type(value).__name__ if isinstance(value, Sae) or not isinstance(value, int | float | None) else repr(value)

@@ -1,0 +1,56 @@
+"""The plan of a sweep, printed: its cohorts, why they differ, and what they will cost."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sae.core.text import count
+from sae.engine import cohort as cohorts
+from sae.engine import cost, runtime
+from sae.engine import plan as plans
+from sae.engine.lanes import expected as expected_lanes
+from sae.engine.loading import load_data
+from sae.study.sweep import Sweep, varying
+
+
+def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, pieces: int = 1) -> None:
+    """Print members, cohorts and why they split, parameters, FLOPs, expected memory. Loads the data for its width."""
+    plan, axes = plans.make(sweep, pieces), varying(sweep.members)
+    data = load_data(plan)
+    whole, plan = len(plan), cost.fit(plan, data)
+    split = cohorts.splits(plan)
+    say = lambda line: console.print(line, highlight=False, soft_wrap=True)
+    say(f"{sweep.name}: {count(len(sweep.members), 'member')} in {count(len(plan), 'compiled program')}")
+    say(f"members differ in: {', '.join(axes) or 'nothing'}")
+    if split:
+        say(f"programs differ in: {', '.join(split)}")
+
+    table, total = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False), 0.0
+    for column in ("#", "members", "lanes", "d_in", "d_sae", "batch", "steps", "params", "GFLOP", "memory"):
+        table.add_column(column, justify="right")
+    for index, cohort in enumerate(plan):
+        e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
+        at_once = lanes or expected_lanes(cohort, source.d_in)
+        gflop = cost.step_flops(e, source.d_in) * e.n_steps * n / 1e9
+        total += gflop
+        numbers = (
+            index,
+            n,
+            at_once,
+            source.d_in,
+            e.d_sae,
+            e.batch_size,
+            e.n_steps,
+            n * cost.parameters(e, source.d_in),
+        )
+        memory = cost.process_bytes(cohort, source, at_once)
+        table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
+    console.print(table)
+    say(f"in all {_short(total)} GFLOP of matrix products")
+    say("memory: the expected peak of the process, while a checkpoint is written")
+    if len(plan) > whole:
+        say(f"divided from {count(whole, 'program')}, as {runtime.free_bytes() / 2**30:.1f} GiB of memory are free")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
