@@ -140,7 +140,8 @@ def test_planning_splits_on_shapes_and_kinds_and_not_on_numbers_or_names(tiny):
     ]
     plan = cohort.plan([*same, *other])
     assert [len(c.members) for c in plan] == [16, 1, 1, 1, 1]
-    assert set(cohort.splits(plan)) == {"d_sae", "batch_size", "activation", "activation.k", "optimizer.clip"}
+    names = {"d_sae", "batch_size", "activation", "activation.k", "activation.k_max", "optimizer.clip"}
+    assert set(cohort.splits(plan)) == names
 
 
 def test_unit_norms_hold_after_every_step(tiny):
@@ -179,7 +180,7 @@ def test_resampling_brings_dead_latents_back_where_never_leaves_many():
         b_enc = state.train.sae.b_enc[...].at[:, ::2].set(-100.0)
         state = state.replace(train=state.train.replace(sae=sae.core.model.replace(state.train.sae, b_enc=b_enc)))
         *_, (trained, _, _) = train_cohort(state, plan, experiments, feed, ONE)
-        after[type(revival)] = evaluate(plan, feed, trained, ONE)[0]
+        after[type(revival)] = evaluate(plan, experiments, feed, trained, ONE)[0]
     never, again = after[Never], after[Resample]
     assert never["eval/dead"][0] >= 32
     assert again["eval/dead"][0] <= 4
@@ -269,7 +270,8 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
         state = programs.revive(experiments, state, steps[-1], candidates, placement=FOUR)
         window = empty
         for x, weight in held_out:
-            window = programs.evaluate_batch(state.train.sae, window, x, weight, pivot, placement=FOUR)
+            saes = programs.trained(experiments, state, placement=FOUR)
+            window = programs.evaluate_batch(saes, window, x, weight, pivot, placement=FOUR)
         return values, programs.end_evaluation(window)
 
     empty = programs.new_window(programs.init(experiments, sample, placement=FOUR), placement=FOUR)

@@ -32,7 +32,7 @@ def loss_of(activation, penalty) -> tuple[float, model.Pass]:
 
 def numbers(out: model.Pass) -> dict[str, float]:
     m = metrics.moments(X, jnp.zeros(D_IN), jnp.ones(BATCH))
-    return {name: float(v) for name, v in metrics.finish(metrics.sums(out, X), m).items()}
+    return {name: float(v) for name, v in metrics.finish(metrics.sums(out.latents, out.x_hat, X), m).items()}
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_metrics_on_the_golden_batch():
 
 
 def test_penalty_rises_in_equal_parts_over_its_warm_up_and_is_whole_after_it():
-    latents, norms = jnp.ones((3, 2)), jnp.ones(3)
-    penalty = ElasticNet(l1=0.5, l2=0.25, warmup_steps=4)
-    assert [float(penalty(latents, norms, jnp.int32(s))) for s in (0, 1, 3, 100)] == [0.5625, 1.125, 2.25, 2.25]
+    penalty, ones = ElasticNet(l1=0.5, l2=0.25, warmup_steps=4), jnp.ones((3, 2))
+    out = loss_of(Relu(), penalty)[1]._replace(x=ones, charged=ones)
+    assert [float(penalty(out._replace(step=s))) for s in (0, 1, 3, 100)] == [0.5625, 1.125, 2.25, 2.25]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_trained_in_one_dimension_latents_follow_the_closed_form(penalty, soluti
         return state.replace(sae=model.replace(state.sae, b_dec=jnp.zeros(1)))
 
     state = jax.jit(lambda state: jax.lax.fori_loop(0, experiment.n_steps, step, state))(state)
-    h = np.asarray(state.sae.encode(x.T))[:, 0]
+    h = np.asarray(train.trained(experiment, state).encode(x.T))[:, 0]
     expected = solution(np.asarray(x[0]))
     np.testing.assert_allclose(h, expected, atol=2e-3)
     if penalty.l1:
@@ -105,7 +105,7 @@ def test_gradient_of_the_whole_loss_against_finite_differences(activation, weigh
         d, f = 5, 9
         shapes = {"W_enc": (f, d), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
         weights = [jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, shapes.values(), strict=False)]
-        sae = Sae(*weights, activation, apply_b_dec_to_input)
+        sae = model.using(Sae(*weights, activation, apply_b_dec_to_input), None)
         x = jax.random.normal(keys[4], (d, 7), jnp.float64)
         penalty = ElasticNet(l1=0.3, l2=0.2, weighted=weighted)
         experiment = Experiment(name="fd", data=Digits(), d_sae=f, n_steps=1, activation=activation, penalty=penalty)

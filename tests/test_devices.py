@@ -52,7 +52,7 @@ def train(members, mesh=None):
         if numbers is not None:
             chunks.append(fetch(numbers, n))
     assert np.all(chunks[0]["dead"] >= BASE.d_sae // 2) and np.all(chunks[-1]["dead"] < BASE.d_sae // 4)
-    values, firing_rates, _ = evaluate(plan, feed, state, placement)
+    values, firing_rates, *_ = evaluate(plan, experiments, feed, state, placement)
     W_enc = state.train.opt_state[0].mu.W_enc[...]
     share = W_enc.addressable_shards[0].data.size / W_enc[:n].size
     return (

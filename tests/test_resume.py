@@ -17,6 +17,7 @@ import pytest
 import sae
 from sae import Adam, Digits, ElasticNet, Experiment, Resample, Sweep, UserError, grid
 from sae.engine.checkpoints import Checkpoints
+from sae.engine.placement import Placement
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,13 +166,13 @@ def test_two_processes_on_one_folder(folder, whole):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
-    from sae import cohort
+    from sae.engine import cohort, programs
     from sae.data.feed import Feed
 
     experiment = Experiment(name="x", data=Digits(), d_sae=16, n_steps=10, batch_size=64)
     plan = cohort.plan(grid(experiment, {"seed": (0, 1)}))[0]
     sample = Feed(experiment.data.load(), 0, 64, 10).candidates(0, 64)[0]
-    state = cohort.init(plan.stacked(cohort.Placement(1)), sample, placement=cohort.Placement(1))
+    state = programs.init(plan.stacked(Placement(1)), sample, placement=Placement(1))
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path / "checkpoints", said.append)
     history = []
