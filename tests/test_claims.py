@@ -1,4 +1,4 @@
-"""Claims decided on tables made by hand, whose answers are known."""
+"""Claims decided on tables made by hand, so that the answers are known."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ L1, L2 = (Arm(along=f"penalty.{a}", others=(f"penalty.{b}",)) for a, b in (("l1"
 
 
 class Table:
-    """Results of which only the table is known."""
+    """Results that hold only the table of all members."""
 
     def __init__(self, members: pd.DataFrame):
         self.everyone = members
@@ -130,7 +130,7 @@ def test_a_member_is_chosen_by_one_metric_and_read_by_another(results):
 
 
 def test_some_member_meets_several_bounds_at_once(table):
-    """One width and coefficient, the same for every metric: that with the largest margin to its tightest bound."""
+    """One width and coefficient for every metric: the one with the largest margin to its tightest bound."""
     table.loc[table["d_sae"] == 128, "eval/mmcs"] -= 0.2
     some = lambda metric, **bounds: AtSome(arm=L1, metric=metric, **bounds)(Table(table))
     bounds = {"least": {"eval/mmcs": 0.9}, "most": {"eval/l0": 4, "eval/fvu": 0.1}}
@@ -226,7 +226,7 @@ LINE_OF = {"arm": L1, "metric": "eval/mmcs"}
     ids=lambda quantity: type(quantity).__name__,
 )  # fmt: skip
 def test_a_member_without_the_number_that_is_read_is_never_passed_over(table, quantity):
-    """The member at the peak's side has none: what its line would give is unknown."""
+    """A member beside the peak has no number, so what its line would give is unknown."""
     assert quantity(Table(table))["d_sae 64"].notna().all() if not isinstance(quantity, Matched) else True
     table.loc[(table["penalty.l1"] == 1.0) & (table["seed"] == 1) & (table["d_sae"] == 64), "eval/mmcs"] = np.nan
     found = quantity(Table(table))
@@ -365,7 +365,7 @@ def test_what_was_claimed_at_the_first_run_is_told_from_what_came_later():
 
 
 def test_the_words_of_a_clause_leave_out_what_is_at_its_default():
-    """So a field that a later version has does not change what was written by an earlier one."""
+    """A field that a later version adds then leaves the words of an earlier version as they are."""
     inside = PeakInside(
         arm=Arm(along="penalty.l1", where={"d_sae": (64, 128)}), metric="eval/l0", least={"eval/mmcs": 0.9}
     )

@@ -1,4 +1,4 @@
-"""Every metric against its formula, written again in numpy, and on cases that can be checked by hand."""
+"""Every metric against its formula, written once more in numpy, and on cases that can be checked by hand."""
 
 from pathlib import Path
 

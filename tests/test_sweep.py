@@ -1,4 +1,4 @@
-"""Definitions as values: flatten, replace, grids, and answers read off a table."""
+"""Definitions as values: flatten, replace, grids, answers read from a table, figures and arms."""
 
 import dataclasses
 import json
