@@ -34,6 +34,7 @@ def make(d=7, f=12, n=40, seed=0, offset=3.0):
 def numbers(parts, sae, pivot):
     s, m = metrics.Sums.zero(12), metrics.Moments.zero(7)
     for x, weight in parts:
+        out = model.forward(sae, x)
         s = jax.tree.map(jnp.add, s, metrics.sums(out.latents, out.x_hat, x, weight))
         m = jax.tree.map(jnp.add, m, metrics.moments(x, pivot, jnp.ones(x.shape[1]) if weight is None else weight))
     return {k: float(v) for k, v in metrics.finish(s, m).items()}, s, m

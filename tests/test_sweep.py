@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import sae
 from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
 from sae.core.definitions import flatten, kind, unflatten
 from sae.experiment import validate
+from sae.methods.contract import Penalty
 from sae.report import watch
 from sae.report.runs import gather
 from sae.study import arms, figures
@@ -68,8 +70,8 @@ def test_grid_is_every_combination_and_numpy_numbers_become_plain(tiny):
         ({"n_steps": 2.5}, "n_steps: got 2.5, allowed: int"),
         ({"seed": 2**31}, "seed: got 2147483648, allowed: 32-bit integers"),
         ({"n_eval": 0}, "n_eval: got 0, allowed: at least 1"),
-        ({"data": 3}, "data: got 3, allowed: Digits or ImagePatches or Tfds or Arrays or Superposition or Orthonormal, "
-         "or an instance of a class like them made with sae.definition"),
+        ({"data": 3}, "data: got 3, allowed: Digits, ImagePatches, Tfds, Arrays, Superposition, Orthonormal, "
+         "or a class of your own made with sae.definition and derived from a source, with a method load()"),
         ({"data": sae.ImagePatches(whitening="pca")}, "data.whitening: got 'pca', allowed: none, olshausen-field, zca"),
         ({"activation": TopK(k=99)}, "activation.k: got 99, allowed: at most d_sae = 48"),
     ],
@@ -166,11 +168,14 @@ def test_arms_with_one_short_name_are_told_apart():
 
 
 @sae.definition
-class Own(ElasticNet):
+class Own(Penalty):
     """A penalty of a user's own, with a number that trades sparsity for error and one that does not."""
 
     weight: float = sae.leaf(1.0, min=0, arm=True)
     sharpness: float = sae.leaf(1.0)
+
+    def cost(self, out):
+        return self.weight * jnp.sum(jnp.log1p(self.sharpness * out.latents)) / out.batch
 
 
 def test_arms_are_the_numbers_that_are_marked(tiny):
@@ -189,10 +194,10 @@ def test_a_run_of_before_arms_were_recorded_has_those_of_its_names():
 
 def test_a_penalty_of_ones_own_is_an_arm_of_the_report_and_of_watch(tiny, tmp_path, quiet):
     """So is nothing else of it: a number that is not marked makes no frontier."""
-    base = sae.replace(tiny, {"penalty": Own(l1=0.1), "n_steps": 20})
+    base = sae.replace(tiny, {"penalty": Own(), "n_steps": 20})
     sweep = Sweep(name="own", members=grid(base, {"penalty.weight": (0.1, 0.2), "penalty.sharpness": (1.0, 2.0)}))
     results = sae.run(sweep, out=tmp_path / "own", wandb="off", console=quiet)
-    assert results.definition["arms"] == ["penalty.l1", "penalty.l2", "penalty.weight"]
+    assert results.definition["arms"] == ["penalty.weight"]
     assert results.figures[0] == Frontier(along=("penalty.weight",), group=("d_sae", "penalty.sharpness"))
     assert gather([results]).along == ("penalty.weight",)
     quiet.print(watch.frame(results))
