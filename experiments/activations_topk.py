@@ -1,6 +1,7 @@
-"""TopK latents on activations of your own: rows in .npy, .npz, .safetensors, or a folder of .npy shards.
+"""Which directions does TopK find in activations of your own, given as rows in files?
 
-Larger than memory is fine. Point `--data.path` at them; unit mean norm makes learning rates carry over.
+The files are .npy, .npz or .safetensors, or a folder of .npy shards; they may be larger than memory. Give their place
+with `--data.path`. Rows are scaled to unit mean norm, so that a learning rate suits activations of any scale.
 
     sae run experiments/activations_topk.py --data.path layer8.npy
     sae run experiments/activations_topk.py --data.path shards/ --activation.k 64 --d-sae 16384

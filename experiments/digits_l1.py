@@ -1,7 +1,9 @@
-"""ReLU latents, L1 penalty, on 8x8 handwritten digits: strokes or whole digits?
+"""With ReLU latents and an L1 penalty, do latents of 8x8 handwritten digits become strokes or whole digits?
 
-sae run experiments/digits_l1.py
-sae run experiments/digits_l1.py --penalty.l1 0.3 --d-sae 256
+The 1,797 digits of scikit-learn, 128 latents, a unit-norm decoder.
+
+    sae run experiments/digits_l1.py
+    sae run experiments/digits_l1.py --penalty.l1 0.3 --d-sae 256
 """
 
 from sae import Adam, Digits, ElasticNet, Experiment, Relu, UnitNorm

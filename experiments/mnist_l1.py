@@ -1,6 +1,7 @@
-"""ReLU latents, L1 penalty, on MNIST from TensorFlow Datasets: what are the parts of a digit?
+"""With ReLU latents and an L1 penalty on MNIST, what are the parts of a digit?
 
-Without TensorFlow: the four idx files are downloaded, or taken from where you put them (the error says where).
+MNIST comes from TensorFlow Datasets, but TensorFlow is not needed: the four idx files are downloaded, or read from the
+folder that the error message names.
 
     sae run experiments/mnist_l1.py
     sae run experiments/mnist_l1.py --data.name fashion_mnist --name fashion_mnist_l1

@@ -1,6 +1,6 @@
-"""ReLU latents, L1 penalty, unit-norm decoder, on whitened natural-image patches: are the directions Gabor-like?
+"""With ReLU latents and L1 on whitened natural-image patches, are the decoder's directions Gabor-like?
 
-The classic setting of Olshausen & Field (1996), as a sparse autoencoder.
+The classic setting of Olshausen & Field (1996), as a sparse autoencoder with a unit-norm decoder.
 
     sae run experiments/patches_l1.py
     sae run experiments/patches_l1.py --penalty.l1 1.5 --seed 7

@@ -1,7 +1,7 @@
-"""Are more features than dimensions found again from their sums alone?
+"""Can more features than dimensions be recovered from their sums alone?
 
-128 unit directions in 64 dimensions, three active at a time; `eval/mmcs` says how well the decoder's
-directions match the true features, `eval/mmcs_chance` what a random dictionary scores.
+The data are sums of 128 unit directions in 64 dimensions, three active at a time. `eval/mmcs` says how well the
+decoder's directions match the true features, `eval/mmcs_chance` what a random dictionary scores.
 
     sae run experiments/superposition_l1.py
     sae run experiments/superposition_l1.py --data.generator A --d-sae 256

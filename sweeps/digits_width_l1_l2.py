@@ -1,8 +1,9 @@
-"""On handwritten digits, how many latents does L1 leave active, and how many L2?
+"""On handwritten digits, how many latents does L1 leave active, and how many does L2?
 
 3 widths x (8 L1 + 8 L2) x 3 seeds = 144 members in 3 compiled programs.
 
-Result: at FVU .2, 8, 9 and 12 of 64, 128 and 256, where L2 leaves 31, 55 and 62 (2 CPU cores: 3 min).
+Result: at FVU .2, L1 leaves 8, 9 and 12 of 64, 128 and 256 latents active; L2 leaves 31, 55 and 62. (2 CPU cores:
+3 min.)
 
     sae run sweeps/digits_width_l1_l2.py
 """

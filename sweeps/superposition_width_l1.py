@@ -1,9 +1,9 @@
 """At which penalties, and from which width on, does L1 find true features in superposition?
 
-5 widths x 9 L1 x 2 seeds = 90 members in 5 compiled programs (Sharkey et al. 2022, small).
+5 widths x 9 L1 x 2 seeds = 90 members in 5 compiled programs. A small version of Sharkey et al. 2022.
 
-Result: with as many latents as features or more, the best mmcs is .995 or above, at L1 .06 to .3; with half as many
-it is .77, where chance is .29 (2 CPU cores: 3 min).
+Result: with at least as many latents as features, the best mmcs is .995 or above, at L1 .06 to .3. With half as many
+it is .77; chance gives .29. (2 CPU cores: 3 min.)
 
     sae run sweeps/superposition_width_l1.py
 """

@@ -2,7 +2,8 @@
 
 3 widths x (6 L1 + 6 L2 + no penalty) x 3 seeds = 117 members in 3 compiled programs.
 
-Result: yes. At FVU .2, L1 leaves 6, 9 and 14 of 64, 128 and 256 latents active, L2 half of all (2 CPU cores: 2 min).
+Result: yes. At FVU .2, L1 leaves 6, 9 and 14 of 64, 128 and 256 latents active; L2 leaves half of all. (2 CPU cores:
+2 min.)
 
     sae run sweeps/width_l1_l2.py --dry-run
     sae run sweeps/width_l1_l2.py --wandb online

@@ -1,4 +1,4 @@
-"""Claims decided on tables made by hand, whose answers are known."""
+"""Claims decided on tables made by hand, so that the answers are known."""
 
 import dataclasses
 import json
@@ -31,18 +31,15 @@ from sae.study.quantities import (
     Span,
     Spread,
     Zone,
-    falling,
-    longest_run,
-    onset,
-    spearman,
-)  # fmt: skip
+)
+from sae.study.quantities.numbers import falling, longest_run, onset, spearman
 
 LAMBDAS = (0.01, 0.1, 1.0, 10.0)
 L1, L2 = (Arm(along=f"penalty.{a}", others=(f"penalty.{b}",)) for a, b in (("l1", "l2"), ("l2", "l1")))
 
 
 class Table:
-    """Results of which only the table is known."""
+    """Results that hold only the table of all members."""
 
     def __init__(self, members: pd.DataFrame):
         self.everyone = members
@@ -89,7 +86,7 @@ def test_ratios_pair_seeds(results):
     assert cell.verdict == "holds" and cell.estimate.value == pytest.approx(0.25)
     assert cell.estimate.low == pytest.approx(cell.estimate.high), "seeds differ alike in both, so not in the ratio"
     other = Difference(Matched(arm=L1, metric="eval/l0"), Peak(arm=L2, metric="eval/l0"))
-    with pytest.raises(UserError, match="two quantities have other cells"):
+    with pytest.raises(UserError, match="cannot combine quantities with different cells"):
         other(results)
 
 
@@ -133,7 +130,7 @@ def test_a_member_is_chosen_by_one_metric_and_read_by_another(results):
 
 
 def test_some_member_meets_several_bounds_at_once(table):
-    """One width and coefficient, the same for every metric: that with the largest margin to its tightest bound."""
+    """One width and coefficient for every metric: the one with the largest margin to its tightest bound."""
     table.loc[table["d_sae"] == 128, "eval/mmcs"] -= 0.2
     some = lambda metric, **bounds: AtSome(arm=L1, metric=metric, **bounds)(Table(table))
     bounds = {"least": {"eval/mmcs": 0.9}, "most": {"eval/l0": 4, "eval/fvu": 0.1}}
@@ -229,7 +226,7 @@ LINE_OF = {"arm": L1, "metric": "eval/mmcs"}
     ids=lambda quantity: type(quantity).__name__,
 )  # fmt: skip
 def test_a_member_without_the_number_that_is_read_is_never_passed_over(table, quantity):
-    """The member at the peak's side has none: what its line would give is unknown."""
+    """A member beside the peak has no number, so what its line would give is unknown."""
     assert quantity(Table(table))["d_sae 64"].notna().all() if not isinstance(quantity, Matched) else True
     table.loc[(table["penalty.l1"] == 1.0) & (table["seed"] == 1) & (table["d_sae"] == 64), "eval/mmcs"] = np.nan
     found = quantity(Table(table))
@@ -292,7 +289,7 @@ def test_what_a_claim_reads_is_checked_before_training():
         Claim("x", Peak(arm=L1, metric="eval/l0")).check(names)
     with pytest.raises(UserError, match="got 0.5 as a quantity"):
         Claim("x", AtMost(0.5, 0.5)).check(names)
-    with pytest.raises(UserError, match="AtSome: got a bound of 0 of eval/l0, allowed: more than 0"):
+    with pytest.raises(UserError, match="AtSome: got a bound of 0 on eval/l0, allowed: more than 0"):
         Claim("x", AtMost(AtSome(arm=L1, metric="eval/l0", least={"eval/l0": 0.0}), 0.5)).check(names)
     mine = lambda results: {}
     for of_mine in (Ratio(mine, mine), Largest(mine), Spread(mine)):
@@ -323,7 +320,7 @@ def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tm
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "x.py").write_text(SWEEP)
     flags = ["--wandb", "off", "--no-report", "--check"]
-    assert cli.main(["run", "x.py", *flags]) == 2
+    assert cli(["run", "x.py", *flags]) == 2
     out = capsys.readouterr().out
     assert "claims: 4, of which 1 holds, 1 fails, 2 undecided" in out and "2 of 2 seeds have no number" in out
     decided = claims.read(tmp_path / "runs/x")
@@ -331,16 +328,16 @@ def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tm
     assert decided[0]["clauses"][0]["measured"] <= -0.95 and decided[3]["clauses"][0]["reason"] == "'x'"
     assert list(claims.table(decided)["at"]) == ["d_sae 32", "d_sae 32", "d_sae 32, fvu 1e-06", ""]
     (tmp_path / "x.py").write_text(SWEEP.replace('"eval/fvu"), 0.0', '"eval/fvu"), 2.0'))
-    assert cli.main(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
+    assert cli(["claims", "runs/x", "--check"]) == 0, "decided again, by what the file says now"
     out = capsys.readouterr().out
     assert "1 fails" not in out and claims.read(tmp_path / "runs/x")[1]["verdict"] == "holds"
     assert out.count("nothing is lost (not claimed at the first run)") == 1 and out.count("not claimed") == 1
     assert out.count("claimed at the first run, and no longer") == 1, "the bound that it had"
     (tmp_path / "x.py").write_text(SWEEP)
-    assert cli.main(["run", "x.py", *flags]) == 2, "and so does the run's own command, which trains nothing"
+    assert cli(["run", "x.py", *flags]) == 2, "and so does the run's own command, which trains nothing"
     assert not any(claim["later"] for claim in claims.read(tmp_path / "runs/x")), "it is again as it was"
     (tmp_path / "x.py").unlink()
-    assert cli.main(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
+    assert cli(["claims", "runs/x"]) == 1 and "sae claims DIR FILE" in capsys.readouterr().err
 
 
 def test_labels_of_cells_may_be_numbers():
@@ -368,7 +365,7 @@ def test_what_was_claimed_at_the_first_run_is_told_from_what_came_later():
 
 
 def test_the_words_of_a_clause_leave_out_what_is_at_its_default():
-    """So a field that a later version has does not change what was written by an earlier one."""
+    """A field that a later version adds then leaves the words of an earlier version as they are."""
     inside = PeakInside(
         arm=Arm(along="penalty.l1", where={"d_sae": (64, 128)}), metric="eval/l0", least={"eval/mmcs": 0.9}
     )
@@ -385,7 +382,7 @@ def test_the_words_of_a_clause_leave_out_what_is_at_its_default():
 def test_the_report_is_drawn_again_where_claims_are_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.py").write_text(SWEEP)
-    run_it = lambda: cli.main(["run", "x.py", "--wandb", "off"])
+    run_it = lambda: cli(["run", "x.py", "--wandb", "off"])
     assert run_it() == 0
     page = tmp_path / "runs/x/report.html"
     drawn = page.stat().st_mtime_ns
@@ -395,7 +392,7 @@ def test_the_report_is_drawn_again_where_claims_are_others(tmp_path, monkeypatch
             '0.0)),\n        Claim("out', '2.0)),\n        Claim("out'
         )
     )
-    assert cli.main(["claims", "runs/x"]) == 0 and run_it() == 0
+    assert cli(["claims", "runs/x"]) == 0 and run_it() == 0
     assert "all is kept (not claimed at the first run)" in page.read_text() and page.stat().st_mtime_ns > drawn
 
 
@@ -418,14 +415,14 @@ def test_claims_of_several_runs_are_one_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(SWEEP.replace('name="x"', f'name="{name}"'))
-        assert cli.main(["run", f"{name}.py", "--wandb", "off", "--no-report"]) == 0
+        assert cli(["run", f"{name}.py", "--wandb", "off", "--no-report"]) == 0
     capsys.readouterr()
-    assert cli.main(["claims", "runs/one", "runs/two", "--check"]) == 2
+    assert cli(["claims", "runs/one", "runs/two", "--check"]) == 2
     out = capsys.readouterr().out
     assert "claims: 8, of which 2 holds, 2 fails, 4 undecided" in out
     assert [line.strip() for line in out.splitlines() if line.strip() in ("one", "two")] == ["one", "two"]
-    assert cli.main(["claims", "runs/one", "one.py", "--markdown"]) == 0
+    assert cli(["claims", "runs/one", "one.py", "--markdown"]) == 0
     table = capsys.readouterr().out.strip().splitlines()
     assert table[0] == "| claim | at | threshold | measured [95 %] | verdict |" and len(table) == 6
     assert "| ≤ -0.95 | -1 [-1, -1] | holds |" in table[2]
-    assert cli.main(["claims", "runs/one", "runs/two", "one.py"]) == 1, "a file decides one run's claims"
+    assert cli(["claims", "runs/one", "runs/two", "one.py"]) == 1, "a file decides one run's claims"

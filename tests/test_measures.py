@@ -1,4 +1,4 @@
-"""Measures of a sweep's trained members: asked once, kept beside the tables, read by claims and figures."""
+"""Measures of trained members: taken once, kept beside the tables, read by claims and figures."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ SWEEP = Sweep(
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """A measure that cannot be asked."""
+    """A measure that fails."""
 
     columns = {"analysis/broken": "nothing"}
 
@@ -99,7 +99,7 @@ def test_a_measure_that_fails_costs_only_its_columns(results, capsys):
 
 @dataclasses.dataclass(frozen=True)
 class Slow:
-    """A measure in whose midst a signal comes."""
+    """A measure that is interrupted by a signal."""
 
     columns = {"analysis/slow": "nothing"}
 
@@ -136,7 +136,7 @@ def test_a_damaged_file_of_answers_is_asked_again(results):
 def test_sae_claims_asks_what_was_never_asked(results, tmp_path, capsys):
     (results.folder / storage.ANALYSIS).unlink()
     (tmp_path / "asked.py").write_text("from tests.test_measures import SWEEP as sweep\n")
-    assert cli.main(["claims", str(results.folder), str(tmp_path / "asked.py")]) == 0
+    assert cli(["claims", str(results.folder), str(tmp_path / "asked.py")]) == 0
     assert "holds" in capsys.readouterr().out
     assert results.asked == ("Copying(n=100, seed=0)",)
 

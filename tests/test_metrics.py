@@ -1,4 +1,6 @@
-"""Every metric against its formula, written again in numpy, and on cases that can be checked by hand."""
+"""Every metric against its formula, written once more in numpy, and on cases that can be checked by hand."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,16 @@ import pytest
 
 from sae import Relu, Sae
 from sae.core import metrics, model
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_readme_takes_its_definitions_from_the_table_of_metrics():
+    """A row per metric; the floors of chance are told in one sentence under them."""
+    in_cell = lambda text: text.replace("|", "\\|")
+    named = [(name, metric) for name, metric in metrics.METRICS.items() if not name.endswith("_chance")]
+    rows = [f"| `{name}` | {in_cell(metric.caption)} |" for name, metric in named]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text(), "\n".join(["README.md should have:", *rows])
 
 
 def make(d=7, f=12, n=40, seed=0, offset=3.0):

@@ -1,9 +1,10 @@
-"""Definitions as values: flatten, replace, grids, and answers read off a table."""
+"""Definitions as values: flatten, replace, grids, answers read from a table, figures and arms."""
 
 import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,10 @@ import sae
 from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
 from sae.core.definitions import flatten, kind, unflatten
 from sae.experiment import validate
-from sae.study import figures
+from sae.methods.contract import Penalty
+from sae.report import watch
+from sae.report.runs import gather
+from sae.study import arms, figures
 from sae.study.figures import Curves, Frontier, Heatmap, Parallel
 from sae.study.sweep import as_sweep, varying
 
@@ -66,8 +70,8 @@ def test_grid_is_every_combination_and_numpy_numbers_become_plain(tiny):
         ({"n_steps": 2.5}, "n_steps: got 2.5, allowed: int"),
         ({"seed": 2**31}, "seed: got 2147483648, allowed: 32-bit integers"),
         ({"n_eval": 0}, "n_eval: got 0, allowed: at least 1"),
-        ({"data": 3}, "data: got 3, allowed: Digits or ImagePatches or Tfds or Arrays or Superposition or Orthonormal, "
-         "or an instance of a class like them made with sae.definition"),
+        ({"data": 3}, "data: got 3, allowed: Digits, ImagePatches, Tfds, Arrays, Superposition, Orthonormal, "
+         "or a class of your own made with sae.definition and derived from a source, with a method load()"),
         ({"data": sae.ImagePatches(whitening="pca")}, "data.whitening: got 'pca', allowed: none, olshausen-field, zca"),
         ({"activation": TopK(k=99)}, "activation.k: got 99, allowed: at most d_sae = 48"),
     ],
@@ -136,21 +140,68 @@ def test_best_is_by_the_mean_over_seeds():
 
 def test_a_sweep_that_names_no_figures_shows_what_varies():
     flats = [{"d_sae": w, "penalty.l1": a, "penalty.l2": b} for w in (64, 128) for a, b in ((0, 0), (0.1, 0), (0, 0.1))]
-    shown = figures.default_figures(flats)
+    marked = ("penalty.l1", "penalty.l2", "activation.k")
+    shown = figures.default_figures(flats, marked)
     assert shown[0] == Frontier(along=("penalty.l1", "penalty.l2"), group=("d_sae",))
     assert [figure.metric for figure in shown if isinstance(figure, Heatmap)] == [
         "eval/fvu",
         "eval/l0",
         "eval/dead_fraction",
     ]
-    assert figures.coefficients([*flats, {"d_sae": 64, "penalty.l1": 0.1, "penalty.l2": 0.1}]) == (
+    assert figures.coefficients([*flats, {"d_sae": 64, "penalty.l1": 0.1, "penalty.l2": 0.1}], marked) == (
         ("penalty.l1",),
         ("d_sae", "penalty.l2"),
     )
-    assert not any(isinstance(figure, Frontier | Parallel) for figure in figures.default_figures(flats[:1]))
+    assert not any(isinstance(figure, Frontier | Parallel) for figure in figures.default_figures(flats[:1], marked))
+    assert not any(isinstance(figure, Frontier | Heatmap) for figure in figures.default_figures(flats, ()))
+    known = figures.default_figures(flats, marked, true_features=True)
+    assert Heatmap(metric="eval/mmcs", along=("penalty.l1", "penalty.l2")) in known and known[-1].metric == "eval/mmcs"
     for figure in shown:
         figure.check(flats[0])
         assert figures.read(json.loads(json.dumps(figures.plain(figure)))) == figure
+
+
+def test_arms_with_one_short_name_are_told_apart():
+    flats = [{"penalty.l0": a, "control.l0": b, "d_sae": 8} for a, b in ((0, 0), (1, 0), (0, 1))]
+    (matched,) = [f for f in figures.default_figures(flats, ("penalty.l0", "control.l0")) if isinstance(f, AtMatched)]
+    assert matched.arms == {"penalty.l0": "penalty.l0", "control.l0": "control.l0"}
+
+
+@sae.definition
+class Own(Penalty):
+    """A penalty of a user's own, with a number that trades sparsity for error and one that does not."""
+
+    weight: float = sae.leaf(1.0, min=0, arm=True)
+    sharpness: float = sae.leaf(1.0)
+
+    def cost(self, out):
+        return self.weight * jnp.sum(jnp.log1p(self.sharpness * out.latents)) / out.batch
+
+
+def test_arms_are_the_numbers_that_are_marked(tiny):
+    own = sae.replace(tiny, {"penalty": Own(), "activation": TopK(k=3)})
+    assert arms.marked([tiny]) == ("penalty.l1", "penalty.l2")
+    assert set(arms.marked([tiny, own])) == {"penalty.l1", "penalty.l2", "penalty.weight", "activation.k"}
+
+
+def test_a_run_of_before_arms_were_recorded_has_those_of_its_names():
+    member = {"penalty.l1": 0.1, "penalty.warmup_steps": 5, "penalty.weighted": False, "optimizer.lr": 1.0}
+    definition = {"members": [member, {"activation": "top-k", "activation.k": 3}]}
+    assert arms.recorded(definition) == ("penalty.l1", "activation.k")
+    assert arms.recorded(definition | {"arms": None}) == ("penalty.l1", "activation.k"), "pulled from W&B"
+    assert arms.recorded(definition | {"arms": ["penalty.l2"]}) == ("penalty.l2",)
+
+
+def test_a_penalty_of_ones_own_is_an_arm_of_the_report_and_of_watch(tiny, tmp_path, quiet):
+    """So is nothing else of it: a number that is not marked makes no frontier."""
+    base = sae.replace(tiny, {"penalty": Own(), "n_steps": 20})
+    sweep = Sweep(name="own", members=grid(base, {"penalty.weight": (0.1, 0.2), "penalty.sharpness": (1.0, 2.0)}))
+    results = sae.run(sweep, out=tmp_path / "own", wandb="off", console=quiet)
+    assert results.definition["arms"] == ["penalty.weight"]
+    assert results.figures[0] == Frontier(along=("penalty.weight",), group=("d_sae", "penalty.sharpness"))
+    assert gather([results]).along == ("penalty.weight",)
+    quiet.print(watch.frame(results))
+    assert "● weight" in quiet.file.getvalue() and "sharpness" not in quiet.file.getvalue()
 
 
 def test_a_figure_of_names_that_are_not_there_is_refused(tiny):
@@ -160,6 +211,10 @@ def test_a_figure_of_names_that_are_not_there_is_refused(tiny):
         as_sweep(Sweep(name="x", members=[tiny], figures=[Curves(metrics=("eval/fvu",))]))
     with pytest.raises(UserError, match="figures: got 'frontier', allowed: Frontier"):
         as_sweep(Sweep(name="x", members=[tiny], figures=["frontier"]))
+    with pytest.raises(UserError, match="answer: got Frontier.*, allowed: AtMatched, Best"):
+        as_sweep(Sweep(name="x", members=[tiny], answer=Frontier(along=("penalty.l1",))))
+    with pytest.raises(UserError, match="members: got 'tiny', allowed: Experiments"):
+        as_sweep(Sweep(name="x", members=["tiny"]))
 
 
 def test_a_sweep_of_nothing_and_twins_are_refused(tiny):

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whatever happens while they are written."""
+"""Files written atomically: whatever happens, a file is either the old one or the new one."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a temporary file beside `path`, flush it to the disk, then put it in `path`'s place in one step.
+    """Write a temporary file beside `path`, flush it to disk, then rename it to `path` in one step.
 
-    Raises OSError (a full disk, say) with `path` untouched and the temporary file removed.
+    Raises OSError (for a full disk, say), leaving `path` untouched and no temporary file behind.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -23,16 +23,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
+            error.filename = str(path)  # the error of a full disk names no file
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, atomically."""
+    """Write a value as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256, as `sha256sum` prints it."""
+    """The SHA-256 of a file, in hexadecimal, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

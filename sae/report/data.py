@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from sae.core.metrics import MEANINGS
+from sae.core.metrics import METRICS
 from sae.store.storage import NUMBERS, OWN
 from sae.study.answers import bootstrap, of_arm, short
 from sae.study.figures import Profile, arm_name
@@ -87,7 +87,7 @@ def hyper(members: pd.DataFrame) -> list[str]:
 
 def metrics(members: pd.DataFrame) -> list[str]:
     """The columns of held-out numbers, in the order of their definitions."""
-    evaluated = [f"eval/{name}" for name in MEANINGS if f"eval/{name}" in members]
+    evaluated = [f"eval/{name}" for name in METRICS if f"eval/{name}" in members]
     # a control's number is the same for every member of its data
     return evaluated + [name for name in members if name.startswith(PREFIX) and members[name].nunique() > 1]
 
@@ -117,7 +117,8 @@ def label(name: str) -> str:
 def meaning(names: Iterable[str], members: pd.DataFrame | None = None) -> str:
     """Definitions of metrics, and of the columns that measures gave the members table, for a caption."""
     measured = {} if members is None else members.attrs.get("meanings", {})
-    lines = {label(name): measured.get(name) or MEANINGS.get(label(name)) for name in names}
+    known = {name: metric.caption for name, metric in METRICS.items()}
+    lines = {label(name): measured.get(name) or known.get(label(name)) for name in names}
     return " ".join(f"{name}: {line}." for name, line in lines.items() if line)
 
 

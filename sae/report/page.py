@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import plotly.offline
 from PIL import Image
 
-from sae.core.metrics import MEANINGS
+from sae.core.metrics import METRICS
 from sae.report import captions, data, dictionaries, draw
 from sae.report.data import hyper, label, metrics, number
 from sae.report.dictionaries import FEATURES, Dictionary
@@ -293,7 +293,8 @@ def _block(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame,
         "members": _members(runs.members),
         "chosen": list(chosen),
         "swatches": [draw.swatch(i) for i in range(12)],
-        "meanings": MEANINGS | {label(n): line for n, line in runs.members.attrs.get("meanings", {}).items()},
+        "meanings": {name: metric.caption for name, metric in METRICS.items()}
+        | {label(n): line for n, line in runs.members.attrs.get("meanings", {}).items()},
         "history": _history(runs.members, history, list(of_curves)) if of_curves else None,
         "firing": _firing(runs) if any(isinstance(f, FiringRates) for f in kinds) and runs.rates else None,
         "dictionaries": shown,

@@ -62,19 +62,19 @@ def gather(results: Sequence[Results]) -> Runs:
 
 def _shown(results: Sequence[Results], names: Sequence[str]) -> dict[str, Any]:
     """Figures, answer, coefficients and groups: a run's own; of several runs what differs between them asks for."""
+    arms = dict.fromkeys(name for one in results for name in one.arms)
     if len(results) == 1:
         flats, figures_shown, answer = results[0].definition["members"], results[0].figures, results[0].answer
     else:
         # what is one value in each run is told by the run's name
         inside = {name for one in results for name in figures.varying(one.definition["members"])} | {"d_sae"}
-        if len({flat["data"] for one in results for flat in one.definition["members"]}) == 1:
-            inside.add("data")  # it says whether there is truth
         flats = [
             {"run": run} | {name: value for name, value in flat.items() if name in inside}
             for one, run in zip(results, names, strict=True)
             for flat in one.definition["members"]
         ]
-        figures_shown, answer = figures.default_figures(flats), None
-    along, others = figures.coefficients(flats)
+        known = all(one.knows_true_features for one in results)
+        figures_shown, answer = figures.default_figures(flats, arms, true_features=known), None
+    along, others = figures.coefficients(flats, arms)
     group = ("d_sae", *(name for name in others if name != "d_sae"))
     return {"figures": figures_shown, "answer": answer, "along": along, "group": group}

@@ -97,7 +97,7 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -
     shown = latest[(latest[[X, Y]] > 0).all(axis=1)]
     if shown.empty:
         return []
-    along, _ = coefficients(results.definition["members"])
+    along, _ = coefficients(results.definition["members"], results.arms)
     arms = {name: (MARKS[i % len(MARKS)], ARMS[i % len(ARMS)]) for i, name in enumerate(along)}
     of = lambda row: next((arms[name] for name in along if row.get(name) and row[name] == row[name]), ("·", "white"))
     points = [(row[X], row[Y], *of(row)) for row in shown.to_dict("records")]

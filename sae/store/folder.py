@@ -22,7 +22,7 @@ from sae.core.types import UserError
 from sae.experiment import complete, own_files
 from sae.store.results import Results
 from sae.store.storage import DEFINITION
-from sae.study import claims, figures
+from sae.study import arms, claims, figures
 from sae.study.sweep import Sweep
 
 LOCK = ".lock"
@@ -100,7 +100,7 @@ def describe(
 
 
 def describe_again(results: Results, sweep: Sweep) -> None:
-    """Put the sweep's answer and figures in definition.json where they have changed: they decide no result."""
+    """Put the sweep's answer, figures and arms in definition.json where they have changed: they decide no result."""
     if any(results.definition.get(name) != value for name, value in shown(sweep).items()):
         results.definition |= shown(sweep)
         with lock(results.folder, wait=True):
@@ -141,9 +141,10 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
 
 
 def shown(sweep: Sweep) -> dict[str, Any]:
-    """What definition.json says of the sweep's answer and figures."""
+    """What definition.json says about how to read the results: the sweep's answer, figures and arms."""
     answer = figures.plain(sweep.answer) if sweep.answer else None
-    return json.loads(json.dumps({"answer": answer, "figures": [figures.plain(figure) for figure in sweep.figures]}))
+    shown = [figures.plain(figure) for figure in sweep.figures]
+    return json.loads(json.dumps({"answer": answer, "figures": shown, "arms": arms.marked(sweep.members)}))
 
 
 def plain(sweep: Sweep) -> list[dict[str, Any]]:

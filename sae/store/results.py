@@ -15,7 +15,7 @@ from sae.data.source import Source
 from sae.experiment import Experiment
 from sae.store import storage
 from sae.store.storage import DEFINITION, CohortFiles
-from sae.study import figures
+from sae.study import arms, figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
 from sae.study.measures import Measure
@@ -96,13 +96,26 @@ class Results:
     @property
     def answer(self) -> Answer | None:
         """How the sweep asks its question of the members table."""
-        return figures.read(answer) if (answer := self.definition.get("answer")) else None
+        return figures.read_answer(answer) if (answer := self.definition.get("answer")) else None
 
     @property
     def figures(self) -> tuple[Figure, ...]:
         """What the sweep shows: the figures it names, or those worth seeing where it names none."""
-        named = tuple(figures.read(figure) for figure in self.definition.get("figures", ()))
-        return named or figures.default_figures(self.definition["members"], self.answer)
+        if named := self.definition.get("figures"):
+            return tuple(figures.read(figure) for figure in named)
+        known = self.knows_true_features
+        return figures.default_figures(self.definition["members"], self.arms, self.answer, true_features=known)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The dotted names that trade sparsity for error: a sweep along one is an arm of a frontier."""
+        return arms.recorded(self.definition)
+
+    @property
+    def knows_true_features(self) -> bool:
+        """Whether every finished member was compared with the true features of its data."""
+        tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
+        return bool(tables) and all("eval/mmcs" in table for table in tables)
 
     def sae(self, member: int) -> Sae:
         """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""

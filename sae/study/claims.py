@@ -1,4 +1,4 @@
-"""Claims: statements about a sweep's results whose thresholds stand in the sweep file before the first run.
+"""Claims: statements about a sweep's results, with thresholds that stand in the sweep file before the first run.
 
     Claim(
         "L1 leaves half as many latents active as L2 at equal error",
@@ -6,42 +6,49 @@
         source="paper, figure",
     )
 
-A clause is a bound on a quantity. A quantity gives a number per seed in each of its cells (a width, say, at an FVU);
-the mean over seeds is what was measured, and a bootstrap over seeds its 95 % interval. A cell *holds* where the whole
-interval lies within the bound, *fails* where none of it does, and is *undecided* where the interval straddles the
+A clause is a bound on a quantity. A quantity has cells (a width at an FVU, say) and gives a number per seed in each.
+The measured value of a cell is the mean over seeds; its 95 % interval is a bootstrap over seeds. A cell *holds* if the
+whole interval lies within the bound and *fails* if none of it does. It is *undecided* if the interval straddles the
 bound or a seed has no number. A claim holds if all of its cells hold, and fails if one of them fails.
 
-An interval of few seeds is too narrow: of normal numbers it covers the true mean in half of all cases with 2 seeds (it
-reaches from one to the other), in 75 % with 3, 84 % with 5 and 88 % with 8.
+The interval of few seeds is too narrow. For normally distributed numbers it covers the true mean in half of all cases
+with 2 seeds (it reaches from one to the other), in 75 % with 3, 84 % with 5 and 88 % with 8.
 
-What a run claimed when it began is kept in its definition: a claim that is not among those is marked, and one of those
-that is claimed no longer is listed.
+A run's definition keeps the claims that the run began with. A claim that came later is marked as such, and a claim that
+was dropped later is still listed.
 """
 
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from sae.core.files import write_json
 from sae.core.types import UserError
-from sae.study import quantities
 from sae.study.answers import bootstrap
-from sae.study.quantities import Cells
+from sae.study.quantities import cells
+from sae.study.quantities.cells import Quantity, Tables
 
 NAME = "claims.json"
 Verdict = Literal["holds", "fails", "undecided"]
 
 
+class Run(Tables, Protocol):
+    """What is read of a run's results to decide and keep its claims."""
+
+    folder: Path
+    definition: dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its 95 % interval; NaN, with the reason, where it cannot be told."""
+    """A mean over seeds and its 95 % interval; NaN, with a reason, where there is none."""
 
     value: float
     low: float
@@ -51,16 +58,16 @@ class Estimate:
 
 
 def estimate(per_seed: pd.Series) -> Estimate:
-    """The mean over seeds, and its bootstrap interval; equal numbers in all seeds have an interval of one point."""
+    """The mean over seeds and its bootstrap interval, which is a single point if all seeds have the same number."""
     values = per_seed.to_numpy(float)
     known = values[np.isfinite(values)]
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, "no seeds")
     if len(known) < len(values):
-        lacking = f"{len(values) - len(known)} of {len(values)} seeds have no number"
-        why = "out of reach, not defined there, missing or diverged"
+        reason = f"{len(values) - len(known)} of {len(values)} seeds have no number"
+        reason += ": out of reach, not defined there, missing or diverged"
         mean = float(known.mean()) if len(known) else math.nan
-        return Estimate(mean, math.nan, math.nan, len(known), f"{lacking}: {why}")
+        return Estimate(mean, math.nan, math.nan, len(known), reason)
     if len(values) < 2:
         return Estimate(float(values[0]), math.nan, math.nan, 1, "one seed has no interval")
     return Estimate(float(values.mean()), *bootstrap(values), len(values))
@@ -70,16 +77,16 @@ def estimate(per_seed: pd.Series) -> Estimate:
 class AtMost:
     """quantity <= bound."""
 
-    quantity: Callable[[Any], Cells]
+    quantity: Quantity
     bound: float
 
     @property
     def threshold(self) -> str:
-        """As a person reads it."""
+        """The bound, as a person reads it."""
         return f"≤ {self.bound:g}"
 
     def judge(self, low: float, high: float) -> Verdict:
-        """Of an interval."""
+        """The verdict on an interval."""
         return "holds" if high <= self.bound else "fails" if low > self.bound else "undecided"
 
 
@@ -87,16 +94,16 @@ class AtMost:
 class AtLeast:
     """quantity >= bound."""
 
-    quantity: Callable[[Any], Cells]
+    quantity: Quantity
     bound: float
 
     @property
     def threshold(self) -> str:
-        """As a person reads it."""
+        """The bound, as a person reads it."""
         return f"≥ {self.bound:g}"
 
     def judge(self, low: float, high: float) -> Verdict:
-        """Of an interval."""
+        """The verdict on an interval."""
         return "holds" if low >= self.bound else "fails" if high < self.bound else "undecided"
 
 
@@ -104,17 +111,17 @@ class AtLeast:
 class Within:
     """least <= quantity <= most."""
 
-    quantity: Callable[[Any], Cells]
+    quantity: Quantity
     least: float
     most: float
 
     @property
     def threshold(self) -> str:
-        """As a person reads it."""
+        """The bound, as a person reads it."""
         return f"in [{self.least:g}, {self.most:g}]"
 
     def judge(self, low: float, high: float) -> Verdict:
-        """Of an interval."""
+        """The verdict on an interval."""
         inside = self.least <= low and high <= self.most
         return "holds" if inside else "fails" if high < self.least or low > self.most else "undecided"
 
@@ -124,22 +131,25 @@ Clause = AtMost | AtLeast | Within
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A statement, the clause that decides it, and where it comes from."""
+    """A statement, the clause that decides it, and its source."""
 
     text: str
+    """The statement, in words."""
     clause: Clause
+    """The bound on what is measured."""
     source: str = ""
+    """The paper or question that it comes from."""
 
-    def check(self, names) -> None:
-        """Check before training that what the clause reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name the clause reads exists. Raises UserError."""
         if not isinstance(self.clause, Clause):
             raise UserError(f"claim {self.text!r}: got {self.clause!r}, allowed: AtMost, AtLeast, Within")
-        quantities.check(self.clause.quantity, names)
+        cells.check(self.clause.quantity, names)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One cell of a claim, decided."""
+    """One cell of a claim, with its verdict."""
 
     label: str
     estimate: Estimate
@@ -148,26 +158,29 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Decided:
-    """A claim and its verdict."""
+    """A claim with the verdicts on its cells."""
 
     claim: Claim
     cells: tuple[Cell, ...]
 
     @property
     def verdict(self) -> Verdict:
-        """fails if a cell fails, holds if all hold."""
-        of = {cell.verdict for cell in self.cells}
-        return "fails" if "fails" in of else "holds" if of == {"holds"} else "undecided"
+        """It fails if a cell fails, holds if all cells hold, and is undecided otherwise."""
+        verdicts = {cell.verdict for cell in self.cells}
+        return "fails" if "fails" in verdicts else "holds" if verdicts == {"holds"} else "undecided"
 
 
-def decide(claim: Claim, results) -> Decided:
-    """A claim's verdict on a run's results, finished or not."""
+def decide(claim: Claim, results: Any) -> Decided:
+    """Decide a claim on the results of a run, finished or not.
+
+    An error in its quantity, ours or a user's own, leaves it undecided and becomes the reason.
+    """
     try:
         found = {label: estimate(per_seed) for label, per_seed in claim.clause.quantity(results).items()}
         if not found:
             raise UserError("no cells: there is nothing to decide")
         return Decided(claim, tuple(_cell(claim, label, over_seeds) for label, over_seeds in found.items()))
-    except Exception as error:  # of any quantity, a user's too: it decides nothing, and costs no result
+    except Exception as error:  # whatever a quantity raises must not cost the run its results
         reason = " ".join(str(error).split()) or type(error).__name__
         return Decided(claim, (_cell(claim, "", Estimate(math.nan, math.nan, math.nan, 0, reason)),))
 
@@ -178,21 +191,22 @@ def _cell(claim: Claim, label: str, over_seeds: Estimate) -> Cell:
 
 
 def written(claim: Claim) -> dict[str, str]:
-    """A claim in words, as a run's definition keeps it; two clauses are the same if their words are.
+    """A claim in words, as a run's definition keeps it. Two clauses are the same if their words are the same.
 
-    A function of one's own is known by its name only, and what the code of a quantity does is not seen.
+    A user's own function is known by its name only; a change in its code goes unnoticed.
     """
     return {"text": claim.text, "threshold": claim.clause.threshold, "clause": _words(claim.clause)}
 
 
 def _words(value: Any) -> str:
-    """A definition in words, fields at their defaults left out: one that is new does not change what was written."""
+    """A definition in words, without the fields at their defaults, so that a new field does not change old words."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        bare = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        told = [(f.name, _words(getattr(value, f.name)), _words(bare(f))) for f in dataclasses.fields(value)]
-        return f"{type(value).__name__}({', '.join(f'{name}={of}' for name, of, default in told if of != default)})"
+        default = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        fields = [(f.name, _words(getattr(value, f.name)), _words(default(f))) for f in dataclasses.fields(value)]
+        changed = [f"{name}={words}" for name, words, of_default in fields if words != of_default]
+        return f"{type(value).__name__}({', '.join(changed)})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_words(of)}" for name, of in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {_words(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, tuple | list | range):
         return f"({', '.join(map(_words, value))})"
     if isinstance(value, bool | str) or not isinstance(value, int | float):
@@ -201,9 +215,10 @@ def _words(value: Any) -> str:
 
 
 def as_json(decided: Sequence[Decided], first: Sequence[Mapping[str, str]] | None = None) -> list[dict[str, Any]]:
-    """What claims.json holds. `first`: the claims that the run began with, as `written`, where that is known.
+    """The content of claims.json: a row per claim, with its cells under "clauses".
 
-    One of these that is claimed no longer stands there too, undecided.
+    `first`: the claims that the run began with, as `written` gives them; None if they are not known. A claim that was
+    dropped since then is listed too, as undecided.
     """
     number = lambda value: None if math.isnan(value) else value
     clauses = None if first is None else [claim["clause"] for claim in first]
@@ -245,8 +260,8 @@ def as_json(decided: Sequence[Decided], first: Sequence[Mapping[str, str]] | Non
     ]
 
 
-def settle(claims: Sequence[Claim], results) -> list[dict[str, Any]]:
-    """Decide all claims on a run's results, write claims.json into its folder if it is new -> what it holds."""
+def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
+    """Decide claims on a run's results and write claims.json into its folder, if it changed -> its content."""
     decided = as_json([decide(claim, results) for claim in claims], results.definition.get("claims"))
     if decided != read(results.folder):
         write_json(results.folder / NAME, decided)
@@ -254,7 +269,7 @@ def settle(claims: Sequence[Claim], results) -> list[dict[str, Any]]:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """What claims.json holds; [] where there is none that can be read."""
+    """The content of claims.json; [] if there is none, or it cannot be read."""
     try:
         return json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
@@ -262,12 +277,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def named(claim: dict[str, Any]) -> str:
-    """The text of a claim of claims.json, and that it was not claimed at the first run, where that is so."""
+    """The text of a claim of claims.json; it says so if the claim was not made at the first run."""
     return claim["text"] + " (not claimed at the first run)" * bool(claim.get("later"))
 
 
 def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row per cell: claim, at, measured, low, high, threshold, verdict, reason, source."""
+    """Claims of claims.json -> a row per cell: claim, at, measured, low, high, threshold, verdict, reason, source."""
     rows = [
         {
             "claim": named(claim),
@@ -282,7 +297,7 @@ def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def measured(cell: dict[str, Any]) -> str:
-    """What was measured in a cell of claims.json, with its interval: "0.188 [0.186, 0.191]"."""
+    """The measured value of a cell of claims.json, with its interval: "0.188 [0.186, 0.191]"."""
     number = lambda value: "–" if value is None else f"{value:.3g}"
     return number(cell["measured"]) + (
         "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
@@ -290,7 +305,7 @@ def measured(cell: dict[str, Any]) -> str:
 
 
 def markdown(decided: Sequence[dict[str, Any]]) -> str:
-    """A row per cell, as a table in Markdown: claim, at, threshold, measured with its interval, verdict."""
+    """Claims of claims.json -> a table in Markdown, a row per cell: claim, at, threshold, measured, verdict."""
     lines = ["| claim | at | threshold | measured [95 %] | verdict |", "|---|---|---|---|---|"]
     for claim in decided:
         for i, cell in enumerate(claim["clauses"]):

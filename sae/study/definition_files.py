@@ -1,10 +1,11 @@
-"""Definition files: from a path to its `experiment` or `sweep`, and to its question."""
+"""Definition files: from a path to the `experiment` or `sweep` that it defines, and to its question."""
 
 import ast
 import importlib.util
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 
 from sae.core.text import nearest
 from sae.core.types import UserError
@@ -15,11 +16,11 @@ FOLDERS = ("experiments", "sweeps")
 
 
 def load_file(path: Path) -> Experiment | Sweep:
-    """The `sweep` or `experiment` that a definition file defines. Raises UserError with what is wrong in one line."""
+    """The `sweep`, or else the `experiment`, that a file defines. Raises UserError with the fault in one line."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
     if not path.is_file():
-        # of its own folder not what lies deeper: that may be somebody's home
+        # do not search below its own folder, which may be somebody's home
         known = [*path.parent.glob("*.py"), *(p for folder in FOLDERS for p in Path(folder).rglob("*.py"))]
         raise UserError(f"{path}: no such file; {nearest(str(path), sorted(set(map(str, known))))}")
     module = _execute(path)
@@ -32,7 +33,7 @@ def load_file(path: Path) -> Experiment | Sweep:
 
 
 def question(path: Path) -> str:
-    """The first line of a definition file's docstring."""
+    """The first line of a definition file's docstring; "" if it has none or is no Python."""
     try:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
     except (SyntaxError, UnicodeDecodeError):
@@ -41,23 +42,25 @@ def question(path: Path) -> str:
 
 
 def checkout() -> Path:
-    """The folder that holds `experiments` and `sweeps`: here, else where the package was installed from."""
-    here = Path.cwd()
-    return here if any((here / folder).is_dir() for folder in FOLDERS) else Path(__file__).parents[2]
+    """The folder with `experiments` and `sweeps`: the working directory, or the one that the package lies in."""
+    current = Path.cwd()
+    return current if any((current / folder).is_dir() for folder in FOLDERS) else Path(__file__).parents[2]
 
 
-def _execute(path: Path):
-    """Run a file as a module that can import its neighbours and the checkout's definitions."""
+def _execute(path: Path) -> ModuleType:
+    """Run a file as a module that can import its neighbours and the definitions of its checkout."""
     beside, *above = path.resolve().parents
-    # the file's own checkout before the one we stand in or were installed from: its base experiments are meant
+    # the file's own checkout goes before the current one, so that it imports the base experiments beside it
     own = [folder for folder in above[:2] if any((folder / name).is_dir() for name in FOLDERS)][:1]
     for folder in reversed([*own, beside, checkout()]):
         sys.path[:] = [str(folder), *(other for other in sys.path if other != str(folder))]
     for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:
-        del sys.modules[name]  # another checkout's, of an earlier file
+        del sys.modules[name]  # imported for an earlier file, perhaps from another checkout
     spec = importlib.util.spec_from_file_location(f"definition_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: got a file of another kind, allowed: a Python file, {path.stem}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and tyro look for the file's own classes
+    sys.modules[spec.name] = module  # dataclasses and tyro look there for the file's own classes
     try:
         spec.loader.exec_module(module)
     except UserError as error:
@@ -80,10 +83,10 @@ def _where(error: BaseException, path: Path) -> str:
 
 
 def _suggestion(error: Exception, names: dict[str, object]) -> str:
-    """For a field that a definition does not have, the closest that it has."""
+    """The end of an error about an unknown field: the close names among the fields that the class has."""
     text = str(error)
     if not isinstance(error, TypeError) or "unexpected keyword argument" not in text:
         return ""
     name, field = text.split(".__init__")[0].split()[-1], text.split("'")[1]
-    cls = names.get(name)  # the file has imported what it calls
-    return f"; {nearest(field, cls.__dataclass_fields__)}" if hasattr(cls, "__dataclass_fields__") else ""
+    fields: dict[str, object] = getattr(names.get(name), "__dataclass_fields__", {})  # the file imports what it calls
+    return f"; {nearest(field, fields)}" if fields else ""

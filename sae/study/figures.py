@@ -1,11 +1,12 @@
-"""Figures: what a sweep shows, as values. `sae/report` draws them, for a page, a notebook or a paper; W&B has its own.
+"""Figures: what a sweep shows, as values. `sae/report` draws them for a page, a notebook or a paper.
 
-A line or a panel stands for an *arm*: the members in which one coefficient is swept and the other arms' coefficients
-are 0, or are not there. Members with every coefficient at 0 are an end of each arm. Lines are means over seeds.
+A line or a panel stands for an *arm*: the members in which one coefficient is swept while the coefficients of the other
+arms are 0 or absent. A member with every coefficient at 0 is an end of each arm. A line joins the means over the
+members that share its group and a coefficient, which usually differ in their seed alone.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sae.core.text import nearest
@@ -15,55 +16,58 @@ from sae.study.answers import Answer, AtMatched, Best, require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """What sparsity costs: one metric against another on log axes, a line per arm and group, a band over seeds."""
+    """What sparsity costs: one metric against another on log axes, a line per arm and group with its interval."""
 
     x: str = "eval/fvu"
     """The metric across."""
     y: str = "eval/l0"
     """The metric upwards."""
     along: tuple[str, ...]
-    """The coefficients that are swept, dotted names; one is an arm."""
+    """The coefficients that are swept, dotted names: one per arm."""
     group: tuple[str, ...] = ("d_sae",)
     """A line for each combination of values of these names."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
         require(names, [*self.along, *self.group], [self.x, self.y], "Frontier")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One metric along one hyper-parameter, a line per group, a band over seeds."""
+    """One metric along one hyper-parameter, a line per group with its interval."""
 
     metric: str
-    """Upwards."""
+    """The metric upwards."""
     x: str
     """The hyper-parameter across, a dotted name."""
     group: tuple[str, ...] = ("d_sae",)
     """A line for each combination of values of these names."""
     others: tuple[str, ...] = ()
-    """Coefficients of other arms: only members where these are 0."""
+    """Coefficients of other arms: only members in which these are 0 are shown."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
         require(names, [self.x, *self.group, *self.others], [self.metric], "Profile")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Heatmap:
-    """One metric, a mean over seeds, as a colour over two hyper-parameters: a panel per arm and group, on one scale."""
+    """One metric as a colour over two hyper-parameters: a panel per arm and group, all on one scale.
+
+    A cell is the mean over the members that share it, which usually differ in their seed alone.
+    """
 
     metric: str
-    """What the colour is."""
+    """The metric that is the colour."""
     along: tuple[str, ...]
-    """The coefficients across, dotted names; one is an arm."""
+    """The coefficients across, dotted names: one per arm."""
     y: str = "d_sae"
     """The hyper-parameter upwards."""
     group: tuple[str, ...] = ()
     """A panel for each combination of values of these names."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
         require(names, [*self.along, self.y, *self.group], [self.metric], "Heatmap")
 
 
@@ -72,33 +76,33 @@ class Parallel:
     """Every member as a line through parallel axes: hyper-parameters first, then metrics."""
 
     hyper: tuple[str, ...]
-    """Dotted names."""
+    """The hyper-parameters, dotted names."""
     metrics: tuple[str, ...] = ("eval/fvu", "eval/l0", "eval/dead_fraction")
-    """The first gives the colour."""
+    """The metrics; the first gives the colour."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
         require(names, self.hyper, self.metrics, "Parallel")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Metrics over training: a line per member chosen, a panel per metric."""
+    """Metrics over training: a panel per metric, a line per chosen member."""
 
     metrics: tuple[str, ...] = ("train/fvu", "train/l0", "train/dead_fraction")
     """Columns of the history."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
         require(names, (), self.metrics, "Curves", window="train")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FiringRates:
-    """How often each latent is active on held-out examples: a histogram per member, log axis, dead at the left."""
+    """How often latents are active on held-out examples: a histogram per chosen member, log axis, dead at the left."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Nothing that could be missing."""
+    def check(self, names: Collection[str]) -> None:
+        """Do nothing: it reads no name that could be missing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,77 +110,91 @@ class Dictionaries:
     """What the latents of a few members have become: decoder rows, firing rates, top examples, reconstructions."""
 
     along: tuple[str, ...] = ()
-    """Coefficients; one is an arm. One member is shown of each arm and group."""
+    """The coefficients, dotted names: one per arm. One member is shown for each arm and group."""
     group: tuple[str, ...] = ("d_sae",)
-    """Groups are the combinations of values of these names."""
+    """A group for each combination of values of these names."""
     metric: str = "eval/fvu"
-    """The member is the one in which this metric ..."""
+    """The metric that chooses the member."""
     near: float = 0.2
-    """... is closest to this."""
+    """The member whose metric is closest to this value is shown."""
     latents: int = 96
-    """Most latents shown of a member."""
+    """The largest number of latents that are shown for a member."""
 
-    def check(self, names: Iterable[str]) -> None:
-        """Check before training that what it reads is there. Raises UserError."""
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
         require(names, [*self.along, *self.group], [self.metric], "Dictionaries")
 
 
 Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictionaries | AtMatched
-KINDS = {kind.__name__: kind for kind in (*Figure.__args__, Best)}
 
 
-def default_figures(members: Sequence[Mapping[str, Any]], answer: Answer | None = None) -> tuple[Figure, ...]:
-    """What is worth seeing of a sweep that names no figures, by what varies. `members` are flattened experiments."""
-    arms, others = coefficients(members)
-    # a field that only some members have goes with a choice whose own name tells enough
+def default_figures(
+    members: Sequence[Mapping[str, Any]],
+    arms: Collection[str],
+    answer: Answer | None = None,
+    *,
+    true_features: bool = False,
+) -> tuple[Figure, ...]:
+    """The figures of a sweep that names none, chosen by what varies between its members.
+
+    `members` are flattened experiments, `arms` the names that `study.arms` finds. `true_features`: whether the true
+    features are known, so that members have `eval/mmcs`.
+    """
+    along, others = coefficients(members, arms)
+    # a field that only some members have belongs to a choice, whose name is shown already
     everywhere = lambda name: all(name in member for member in members)
     group = ("d_sae", *(name for name in others if name != "d_sae" and everywhere(name)))
-    truth = members[0].get("data") in ("superposition", "orthonormal")
+    mmcs = ["mmcs"] * true_features
     figures: list[Figure] = []
     if isinstance(answer, Best):
         figures += [Profile(metric=answer.metric, x=answer.along, group=(answer.group,))]
-    if arms:
-        named = {arm_name(name): name for name in arms}
+    if along:
+        named = {arm_name(name): name for name in along}
+        if len(named) < len(along):  # two arms with the same short name
+            named = {name: name for name in along}
+        compared = tuple(f"eval/{metric}" for metric in ("fvu", *mmcs))
         figures += [
-            Frontier(along=arms, group=group),
-            AtMatched(arms=named, matched="eval/l0", at=(), metrics=("eval/fvu", *["eval/mmcs"] * truth), group=group),
+            Frontier(along=along, group=group),
+            AtMatched(arms=named, matched="eval/l0", at=(), metrics=compared, group=group),
             *(
-                Heatmap(metric=f"eval/{m}", along=arms, group=group[1:])
-                for m in ("fvu", "l0", "dead_fraction", *["mmcs"] * truth)
+                Heatmap(metric=f"eval/{metric}", along=along, group=group[1:])
+                for metric in ("fvu", "l0", "dead_fraction", *mmcs)
             ),
         ]
     if len(members) > 1:
-        hyper = tuple(name for name in varying(members) if everywhere(name) or name in arms)
+        hyper = tuple(name for name in varying(members) if everywhere(name) or name in along)
         figures += [Parallel(hyper=hyper)]
-    chosen = {"metric": "eval/mmcs", "near": 1.0} if truth else {}
-    return (*figures, Curves(), FiringRates(), Dictionaries(along=arms, group=group, **chosen))
+    dictionaries = Dictionaries(along=along, group=group)
+    if true_features:
+        dictionaries = dataclasses.replace(dictionaries, metric="eval/mmcs", near=1.0)
+    return (*figures, Curves(), FiringRates(), dictionaries)
 
 
-def coefficients(members: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what trades sparsity for error and varies, one arm each; what else varies in an arm, but seeds) of members.
+def coefficients(
+    members: Sequence[Mapping[str, Any]], arms: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(the arms that vary; what else varies inside an arm, other than the seed) between flattened experiments.
 
-    Coefficients are the numbers of a penalty, but for its warm-up, and k of an activation. Where some member has two
-    of them, only that with most values makes an arm.
+    If some member has two arms that are not 0, only the one with the most values is kept. `arms`: as in
+    `default_figures`.
     """
-    number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    names = [name for name in varying(members) if name.startswith(("penalty.", "activation."))]
-    arms = [n for n in names if not n.endswith("_steps") and all(number(m[n]) for m in members if n in m)]
-    if any(sum(bool(member.get(name)) for name in arms) > 1 for member in members):
-        arms = [max(arms, key=lambda name: len({member.get(name) for member in members}))]
-    # what is one value all along each arm (the kind of activation, where one arm has its k) the arm's name tells
-    inside = [varying(m for m in members if c in m and not any(m.get(o) for o in arms if o != c)) for c in arms]
-    told = [name for name in varying(members) if arms and not any(name in of_arm for of_arm in inside)]
-    return tuple(arms), tuple(name for name in varying(members) if name not in (*arms, *told, "seed"))
+    along = [name for name in varying(members) if name in arms]
+    if any(sum(bool(member.get(name)) for name in along) > 1 for member in members):
+        along = [max(along, key=lambda name: len({member.get(name) for member in members}))]
+    # what is constant along each arm, such as the kind of activation where only one arm has a k, needs no group
+    inside = [varying(m for m in members if c in m and not any(m.get(o) for o in along if o != c)) for c in along]
+    constant = [name for name in varying(members) if along and not any(name in names for names in inside)]
+    return tuple(along), tuple(name for name in varying(members) if name not in (*along, *constant, "seed"))
 
 
 def arm_name(coefficient: str) -> str:
-    """ "penalty.l1" -> "L1"; "activation.k" -> "k"."""
+    """The short name of an arm: "penalty.l1" -> "L1"; "activation.k" -> "k"."""
     last = coefficient.rpartition(".")[2]
     return last.upper() if last in ("l1", "l2") else last
 
 
 def varying(members: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The dotted names that differ between flattened experiments (one that only some have counts), in field order."""
+    """The dotted names that differ between flattened experiments, in field order; a name that only some have counts."""
     members = list(members)
     names = dict.fromkeys(name for flat in members for name in flat if name != "name")
     return [name for name in names if len({repr(flat.get(name, "absent")) for flat in members}) > 1]
@@ -187,9 +205,19 @@ def plain(definition: Figure | Answer) -> dict[str, Any]:
     return {"kind": type(definition).__name__, **dataclasses.asdict(definition)}
 
 
-def read(values: Mapping[str, Any]) -> Figure | Answer:
-    """What `plain` wrote. Raises UserError for a kind that this version does not have."""
-    values = dict(values)
-    if (kind := values.pop("kind")) not in KINDS:
-        raise UserError(f"figure: got {kind!r}, {nearest(kind, KINDS)}")
-    return KINDS[kind](**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+def read(values: Mapping[str, Any]) -> Figure:
+    """The figure that `plain` wrote. Raises UserError for a kind that this version does not have."""
+    return _read(values, "figure", Figure.__args__)
+
+
+def read_answer(values: Mapping[str, Any]) -> Answer:
+    """The answer that `plain` wrote. Raises UserError for a kind that this version does not have."""
+    return _read(values, "answer", Answer.__args__)
+
+
+def _read(values: Mapping[str, Any], what: str, allowed: Iterable[type]) -> Any:
+    kinds, kind = {cls.__name__: cls for cls in allowed}, values["kind"]
+    if kind not in kinds:
+        raise UserError(f"{what}: got {kind!r}, {nearest(kind, kinds)}")
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kinds[kind](**{name: value for name, value in fields.items() if name != "kind"})

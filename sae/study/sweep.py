@@ -1,4 +1,4 @@
-"""Many runs from one: a sweep file is a question, and this is its value."""
+"""A sweep: the members, how to read the answer from their results, and the claims that would settle the question."""
 
 import dataclasses
 import itertools
@@ -19,20 +19,22 @@ from sae.study.measures import Measure
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A list of experiments, how to read the answer off the members table, and what to show of it."""
+    """A list of experiments with the question that they answer."""
 
     name: str
-    members: tuple[Experiment, ...]
+    """The sweep's name, and that of its folder under `runs/`."""
+    members: Sequence[Experiment]
+    """The experiments. Any sequence will do; it is kept as a tuple, as are those below."""
     answer: Answer | None = None
     """The table that is printed at the end."""
-    figures: tuple[Figure, ...] = ()
-    """What the report shows; none for what `figures.default_figures` finds worth seeing."""
-    measures: tuple[Measure, ...] = ()
-    """What else is asked of the trained members: more columns of the members table."""
-    claims: tuple[Claim, ...] = ()
+    figures: Sequence[Figure] = ()
+    """The figures of the report; empty for the choice of `figures.default_figures`."""
+    measures: Sequence[Measure] = ()
+    """Numbers to take of the trained members, as more columns of the members table."""
+    claims: Sequence[Claim] = ()
     """What would count as the answer, with thresholds; decided at the end."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.members, Experiment):
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
         object.__setattr__(self, "members", tuple(self.members))
@@ -42,11 +44,11 @@ class Sweep:
 
 
 def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment]:
-    """Every combination of the axes' values, in the axes' order (the last varies fastest).
+    """Every combination of the values of some axes, the last axis varying fastest.
 
         grid(base, {"d_sae": (64, 128), "penalty.l1": (0.03, 0.1), "seed": range(3)})
 
-    Axes are dotted names. Raises UserError for an unknown name.
+    Axes are dotted names. Raises UserError for an unknown name, and for an axis that is not several values.
     """
     for name, axis in axes.items():
         if isinstance(axis, str) or not isinstance(axis, Iterable):
@@ -56,13 +58,16 @@ def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment
 
 
 def as_sweep(value: Experiment | Sweep) -> Sweep:
-    """One experiment is a sweep of one. Checks every member; raises UserError."""
+    """A sweep whose members, figures, measures and claims are checked; one experiment becomes a sweep of one.
+
+    Raises UserError for the first thing that is wrong.
+    """
     if isinstance(value, Experiment):
         value = Sweep(name=value.name, members=(value,))
     if not isinstance(value, Sweep):
         raise UserError(f"got {type(value).__name__}, allowed: an Experiment or a Sweep")
-    if any(not isinstance(member, Experiment) for member in value.members):
-        raise UserError(f"sweep {value.name!r}: members: allowed: Experiments, in a list")
+    if others := [member for member in value.members if not isinstance(member, Experiment)]:
+        raise UserError(f"sweep {value.name!r}: members: got {others[0]!r}, allowed: Experiments")
     if not value.members:
         raise UserError(f"sweep {value.name!r} has no members")
     if not isinstance(value.name, str) or not re.fullmatch(r"\w[\w .,=+-]{0,100}", value.name):
@@ -74,11 +79,12 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
         if twice := [name for name in measure.columns if name in names]:
             raise UserError(f"sweep {value.name!r}: two measures have the column {twice[0]!r}; allowed: one")
         names |= dict.fromkeys(measure.columns)
-    for reader in (value.answer, *value.figures):
-        if not isinstance(reader, Figure | Answer | None):
-            kinds = ", ".join(kind.__name__ for kind in Figure.__args__)
-            raise UserError(f"sweep {value.name!r}: figures: got {reader!r}, allowed: {kinds}")
-        if reader is not None:
+    answers = () if value.answer is None else (value.answer,)
+    for field, kinds, readers in (("answer", Answer, answers), ("figures", Figure, value.figures)):
+        for reader in readers:
+            if not isinstance(reader, kinds):
+                allowed = ", ".join(kind.__name__ for kind in kinds.__args__)
+                raise UserError(f"sweep {value.name!r}: {field}: got {reader!r}, allowed: {allowed}")
             reader.check(names)
     for claim in value.claims:
         if not isinstance(claim, Claim):
@@ -93,7 +99,7 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
 
 
 def varying(members: Iterable[Experiment]) -> list[str]:
-    """The dotted names that differ between members (a name that only some have counts), in field order."""
+    """The dotted names that differ between members, in field order; a name that only some have counts."""
     return figure_definitions.varying(map(flatten, members))
 
 

@@ -22,7 +22,7 @@ from sae.wandb.client import Client, Pictures, Trial
 from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
 
 PLACE = "wandb.json"  # in a run's folder: where in W&B its runs are
-SWEEP_CONFIG = ("name", "question", "answer", "figures", "packages", "python", "device", "git_commit")
+SWEEP_CONFIG = ("name", "question", "answer", "figures", "arms", "packages", "python", "device", "git_commit")
 MOST_TILES = 400  # of a dictionary in W&B
 
 

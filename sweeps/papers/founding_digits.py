@@ -3,12 +3,13 @@
 The founding question of this project, claims S4 (a-d) and S2; S1 is reported beside its controls. 5 widths x (13 L1 +
 13 L2 + no penalty) x 5 seeds = 675 members in 5 compiled programs.
 
-1,400 digits to train on, 397 held out (dead latents are those that none of these activates). Thresholds were fixed
-after a pilot with other seeds and another split. The latents that win an output (S2) are compared with the nearest of
-the 1,400.
+1,400 digits are trained on and 397 held out; a dead latent is one that no held-out digit activates. Thresholds were
+fixed after a pilot with other seeds and another split. For S2, the latents that win an output are compared with the
+nearest of the 1,400 digits.
 
-Result: 11 of 12 claims hold; whether L1 has 5 points more latents dead is undecided at 5.0 to 6.1. With 256 latents at
-FVU .33, 43 % of the digits are each given to nine tenths by a single latent. (2 CPU cores: 22 min beside other work.)
+Result: 11 of 12 claims hold. Whether L1 has 5 points more latents dead is undecided, at 5.0 to 6.1. With 256 latents at
+FVU .33, a single latent explains nine tenths of the output for 43 % of the digits. (2 CPU cores: 22 min beside other
+work.)
 
     sae run sweeps/papers/founding_digits.py
 """
@@ -53,7 +54,7 @@ base = Experiment(
 
 
 def kills(width):
-    """S4 d at one width."""
+    """The claims of S4 d, at one width."""
     one, two = patches.arms((width,))
     dead = [Matched(arm=arm, metric="eval/dead_fraction", at=(0.2, 0.3, 0.4)) for arm in (one, two)]
     text = "S4d At FVU .2 to .4, L1 has more latents dead than L2: difference of the fractions"
@@ -61,7 +62,7 @@ def kills(width):
 
 
 def one_latent(widths):
-    """S2 over some widths."""
+    """The claims of S2, over some widths."""
     one, _ = patches.arms(widths)
     least = {
         "analysis/one_latent_share": 0.3,

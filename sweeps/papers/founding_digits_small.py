@@ -2,8 +2,8 @@
 
 2 widths x (7 L1 + 7 L2 + no penalty) x 2 seeds = 60 members in 2 compiled programs.
 
-Result: 10 of 12 claims hold; in the others L1 has 1 or 2 points more latents dead, not 5, and the winning latents'
-cosine with a training image is .84, not .85. (2 CPU cores: 51 s.)
+Result: 10 of 12 claims hold. In the other two, L1 has 1 or 2 points more latents dead, not 5, and the cosine of the
+winning latents with a training image is .84, not .85. (2 CPU cores: 51 s.)
 
     sae run sweeps/papers/founding_digits_small.py
 """

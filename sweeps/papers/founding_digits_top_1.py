@@ -1,11 +1,11 @@
-"""On handwritten digits: what does one latent learn that must stand for a whole digit, as only one may be active?
+"""On handwritten digits: what does a latent learn if it must stand for a whole digit, as only one may be active?
 
-A control of S2 in founding_digits.py and of no claim: the limit of sparsity, TopK with k = 1, without a penalty and
-else as there. tau_1 is 1 of every digit that any latent is active on. 5 widths x 5 seeds = 25 members in 5 compiled
-programs.
+This is a control of S2 in founding_digits.py and decides no claim. It takes sparsity to its limit: TopK with k = 1, no
+penalty, and otherwise the same setting. By construction, tau_1 is 1 for every digit that activates a latent.
+5 widths x 5 seeds = 25 members in 5 compiled programs.
 
-Result: it clusters, nearly as k-means does (purity .93 to .96, k-means .93 to .99), and at no loss: 256 latents reach
-FVU .32 with one active, where L1 needs 6.5 of them for .33. (2 CPU cores: 2 min 24 s beside other work.)
+Result: it clusters nearly as k-means does (purity .93 to .96, k-means .93 to .99), and loses nothing by it: 256 latents
+reach FVU .32 with one active, where L1 needs 6.5 active for .33. (2 CPU cores: 2 min 24 s beside other work.)
 
     sae run sweeps/papers/founding_digits_top_1.py
 """

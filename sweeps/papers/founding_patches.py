@@ -4,13 +4,13 @@ The founding question of this project, claims S4 (a-c), S1 and S3. 5 widths x (1
 675 members in 5 compiled programs.
 
 Whitened 8x8 patches; two whole photographs are held out. Thresholds were fixed after a pilot with other seeds and with
-patches cut elsewhere from the same photographs. Where a claim is about the best coefficient, that is chosen on half of
-the held-out patches and the claim decided on the other half: for each corruption the one best for it, and in claims of
-their own the one best for noise of sigma .3.
+patches cut elsewhere from the same photographs. Where a claim is about the best coefficient, the coefficient is chosen
+on half of the held-out patches and the claim is decided on the other half. Each corruption is filtered with the
+coefficient that is best for it; separate claims use the one that is best for noise of sigma .3.
 
-Result: all 26 claims hold. At FVU .2, L1 leaves 6, 8, 13 and 16 of 64, 128, 256 and 512 latents active, L2 32, 65, 129
-and 215; noise of sigma .3 falls by 3.0 dB, by PCA 1.5. Ten of the claims say little, as the mean patch meets them too:
-docs/papers/founding.md. (2 CPU cores: 14 min.)
+Result: all 26 claims hold. At FVU .2, L1 leaves 6, 8, 13 and 16 of 64, 128, 256 and 512 latents active; L2 leaves 32,
+65, 129 and 215. L1 removes 3.0 dB of noise of sigma .3, PCA 1.5. Ten of the claims say little, as the mean patch meets
+them too: docs/papers/founding.md. (2 CPU cores: 14 min.)
 
     sae run sweeps/papers/founding_patches.py
 """
@@ -59,7 +59,7 @@ base = Experiment(
 
 
 def members(base, widths, l1, l2, seeds):
-    """Every width and seed without a penalty, with each L1 and with each L2."""
+    """Members of every width and seed: without a penalty, with each L1 and with each L2."""
     return [
         *grid(base, {"d_sae": widths, "seed": seeds}),
         *grid(base, {"d_sae": widths, "penalty.l1": l1, "seed": seeds}),
@@ -68,7 +68,7 @@ def members(base, widths, l1, l2, seeds):
 
 
 def arms(widths, l1=None):
-    """(L1, L2), at some widths; with `l1`, only these coefficients of L1."""
+    """The arms (L1, L2) at some widths; `l1` restricts the coefficients of L1."""
     where = {"d_sae": widths}
     return (
         Arm(along="penalty.l1", others=("penalty.l2",), where=where | ({"penalty.l1": l1} if l1 else {})),
@@ -77,7 +77,7 @@ def arms(widths, l1=None):
 
 
 def silences(widths, l1):
-    """S4 a, b and c at some widths, all of d_in = 64 or more."""
+    """The claims of S4 a, b and c at some widths, each at least d_in = 64."""
     one, two = arms(widths)
     penalised, _ = arms(widths, l1)
     l0 = lambda widths, at: Ratio(*(Matched(arm=arm, metric="eval/l0", at=at) for arm in arms(widths)))
@@ -101,9 +101,9 @@ def silences(widths, l1):
 
 
 def filters(width):
-    """S1 at one width: gains of the coefficient that is best on validation images.
+    """The claims of S1 at one width: what the coefficient gains that is best on validation images.
 
-    The suite's "the best coefficient" may be read as one for all corruptions or one for each: both are decided.
+    "The best coefficient" of the suite may mean one for all corruptions or one for each. Both readings are decided.
     """
     one, _ = arms((width,))
     best = lambda name, of="": AtBest(arm=one, metric=f"analysis/{name}{of}", by=f"analysis/{name}_validation")
@@ -131,7 +131,7 @@ def filters(width):
 
 
 def copies_not(width, l1):
-    """S3 at one width."""
+    """The claims of S3, at one width."""
     one, _ = arms((width,))
     penalised, _ = arms((width,), l1)
     least = {"analysis/fvu_permuted": 0.45}
@@ -153,7 +153,7 @@ def copies_not(width, l1):
 
 
 def figures(along=("penalty.l1", "penalty.l2")):
-    """What every part of the founding question shows."""
+    """The figures that every part of the founding question shows."""
     return [
         Frontier(along=along),
         Heatmap(metric="eval/fvu", along=along),

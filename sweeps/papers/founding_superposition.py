@@ -4,11 +4,11 @@ The founding question of this project, claim S4 (e). 5 widths x (13 L1 + 13 L2 +
 5 compiled programs.
 
 128 features in 64 dimensions, 3 active at a time (generator B). The threshold was fixed after a pilot with other seeds
-and other features. L2's range was widened after a first full run, in which it ended short of giving up: the miss is
-larger with it (.18; before .19).
+and other features. The range of L2 was widened after a first full run, in which it ended before L2 gave up; the wider
+range makes the miss larger (.18 instead of .19).
 
-Result: the claim fails, .18 where .3 was asked: L1 finds all features (MMCS 1.00), and L2, just before it gives up,
-most of them (.82, at an FVU of .82). (2 CPU cores: 40 min beside other work.)
+Result: the claim fails, with .18 where .3 was asked for. L1 finds all features (MMCS 1.00). L2 finds most of them just
+before it gives up (MMCS .82, at an FVU of .82). (2 CPU cores: 40 min beside other work.)
 
     sae run sweeps/papers/founding_superposition.py
 """
@@ -51,7 +51,7 @@ base = Experiment(
 
 
 def finds(widths):
-    """S4 e: the best of all widths and coefficients of each penalty."""
+    """The claim of S4 e: it compares the best that each penalty reaches over all widths and coefficients."""
     best = [Largest(Peak(arm=arm, metric="eval/mmcs")) for arm in patches.arms(widths)]
     text = "S4e The best MMCS under L1 less the best under L2, over all widths and coefficients"
     return [Claim(text, AtLeast(Difference(*best), 0.3), "founding question, S4")]

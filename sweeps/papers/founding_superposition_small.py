@@ -2,8 +2,8 @@
 
 2 widths x (7 L1 + 7 L2 + no penalty) x 2 seeds = 60 members in 2 compiled programs.
 
-Result: it holds here, .36 where .3 was asked, and fails in full (.18): every other coefficient of L2 misses the brink
-at which it finds features. (2 CPU cores: 39 s.)
+Result: the claim holds here, with .36 where .3 was asked for, though it fails in full (.18). Every other coefficient of
+L2 is left out here, and with it the brink at which L2 finds features. (2 CPU cores: 39 s.)
 
     sae run sweeps/papers/founding_superposition_small.py
 """

@@ -3,15 +3,15 @@
 Olshausen & Field 1996, as a sparse autoencoder: ReLU latents, L1, unit-norm decoder, 12x12 patches whitened by their
 filter, 288 latents. (7 L1 + no penalty) x 5 seeds = 40 members in one compiled program.
 
-A row is Gabor-like if a Gabor function fits it with r2 >= .7 and it is localised, oriented and bandpass; a high r2
-alone is no evidence, as gratings have it too. Differs from the paper: a feed-forward encoder in the place of inference
-by gradient descent, L1 in the place of log(1 + x²), latents that are never negative, photographs that come with
+A decoder row is Gabor-like if a Gabor function fits it with r2 >= .7 and it is localised, oriented and bandpass. A high
+r2 alone is no evidence, as gratings have it too. Differences from the paper: a feed-forward encoder instead of
+inference by gradient descent, L1 instead of log(1 + x²), latents that are never negative, and the photographs of
 scikit-image and scikit-learn. The claims are decided at the coefficient that comes closest to meeting the first two.
 
-Seeds differ in weights and, of the control, in random rows; the principal components are the same for all.
+Seeds differ in their weights and in the random rows of the control; the principal components are the same for all.
 
-Result: 4 of 6 claims hold. 42 % of the rows are Gabor-like where 60 % were asked for: they are edges longer than a
-third of the patch. Without a penalty none is. (2 CPU cores: 8 min 43 s.)
+Result: 4 of 6 claims hold. 42 % of the rows are Gabor-like where 60 % were asked for: the others are edges longer than
+a third of the patch. Without a penalty no row is. (2 CPU cores: 8 min 43 s.)
 
     sae run sweeps/papers/gabor.py
 """
@@ -54,7 +54,7 @@ base = Experiment(
 
 
 def claims(l1):
-    """P6, as far as L1 goes, among some coefficients."""
+    """The claims of P6 about L1, decided among some coefficients."""
     penalised, all_of_it = Arm(along="penalty.l1", where={"penalty.l1": l1}), Arm(along="penalty.l1")
     least = {"analysis/gabor_share": 0.6, "analysis/gabor_median_r2": 0.75}
     some = lambda metric: AtSome(arm=penalised, metric=f"analysis/{metric}", least=least)

@@ -1,11 +1,11 @@
 """Does an L1 penalty on natural-image patches give Gabor-like directions? Small: 8x8 patches, 96 latents.
 
-(3 L1 + no penalty) x 2 seeds = 8 members in 1 compiled program. Differs from `gabor.py` in these sizes, 4,000 steps,
+(3 L1 + no penalty) x 2 seeds = 8 members in 1 compiled program. Differs from `gabor.py` in these sizes, in 4,000 steps,
 three coefficients, two seeds and 200 random rows.
 
-Result: hardly. At L1 1.5 a Gabor function fits with median r2 .80, but only 5 % of live rows are Gabor-like, and one
-bin of orientation is empty; the four other claims hold. What is missing is localisation (7 % of the rows): on 8x8
-pixels most envelopes are longer than a third of the patch. (2 CPU cores: 20 s.)
+Result: hardly. At L1 1.5 a Gabor function fits with median r2 .80, but only 5 % of the live rows are Gabor-like, and
+one bin of orientation is empty; the four other claims hold. The rows lack localisation (7 % have it): on 8x8 pixels
+most envelopes are longer than a third of the patch. (2 CPU cores: 20 s.)
 
     sae run sweeps/papers/gabor_small.py
 """

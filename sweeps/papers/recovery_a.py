@@ -2,20 +2,21 @@
 
 P2 of the paper suite: Sharkey, Braun & Millidge 2022, "Taking features out of superposition with sparse autoencoders";
 HoagyC's replication 2023; Heap et al. 2025 (arXiv 2501.17727), Fig. 4. Generator A: 512 features in 256 dimensions, 5
-active, feature i in proportion to .99^i. Encoder bias, ReLU, no decoder bias, decoder rows of norm 1.
+active, feature i with a frequency proportional to .99^i. Encoder bias, ReLU, no decoder bias, decoder rows of norm 1.
 
-4 widths x 9 L1 x 2 seeds = 72 members in 4 compiled programs. Differs from the papers: the coefficient is of the sum
-of latents beside a squared error summed over dimensions (the suite's form); two seeds, so that the run is affordable,
-and with two an interval reaches from one to the other; magnitudes are uniform, as the suite has it. Only of (a) the
-suite says D/G >= 1; (b), (c), (e) and (f) are read so too, as there is no zone where features cannot be found.
+4 widths x 9 L1 x 2 seeds = 72 members in 4 compiled programs. Differences from the papers: the coefficient multiplies
+the sum of latents, beside a squared error summed over dimensions (the suite's form); magnitudes are uniform, as in the
+suite; two seeds keep the run affordable, and an interval then reaches from one to the other. The suite states D/G >= 1
+for (a) only; (b), (c), (e) and (f) are read so too, as there is no zone where features cannot be found.
 
-On this grid neighbours are half a decade apart, 3.16: in (g) a peak that varies at most threefold does not vary at all.
-(e) may be out of reach by ties, which share their rank: a fraction that is 0 at six of 9 coefficients and rises at the
-others has a Spearman of .84, at five .91 (of 17 in the small tier: at ten .89, at nine .92).
+Neighbours on this grid are half a decade apart, a factor of 3.16: in (g) a peak that varies at most threefold does not
+vary at all. Ties may put (e) out of reach, as they share their rank: a fraction that is 0 at six of 9 coefficients and
+rises at the others has a Spearman of .84, and of .91 if it is 0 at five (small tier, 17 coefficients: .89 if at ten,
+.92 if at nine).
 
 Result: 8 of 10 claims hold. 512, 1,024 and 2,048 latents find the features (weighted MMCS .996 and more, at .1).
 Misses: (b) with 512 latents MMCS is above .9 at one coefficient only, as the rarest features are not found; (e) with
-2,048 the spare latents die from 1.7 decades below the peak on. (2 CPU cores: 54 min beside other work.)
+2,048 latents the spare ones die from 1.7 decades below the peak on. (2 CPU cores: 54 min beside other work.)
 
     sae run sweeps/papers/recovery_a.py
 """
@@ -57,11 +58,11 @@ base = Experiment(
 
 
 def claims(features: int, widths: tuple[int, ...], best: str) -> tuple[Claim, ...]:
-    """Clauses (a) to (g) of P2, of `eval/mmcs` but where (a) reads `best`.
+    """The claims (a) to (g) of P2. All read `eval/mmcs`, except that (a) reads `best`.
 
-    (a), (b), (c) and (e) are of every width of at least as many latents as features: a zone of coefficients has a
-    beginning, an end and a peak only where the features can be found, which (d) denies of half as many. (f) is of those
-    of them with a width twice as large in the sweep, (g) of 1, 2 and 4 latents a feature.
+    (a), (b), (c) and (e) cover every width with at least as many latents as features: a zone of coefficients has a
+    beginning, an end and a peak only if the features can be found, which (d) denies for half as many latents. (f)
+    covers those of the widths whose double is in the sweep too, (g) covers 1, 2 and 4 latents per feature.
     """
     arm = lambda chosen: Arm(along="penalty.l1", where={"d_sae": tuple(chosen)})
     enough = arm(width for width in widths if width >= features)
@@ -136,7 +137,7 @@ def figures(*more: str) -> tuple:
 
 
 def answer(metric: str) -> Best:
-    """The best coefficient of each width."""
+    """The best coefficient of each width, by one metric."""
     also = ("eval/mmcs", "eval/mmcs_weighted", "eval/mmcs_chance", "analysis/mmcs_larger", "eval/l0", "eval/fvu")
     return Best(
         metric=metric,

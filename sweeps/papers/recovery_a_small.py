@@ -1,16 +1,18 @@
 """Does an L1 autoencoder recover features in superposition, frequencies unequal? Small: 128 features, 64 dimensions.
 
-The small tier of P2, generator A: 3 active features of 128, the most frequent 3.6 times as frequent as the least. The
-clauses and what they read are those of `recovery_a.py`; on this finer grid (b) asks for half as wide a zone.
+The small tier of P2, generator A: 3 of 128 features are active, the most frequent 3.6 times as often as the rarest. The
+claims and what they read are those of `recovery_a.py`; on this finer grid, (b) asks for a zone half as wide.
 
 5 widths x 17 L1 x 2 seeds = 170 members in 5 compiled programs. Differs from the full tier in the suite's small sizes
-and a grid of a quarter of a decade between neighbours; and, so that it takes about two minutes, in 1,600 steps of
-64 examples at a learning rate of .007 that falls to 0 over the second half. Rate and batch were chosen by the MMCS that
-1,024 latents reach in so short a time, of another seed; so fast a rate kills some of these at every coefficient.
+and in a grid whose neighbours are a quarter of a decade apart. To take about two minutes it also trains for 1,600 steps
+of 64 examples, at a learning rate of .007 that falls to 0 over the second half. Rate and batch size were chosen, with
+another seed, by the MMCS that 1,024 latents reach in so short a time; so fast a rate kills some of these latents at
+every coefficient.
 
-Result: with as many latents as features or more the best weighted MMCS is .971 to .999, at L1 .18 to .32. Seven claims
-of ten hold. Misses: (d) half as many latents reach .71; (e) with 128 latents the Spearman is .87, as the dead fraction
-is 0 at most coefficients; (f) with 512 latents, MMCS in 1,024 follows the truth at .64. (2 CPU cores: 1 min 45 s.)
+Result: with at least as many latents as features, the best weighted MMCS is .971 to .999, at L1 .18 to .32. Seven of
+ten claims hold. Misses: (d) half as many latents reach .71; (e) with 128 latents the Spearman is .87, as the dead
+fraction is 0 at most coefficients; (f) with 512 latents, MMCS in 1,024 follows the truth at .64. (2 CPU cores: 1 min
+45 s.)
 
     sae run sweeps/papers/recovery_a_small.py
 """

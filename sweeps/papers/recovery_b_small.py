@@ -1,13 +1,13 @@
 """Does an L1 autoencoder recover features in superposition, equally frequent? Small: 128 features, 64 dimensions.
 
-The small tier of P2, generator B: 3 active features of 128, the most frequent 2.6 times as frequent as the least. All
-else is `recovery_a_small.py`.
+The small tier of P2, generator B: 3 of 128 features are active, the most frequent 2.6 times as often as the rarest. All
+else is that of `recovery_a_small.py`.
 
 5 widths x 17 L1 x 2 seeds = 170 members in 5 compiled programs.
 
-Result: with as many latents as features or more the best MMCS is .988 to .999, at L1 .1 to .32. Seven claims of ten
+Result: with at least as many latents as features, the best MMCS is .988 to .999, at L1 .1 to .32. Seven of ten claims
 hold. Misses: (d) half as many latents reach .76; (f) with 512 latents, MMCS in 1,024 follows the truth at .64.
-Undecided: (g) the peak varies by 1.8 in one seed and 3.2 in the other. (2 CPU cores: 1 min 37 s.)
+Undecided: (g) the peak varies by a factor of 1.8 in one seed and 3.2 in the other. (2 CPU cores: 1 min 37 s.)
 
     sae run sweeps/papers/recovery_b_small.py
 """

@@ -1,8 +1,8 @@
 """Does L1 shrink what it recovers by as much as the closed form says? A third of the steps of `shrinkage.py`.
 
-5 L1 x 3 seeds = 15 members in 1 compiled program. Differs from `shrinkage.py` only in 2,000 steps, not 6,000.
+5 L1 x 3 seeds = 15 members in 1 compiled program. Differs from `shrinkage.py` only in its 2,000 steps instead of 6,000.
 
-Result: yes. γ is within .007 of it at every coefficient, the shift within .2 % of λ/2 (2 CPU cores: 12 s).
+Result: yes. γ is within .007 of it at every coefficient, the shift within .2 % of λ/2. (2 CPU cores: 12 s.)
 
     sae run sweeps/papers/shrinkage_small.py
 """

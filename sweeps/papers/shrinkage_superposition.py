@@ -1,12 +1,12 @@
 """In superposition, does L1 shrink what it recovers, and the more the larger its coefficient?
 
-P5 B of the paper suite, of L1 alone: Wright & Sharkey 2024; Rajamanoharan et al. 2024 (arXiv 2404.16014). P2's
-generator B: 128 features in 64 dimensions, 3 active, magnitudes U[0, 1); 128 and 256 latents, encoder bias, ReLU, no
-decoder bias, decoder rows of norm 1. γ is `eval/shrinkage`; the zone is every coefficient at which a member's MMCS with
+P5 B of the paper suite, for L1 alone: Wright & Sharkey 2024; Rajamanoharan et al. 2024 (arXiv 2404.16014). Generator B
+of P2: 128 features in 64 dimensions, 3 active, magnitudes U[0, 1); 128 and 256 latents, encoder bias, ReLU, no decoder
+bias, decoder rows of norm 1. γ is `eval/shrinkage`; the zone holds every coefficient at which the MMCS of a member with
 the true features is at least .9.
 
-2 widths x 13 L1 x 3 seeds = 78 members in 2 compiled programs. Gated, TopK, BatchTopK and JumpReLU, the other half of
-the claim, are not here.
+2 widths x 13 L1 x 3 seeds = 78 members in 2 compiled programs. The other half of the claim, on Gated, TopK, BatchTopK
+and JumpReLU, is left out.
 
 Result: γ falls with the coefficient (Spearman -.99), but is .96 and .98 where the zone begins, not .95. (2 CPU cores:
 7 min.)

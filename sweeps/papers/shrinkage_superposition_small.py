@@ -1,10 +1,10 @@
 """In superposition, does L1 shrink what it recovers, and the more the larger its coefficient? One width, fewer steps.
 
-13 L1 x 3 seeds = 39 members in 1 compiled program. Differs from `shrinkage_superposition.py` in 128 latents alone and
-2,000 steps of 128 examples at five times the learning rate, which falls to 0 over the second half.
+13 L1 x 3 seeds = 39 members in 1 compiled program. Differs from `shrinkage_superposition.py` in having 128 latents only
+and 2,000 steps of 128 examples, at five times the learning rate, which falls to 0 over the second half.
 
-Result: it falls with the coefficient (Spearman -.99), and is .93 at the best MMCS (.996, L1 .1). A miss: at the zone's
-lower end it is .952, not .95 or less (2 CPU cores: 18 s).
+Result: γ falls with the coefficient (Spearman -.99) and is .93 at the best MMCS (.996, L1 .1). A miss: at the lower end
+of the zone it is .952, not .95 or less. (2 CPU cores: 18 s.)
 
     sae run sweeps/papers/shrinkage_superposition_small.py
 """
