@@ -20,22 +20,23 @@ from sae.analysis.members import stack
 from sae.core.model import Sae
 from sae.core.types import Array, UserError, definition
 from sae.methods.activations import Relu
+from sae.methods.contract import Activation
 
 
 @definition
-class Linear:
+class Linear(Activation):
     """Latents are the pre-activations: no nonlinearity."""
 
-    def __call__(self, pre_acts: Array) -> Array:
+    def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """[d_sae, batch] -> the same."""
         return pre_acts
 
 
 @definition
-class Nearest:
+class Nearest(Activation):
     """1 for the largest pre-activation of each example, 0 for the others."""
 
-    def __call__(self, pre_acts: Array) -> Array:
+    def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """[d_sae, batch] -> [d_sae, batch], one 1 per column."""
         return jax.nn.one_hot(jnp.argmax(pre_acts, axis=0), pre_acts.shape[0], axis=0)
 
