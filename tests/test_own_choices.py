@@ -321,7 +321,7 @@ WRONG = {
         "penalty", lambda: OldPenalty(),
     ),
     "activation: got WrongBase.*, allowed: .* derived from sae.Activation": ("activation", lambda: WrongBase()),
-    "activation: got .*Undecorated.*, allowed: .* Undecorated decorated with sae.definition": (
+    "activation: got .*, allowed: .* or Undecorated decorated with sae.definition": (
         "activation", lambda: Undecorated(),
     ),
     "activation: got .*Relu.*, allowed: .*, or an instance, Relu": ("activation", lambda: sae.Relu),
