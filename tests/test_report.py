@@ -19,7 +19,7 @@ from sae import AtMatched, Digits, Sweep, UserError, grid, replace
 from sae.cli.main import main as cli
 from sae.report import captions, data, dictionaries, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
-from sae.runner.run import run as runner
+from sae.runner import run as runner
 from sae.store import folder as folders
 from sae.store import storage
 from sae.study import definition_files as loading
@@ -148,15 +148,6 @@ def test_dictionaries_show_the_examples_that_activate_each_latent_most(results):
     assert shown.image_shape == (8, 8)
 
 
-def test_images_lie_in_rows_and_are_scaled_by_their_own_range():
-    tiles = dictionaries.tiles(
-        np.array([[-1.0, 0, 1, 0], [0, 0, 0, 9]]), (2, 2), np.array([-1.0, -9]), np.array([1.0, 9])
-    )
-    assert tiles.tolist() == [[[0, 128], [255, 128]], [[128, 128], [128, 255]]]
-    sheet = dictionaries.sheet(np.stack([tiles[0], tiles[1], tiles[0]]), 2)
-    assert sheet.shape == (4, 4) and (sheet[:2, 2:] == tiles[1]).all() and (sheet[2:, 2:] == 0).all()
-
-
 def test_every_figure_is_there_in_plotly_for_a_notebook(results):
     shown = [results.frontier(), results.heatmap(metric="eval/l0"), results.parallel(), results.matched(at=(5,))]
     shown += [results.curves([0, 3]), results.firing_rates([0]), results.profile(metric="eval/l0", x="penalty.l1")]
@@ -168,6 +159,17 @@ def test_every_figure_is_there_in_plotly_for_a_notebook(results):
         results.frontier(z=1)
     with pytest.raises(UserError, match="no metric 'eval/lo'"):
         results.frontier(y="eval/lo")
+
+
+def test_a_notebook_draws_any_definition_and_only_members_that_are_there(results):
+    assert type(results) is type(sae.load(results.folder)) is sae.Results
+    shown = results.draw(Curves(), [3, 0], metrics=("train/mse",))
+    assert [trace.name for trace in shown.data] == ["member 3", "member 0"]
+    assert shown.layout.yaxis.title.text == "mse"
+    with pytest.raises(UserError, match="got member 99, allowed: .* 0-23"):
+        results.curves([0, 99])
+    with pytest.raises(UserError, match="got Dictionaries, allowed: "):
+        results.draw(Dictionaries)
 
 
 def test_figures_for_a_paper_lie_beside_the_page(page, results):
@@ -325,6 +327,63 @@ def test_runs_side_by_side_keep_their_names(page, results, browser, tmp_path):
     assert browser.js(
         "[...document.querySelectorAll('#frontier-l0-fvu .legendtext')].map((n) => n.textContent)[0]"
     ) == ("L1, d_sae 32, run other")
+    assert browser.errors == [] and browser.requests == []
+
+
+MARKUP = '<b>x</b><img src=x onerror="bad=1"></script><!--<script>bad=1</script> $x$ &amp;'
+
+
+@pytest.fixture(scope="module")
+def marked(results, tmp_path_factory):
+    """Two runs in whose folders every text holds markup, as their page: the names of folders, choices and packages."""
+    folders_of_runs = [tmp_path_factory.mktemp("marked") / f"{name}<b>$y$<i>" for name in "ab"]
+    for folder in folders_of_runs:
+        shutil.copytree(results.folder, folder, ignore=shutil.ignore_patterns("report*"))
+        path = folder / "definition.json"
+        definition = json.loads(path.read_text())
+        for number, flat in enumerate(definition["members"]):
+            flat |= {"revival": MARKUP + str(number % 2)}
+        for name in ("name", "question", "started", "git_commit", "host", "python"):
+            definition[name] = MARKUP
+        definition |= {"command": ["sae", MARKUP], "packages": {MARKUP: MARKUP}}
+        definition["device"] |= {"kind": MARKUP, "platform": MARKUP}
+        path.write_text(json.dumps(definition))
+        for cohort in sae.load(folder).cohorts:
+            table = cohort.members()
+            cohort.finish(table.assign(revival=[MARKUP + str(number % 2) for number in table["member"]]))
+    page = folders_of_runs[0].parent / 'both"<b>.html'
+    shown = collect([sae.load(folder) for folder in folders_of_runs])
+    write_page(shown, page)
+    return page, shown
+
+
+def test_a_papers_figures_show_dollars_as_they_are(marked, tmp_path):
+    _, shown = marked
+    frontier = next(figure for figure, _ in shown.drawn if isinstance(figure, Frontier))
+    canvas = paper.paint(frontier, shown.runs.sound, shown.history, shown.runs.rates, shown.chosen)
+    paper.save(canvas, tmp_path / "frontier")
+    assert "$y$" in (tmp_path / "frontier.svg").read_text()
+
+
+@needs_chromium
+def test_nothing_in_a_run_folder_becomes_markup(marked, browser):
+    page, shown = marked
+    browser.open(page)
+    draw_all(browser)
+    assert browser.js("typeof bad") == "undefined"
+    assert browser.js("document.querySelectorAll('img[src=x]').length") == 0
+    assert browser.js("document.querySelectorAll('script').length") == 3
+    assert browser.js("document.querySelector('h1').textContent") == MARKUP
+    facts = browser.js("document.querySelector('#run').textContent")
+    assert facts.count(MARKUP) >= 2 * 7
+    # plotly's own tags make spans of bold or italic text
+    texts = "[...document.querySelectorAll('.plot text')]"
+    assert browser.js(f"{texts}.some((n) => n.textContent.includes('<b>x</b>'))")
+    assert browser.js(f"{texts}.flatMap((n) => [...n.querySelectorAll('[style*=bold], [style*=italic]')]).length") == 0
+    member = shown.runs.members.at[shown.chosen[0], "member"]
+    names = browser.js("[...document.querySelectorAll('#curves .legendtext')].map((n) => n.textContent)")
+    assert names[0] == f"member {member}" and "<b>" in member
+    assert browser.js("document.querySelector('figcaption a').getAttribute('href')").startswith("both%22%3Cb%3E/")
     assert browser.errors == [] and browser.requests == []
 
 
