@@ -58,7 +58,7 @@ def test_mmcs_larger_on_dictionaries_made_by_hand():
     status = ["finished"] * 7 + ["diverged"]
     found = MmcsLarger()(results(members, saes, status))["analysis/mmcs_larger"]
     assert len(found) == 7 and np.isnan(found[2]) and found[3] == pytest.approx(0, abs=1e-5)
-    with pytest.raises(UserError, match="no member has another of twice its latents"):
+    with pytest.raises(UserError, match="no member has another with twice its latents"):
         MmcsLarger()(results(members[:4], saes[:4]))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import sae
 from sae import AtMatched, Digits, Sweep, UserError, grid, replace
-from sae.cli.main import main as cli
+from sae.cli import main as cli
 from sae.report import captions, data, dictionaries, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
 from sae.runner import run as runner
