@@ -16,7 +16,7 @@ BASE = Experiment(name="by hand", data=Orthonormal(d_in=8), d_sae=2, n_steps=1, 
 
 
 def results(members, saes, status=None, **columns):
-    """Results of members and their autoencoders: one cohort a width."""
+    """Results with these members and autoencoders: one cohort per width."""
     flats = [flatten(member) for member in members]
     table = pd.DataFrame(flats).rename_axis("member").reset_index()
     table = table.assign(cohort=table["d_sae"], status=status or "finished", **columns)

@@ -114,7 +114,7 @@ def test_bands_are_bootstrap_intervals_of_means_over_seeds():
 
 
 def test_a_line_without_numbers_is_drawn_as_nothing():
-    """As of a measure that a width has no answer to."""
+    """A measure may have no answer for some width."""
     members = pd.DataFrame({"penalty.l1": [0.1, 0.1, 1.0], "seed": [0, 1, 0], "analysis/x": [np.nan] * 3, "d_sae": 8})
     (line,) = data.lines(members, ["penalty.l1"], ["d_sae"])
     means = line.means("penalty.l1", "analysis/x")
@@ -255,7 +255,7 @@ def browser():
 
 
 def draw_all(browser):
-    """Scroll through, so that every figure comes into view, and wait until all are drawn."""
+    """Scroll every figure into view and wait until all are drawn."""
     browser.js("document.querySelectorAll('.plot').forEach((node) => node.scrollIntoView({behavior: 'instant'}))")
     for i in range(browser.js("document.querySelectorAll('.plot').length")):
         browser.js(f"document.querySelectorAll('.plot')[{i}].scrollIntoView({{behavior: 'instant'}})")
@@ -335,7 +335,7 @@ MARKUP = '<b>x</b><img src=x onerror="bad=1"></script><!--<script>bad=1</script>
 
 @pytest.fixture(scope="module")
 def marked(results, tmp_path_factory):
-    """Two runs in whose folders every text holds markup, as their page: the names of folders, choices and packages."""
+    """(the page, its contents) of two runs whose folders hold markup in every text, and whose names hold some too."""
     folders_of_runs = [tmp_path_factory.mktemp("marked") / f"{name}<b>$y$<i>" for name in "ab"]
     for folder in folders_of_runs:
         shutil.copytree(results.folder, folder, ignore=shutil.ignore_patterns("report*"))
@@ -388,7 +388,7 @@ def test_nothing_in_a_run_folder_becomes_markup(marked, browser):
 
 
 def large(results, folder, n=500, points=200):
-    """A folder as a run of n members and so many log points leaves it, of numbers made up."""
+    """The folder of a run with n members and `points` log points each, of made-up numbers."""
     base = sae.Experiment(name="large", data=Digits(), d_sae=32, n_steps=points)
     members = grid(base, {"penalty.l1": np.geomspace(1e-3, 10, n // 10), "seed": range(10)})
     files = storage.CohortFiles(folder, 0)
@@ -426,6 +426,6 @@ def test_five_hundred_members_of_two_hundred_points_are_under_15_mb_and_open(res
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_figure_of_a_sweep_has_a_name_of_its_own(path):
-    """It names files and places on the page: two profiles of one metric once shared one."""
+    """The name is used for files and for places on the page; two profiles of one metric once shared one."""
     names = [captions.slug(figure) for figure in as_sweep(loading.load_file(path)).figures]
     assert len(set(names)) == len(names)
