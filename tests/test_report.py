@@ -357,6 +357,7 @@ def marked(results, tmp_path_factory):
     return page, shown
 
 
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # the legend is wider than the figure
 def test_a_papers_figures_show_dollars_as_they_are(marked, tmp_path):
     _, shown = marked
     frontier = next(figure for figure, _ in shown.drawn if isinstance(figure, Frontier))
