@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from sae.core import metrics
 from sae.core.model import Sae, unit_rows
 from sae.core.types import Array, Key, UserError
 from sae.data import Orthonormal
-from sae.data.source import Sampler
 from sae.store.results import Results
 
 
@@ -138,7 +137,7 @@ class Shrinkage:
         def ask(saes: Sae, data: Data, table: pd.DataFrame) -> dict[str, Any]:
             if not isinstance(data.source, Orthonormal):
                 raise UserError(f"Shrinkage: got data of {type(data.source).__name__}, allowed: Orthonormal")
-            sampler = cast(Sampler, data.rows)  # as Orthonormal loads it
+            sampler = data.source.load()
             x = sampler.sample(jax.random.key(self.seed), self.n)
             found = members.each(shift, saes, x, jnp.asarray(sampler.features))
             l1 = table["penalty.l1"].to_numpy(float)
