@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over its DevTools protocol: what a page logs, asks for, and looks like."""
+"""A headless Chromium, driven over its DevTools protocol: what a page logs, requests and looks like."""
 
 import base64
 import itertools
@@ -22,7 +22,7 @@ FLAGS = (
 
 
 class Browser:
-    """One tab. `errors` and `requests` hold what it logged as an error and asked a network for, since `open`."""
+    """One tab. `errors` holds what it has logged as errors since `open`, `requests` the addresses it has asked for."""
 
     def __enter__(self):
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -49,7 +49,7 @@ class Browser:
         self._folder.cleanup()
 
     def send(self, method: str, **params):
-        """Call a method and give its result; what the page reports meanwhile is kept."""
+        """Call a DevTools method and return its result; events that arrive meanwhile are noted."""
         call = {"id": next(self._ids), "method": method, "params": params}
         self._socket.send(json.dumps(call | ({"sessionId": self._session} if self._session else {})))
         while (answer := json.loads(self._socket.recv())).get("id") != call["id"]:
@@ -58,7 +58,7 @@ class Browser:
         return answer["result"]
 
     def open(self, path: Path, width: int = 1200, height: int = 900, dark: bool = False, hash: str = "") -> None:
-        """Show a file in a window of a size; returns once it is loaded."""
+        """Open a file in a window of this size; return once it is loaded."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.send("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -69,26 +69,26 @@ class Browser:
         self.wait("document.readyState === 'complete'")
 
     def js(self, expression: str):
-        """The value of an expression in the page; a promise is waited for."""
+        """The value of an expression in the page; the value of a promise once it is settled."""
         result = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 120) -> None:
-        """Until a condition holds in the page."""
+        """Wait until a condition holds in the page."""
         deadline = time.monotonic() + seconds
         while not self.js(condition):
             assert time.monotonic() < deadline, f"never: {condition}; {self.errors}"
             time.sleep(0.05)
 
     def click(self, x: float, y: float) -> None:
-        """A click of the mouse at a place in the window."""
+        """Click the mouse at a place in the window."""
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def screenshot(self, path: Path) -> None:
-        """A PNG of the window."""
+        """Write a PNG of the window."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
     def _note(self, method: str, params: dict) -> None:

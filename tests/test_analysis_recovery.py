@@ -16,7 +16,7 @@ BASE = Experiment(name="by hand", data=Orthonormal(d_in=8), d_sae=2, n_steps=1, 
 
 
 def results(members, saes, status=None, **columns):
-    """Results of members and their autoencoders: one cohort a width."""
+    """Results with these members and autoencoders: one cohort per width."""
     flats = [flatten(member) for member in members]
     table = pd.DataFrame(flats).rename_axis("member").reset_index()
     table = table.assign(cohort=table["d_sae"], status=status or "finished", **columns)
@@ -58,7 +58,7 @@ def test_mmcs_larger_on_dictionaries_made_by_hand():
     status = ["finished"] * 7 + ["diverged"]
     found = MmcsLarger()(results(members, saes, status))["analysis/mmcs_larger"]
     assert len(found) == 7 and np.isnan(found[2]) and found[3] == pytest.approx(0, abs=1e-5)
-    with pytest.raises(UserError, match="no member has another of twice its latents"):
+    with pytest.raises(UserError, match="no member has another with twice its latents"):
         MmcsLarger()(results(members[:4], saes[:4]))
 
 

@@ -100,7 +100,9 @@ def test_a_finished_run_is_not_run_again_and_another_definition_is_refused(tiny_
     before = Path("runs/tiny/members.parquet").stat().st_mtime_ns
     code, _, err = sae_run(capsys, tiny_file, "--wandb", "off")
     assert code == 0 and "finished already" in err
-    assert "penalty.l1 of member 0 is 0.1 there and 0.3 here" in fails(capsys, tiny_file, "--penalty.l1", "0.3")
+    assert "penalty.l1 of member 0 is 0.1 in the folder and 0.3 in the sweep" in fails(
+        capsys, tiny_file, "--penalty.l1", "0.3"
+    )
     assert Path("runs/tiny/members.parquet").stat().st_mtime_ns == before
     code, _, err = sae_run(capsys, tiny_file, "--wandb", "off", "--penalty.l1", "0.3", "--fresh")
     assert code == 0 and "moved the older run aside" in err

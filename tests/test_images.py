@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sae.report import images
 from sae.report.images import DEAD_GREY, LINE, dictionary_grid
 
 
@@ -41,3 +42,25 @@ def test_colours_scale_and_values_that_are_no_numbers():
     assert grid.shape == (4, 4, 3)
     np.testing.assert_array_equal(grid[1, 1], [255, 1, 128])
     np.testing.assert_array_equal(grid[0, 2], 128)
+
+
+def test_latents_without_a_rate_come_last_and_equal_rates_keep_their_order():
+    order = images.most_active_first(np.array([[0.5, np.nan, 0.5, 0.9], [0, 0, 0.1, 0]]))
+    assert order.tolist() == [[3, 0, 2, 1], [2, 0, 1, 3]]
+
+
+def test_a_sheet_has_gaps_beside_its_tiles_and_dead_tiles_stand_about_a_grey_of_their_own():
+    rows = np.array([[1.0, -1], [1, -1], [1, -1]])
+    tiles = images.directions(rows, (1, 2), np.array([False, True, False]), dead_grey=200)
+    assert tiles.tolist() == [[[255, 1]], [[232, 168]], [[255, 1]]]
+    sheet = images.sheet(tiles, 2, scale=2, gap=1, empty=9)
+    assert sheet.shape == (6, 10)
+    assert sheet[0].tolist() == [255, 255, 1, 1, 9, 232, 232, 168, 168, 9]
+    assert (sheet[2] == 9).all() and (sheet[3:, 5:] == 9).all() and (sheet[:2] == sheet[0]).all()
+
+
+def test_images_lie_in_rows_and_are_scaled_by_their_own_range():
+    tiles = images.tiles(np.array([[-1.0, 0, 1, 0], [0, 0, 0, 9]]), (2, 2), np.array([-1.0, -9]), np.array([1.0, 9]))
+    assert tiles.tolist() == [[[0, 128], [255, 128]], [[128, 128], [128, 255]]]
+    sheet = images.sheet(np.stack([tiles[0], tiles[1], tiles[0]]), 2)
+    assert sheet.shape == (4, 4) and (sheet[:2, 2:] == tiles[1]).all() and (sheet[2:, 2:] == 0).all()

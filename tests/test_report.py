@@ -16,10 +16,10 @@ from PIL import Image
 
 import sae
 from sae import AtMatched, Digits, Sweep, UserError, grid, replace
-from sae.cli.main import main as cli
+from sae.cli import main as cli
 from sae.report import captions, data, dictionaries, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
-from sae.runner.run import run as runner
+from sae.runner import run as runner
 from sae.store import folder as folders
 from sae.store import storage
 from sae.study import definition_files as loading
@@ -114,7 +114,7 @@ def test_bands_are_bootstrap_intervals_of_means_over_seeds():
 
 
 def test_a_line_without_numbers_is_drawn_as_nothing():
-    """As of a measure that a width has no answer to."""
+    """A measure may have no answer for some width."""
     members = pd.DataFrame({"penalty.l1": [0.1, 0.1, 1.0], "seed": [0, 1, 0], "analysis/x": [np.nan] * 3, "d_sae": 8})
     (line,) = data.lines(members, ["penalty.l1"], ["d_sae"])
     means = line.means("penalty.l1", "analysis/x")
@@ -148,15 +148,6 @@ def test_dictionaries_show_the_examples_that_activate_each_latent_most(results):
     assert shown.image_shape == (8, 8)
 
 
-def test_images_lie_in_rows_and_are_scaled_by_their_own_range():
-    tiles = dictionaries.tiles(
-        np.array([[-1.0, 0, 1, 0], [0, 0, 0, 9]]), (2, 2), np.array([-1.0, -9]), np.array([1.0, 9])
-    )
-    assert tiles.tolist() == [[[0, 128], [255, 128]], [[128, 128], [128, 255]]]
-    sheet = dictionaries.sheet(np.stack([tiles[0], tiles[1], tiles[0]]), 2)
-    assert sheet.shape == (4, 4) and (sheet[:2, 2:] == tiles[1]).all() and (sheet[2:, 2:] == 0).all()
-
-
 def test_every_figure_is_there_in_plotly_for_a_notebook(results):
     shown = [results.frontier(), results.heatmap(metric="eval/l0"), results.parallel(), results.matched(at=(5,))]
     shown += [results.curves([0, 3]), results.firing_rates([0]), results.profile(metric="eval/l0", x="penalty.l1")]
@@ -168,6 +159,17 @@ def test_every_figure_is_there_in_plotly_for_a_notebook(results):
         results.frontier(z=1)
     with pytest.raises(UserError, match="no metric 'eval/lo'"):
         results.frontier(y="eval/lo")
+
+
+def test_a_notebook_draws_any_definition_and_only_members_that_are_there(results):
+    assert type(results) is type(sae.load(results.folder)) is sae.Results
+    shown = results.draw(Curves(), [3, 0], metrics=("train/mse",))
+    assert [trace.name for trace in shown.data] == ["member 3", "member 0"]
+    assert shown.layout.yaxis.title.text == "mse"
+    with pytest.raises(UserError, match="got member 99, allowed: .* 0-23"):
+        results.curves([0, 99])
+    with pytest.raises(UserError, match="got Dictionaries, allowed: "):
+        results.draw(Dictionaries)
 
 
 def test_figures_for_a_paper_lie_beside_the_page(page, results):
@@ -253,7 +255,7 @@ def browser():
 
 
 def draw_all(browser):
-    """Scroll through, so that every figure comes into view, and wait until all are drawn."""
+    """Scroll every figure into view and wait until all are drawn."""
     browser.js("document.querySelectorAll('.plot').forEach((node) => node.scrollIntoView({behavior: 'instant'}))")
     for i in range(browser.js("document.querySelectorAll('.plot').length")):
         browser.js(f"document.querySelectorAll('.plot')[{i}].scrollIntoView({{behavior: 'instant'}})")
@@ -328,8 +330,66 @@ def test_runs_side_by_side_keep_their_names(page, results, browser, tmp_path):
     assert browser.errors == [] and browser.requests == []
 
 
+MARKUP = '<b>x</b><img src=x onerror="bad=1"></script><!--<script>bad=1</script> $x$ &amp;'
+
+
+@pytest.fixture(scope="module")
+def marked(results, tmp_path_factory):
+    """(the page, its contents) of two runs whose folders hold markup in every text, and whose names hold some too."""
+    folders_of_runs = [tmp_path_factory.mktemp("marked") / f"{name}<b>$y$<i>" for name in "ab"]
+    for folder in folders_of_runs:
+        shutil.copytree(results.folder, folder, ignore=shutil.ignore_patterns("report*"))
+        path = folder / "definition.json"
+        definition = json.loads(path.read_text())
+        for number, flat in enumerate(definition["members"]):
+            flat |= {"revival": MARKUP + str(number % 2)}
+        for name in ("name", "question", "started", "git_commit", "host", "python"):
+            definition[name] = MARKUP
+        definition |= {"command": ["sae", MARKUP], "packages": {MARKUP: MARKUP}}
+        definition["device"] |= {"kind": MARKUP, "platform": MARKUP}
+        path.write_text(json.dumps(definition))
+        for cohort in sae.load(folder).cohorts:
+            table = cohort.members()
+            cohort.finish(table.assign(revival=[MARKUP + str(number % 2) for number in table["member"]]))
+    page = folders_of_runs[0].parent / 'both"<b>.html'
+    shown = collect([sae.load(folder) for folder in folders_of_runs])
+    write_page(shown, page)
+    return page, shown
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # the legend is wider than the figure
+def test_a_papers_figures_show_dollars_as_they_are(marked, tmp_path):
+    _, shown = marked
+    frontier = next(figure for figure, _ in shown.drawn if isinstance(figure, Frontier))
+    canvas = paper.paint(frontier, shown.runs.sound, shown.history, shown.runs.rates, shown.chosen)
+    paper.save(canvas, tmp_path / "frontier")
+    assert "$y$" in (tmp_path / "frontier.svg").read_text()
+
+
+@needs_chromium
+def test_nothing_in_a_run_folder_becomes_markup(marked, browser):
+    page, shown = marked
+    browser.open(page)
+    draw_all(browser)
+    assert browser.js("typeof bad") == "undefined"
+    assert browser.js("document.querySelectorAll('img[src=x]').length") == 0
+    assert browser.js("document.querySelectorAll('script').length") == 3
+    assert browser.js("document.querySelector('h1').textContent") == MARKUP
+    facts = browser.js("document.querySelector('#run').textContent")
+    assert facts.count(MARKUP) >= 2 * 7
+    # plotly's own tags make spans of bold or italic text
+    texts = "[...document.querySelectorAll('.plot text')]"
+    assert browser.js(f"{texts}.some((n) => n.textContent.includes('<b>x</b>'))")
+    assert browser.js(f"{texts}.flatMap((n) => [...n.querySelectorAll('[style*=bold], [style*=italic]')]).length") == 0
+    member = shown.runs.members.at[shown.chosen[0], "member"]
+    names = browser.js("[...document.querySelectorAll('#curves .legendtext')].map((n) => n.textContent)")
+    assert names[0] == f"member {member}" and "<b>" in member
+    assert browser.js("document.querySelector('figcaption a').getAttribute('href')").startswith("both%22%3Cb%3E/")
+    assert browser.errors == [] and browser.requests == []
+
+
 def large(results, folder, n=500, points=200):
-    """A folder as a run of n members and so many log points leaves it, of numbers made up."""
+    """The folder of a run with n members and `points` log points each, of made-up numbers."""
     base = sae.Experiment(name="large", data=Digits(), d_sae=32, n_steps=points)
     members = grid(base, {"penalty.l1": np.geomspace(1e-3, 10, n // 10), "seed": range(10)})
     files = storage.CohortFiles(folder, 0)
@@ -367,6 +427,6 @@ def test_five_hundred_members_of_two_hundred_points_are_under_15_mb_and_open(res
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_figure_of_a_sweep_has_a_name_of_its_own(path):
-    """It names files and places on the page: two profiles of one metric once shared one."""
+    """The name is used for files and for places on the page; two profiles of one metric once shared one."""
     names = [captions.slug(figure) for figure in as_sweep(loading.load_file(path)).figures]
     assert len(set(names)) == len(names)

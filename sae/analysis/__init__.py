@@ -1,15 +1,17 @@
-"""What a trained autoencoder does, asked in a notebook: one file per question, on `sae.load(DIR).sae(i)` and arrays.
+"""What a trained autoencoder does: one file per question, for notebooks and for the measures of a sweep.
 
-| file | asks |
+| file | question |
 |---|---|
-| `denoising` | does it take out noise, blobs and aberrant pixels? |
+| `denoising` | does it remove noise, blobs and aberrant pixels? |
 | `one_latent` | does one latent stand for a whole output? |
 | `copying` | is it a one-to-one mapping of pixels? |
 | `small_latents` | how many of the active latents are small? |
 | `recovery` | how alike are two dictionaries, and how much does L1 shrink what it recovers? |
 | `gabor` | are the decoder rows Gabor-like? |
-| `controls` | PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them |
-| `members` | the same question to many autoencoders at once |
 
-Functions are of one autoencoder and examples as rows [n, d_in]; `members.each` maps them over stacked ones.
+`controls` has PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them.
+`members` puts a question to many autoencoders at once, `ask` to all members of a run.
+
+Functions take one autoencoder (`sae.load(DIR).sae(i)`) and examples as rows [n, d_in]; `members.each` maps a function
+over stacked autoencoders.
 """

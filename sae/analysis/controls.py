@@ -1,4 +1,4 @@
-"""What an autoencoder must beat, each written as one: the same `encode`, `decode`, `W_dec`, so the same analyses.
+"""Controls: what an autoencoder must beat, each written as an autoencoder, so that the same analyses apply to it.
 
 | control | latents | x_hat |
 |---|---|---|
@@ -25,7 +25,7 @@ from sae.methods.contract import Activation
 
 @definition
 class Linear(Activation):
-    """Latents are the pre-activations: no nonlinearity."""
+    """No nonlinearity: latents are the pre-activations."""
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """[d_sae, batch] -> the same."""
@@ -65,16 +65,17 @@ def pca_of_each_rank(train: np.ndarray) -> Sae:
 
 
 def k_means(train: np.ndarray, k: int, seed: int = 0) -> Sae:
-    """The nearest of k centroids of train [n, d_in], by scikit-learn.
+    """x_hat is the nearest of k centroids of train [n, d_in], which scikit-learn finds.
 
-    Nearest is the largest of c·y - ‖c‖²/2, y = x - mean and c = centroid - mean: W_enc y + b_enc.
+    With y = x - mean and c = centroid - mean, the nearest centroid has the largest c·y - ‖c‖²/2 = W_enc y + b_enc.
     """
     train = np.asarray(train, np.float32)
     found = KMeans(n_clusters=k, n_init=4, random_state=seed).fit(train)
     mean = np.mean(train, axis=0, dtype=np.float64)
     c = found.cluster_centers_ - mean
     half = -0.5 * np.sum(c**2, axis=1)
-    return Sae(*(jnp.asarray(a, jnp.float32) for a in (c, half, c, mean)), Nearest())
+    W, b_enc, b_dec = (jnp.asarray(value, jnp.float32) for value in (c, half, mean))
+    return Sae(W, b_enc, W, b_dec, Nearest())
 
 
 def blur(image_shape: tuple[int, ...], sigma: float) -> Sae:
@@ -82,14 +83,14 @@ def blur(image_shape: tuple[int, ...], sigma: float) -> Sae:
     if len(image_shape) not in (2, 3):
         raise UserError(f"blur: got image_shape {image_shape}, allowed: (height, width) or (height, width, channels)")
     d_in = int(np.prod(image_shape))
-    points = np.eye(d_in).reshape(d_in, *image_shape)  # the blurred image of each single pixel
+    points = np.eye(d_in).reshape(d_in, *image_shape)  # an image of each single pixel
     blurred = scipy.ndimage.gaussian_filter(points, (0, sigma, sigma, 0)[: 1 + len(image_shape)])
     W_dec = jnp.asarray(blurred.reshape(d_in, d_in), jnp.float32)
     return Sae(jnp.eye(d_in), jnp.zeros(d_in), W_dec, jnp.zeros(d_in), Linear())
 
 
 def _components(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(components [min(n, d_in), d_in] by falling variance, mean [d_in])."""
+    """(principal components [min(n, d_in), d_in] in the order of falling variance, mean [d_in])."""
     found = PCA().fit(np.asarray(train, np.float64))
     return found.components_.astype(np.float32), found.mean_.astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""One function of one autoencoder, over many of them and over many examples, on the device.
+"""A function of one autoencoder, mapped over many autoencoders and many examples on the device.
 
 from sae.analysis import copying, members
 
@@ -23,7 +23,7 @@ EXAMPLES_AT_ONCE = 1024
 
 
 def stack(saes: Sequence[Sae]) -> Sae:
-    """Autoencoders of one shape -> one whose parameters have a leading member axis. Raises UserError for others."""
+    """Autoencoders of one activation and shape -> one with parameters [member, ...]. Raises UserError for others."""
     shapes = [sae.W_dec[...].shape for sae in saes]
     if len({(jax.tree.structure(sae), shape) for sae, shape in zip(saes, shapes, strict=True)}) != 1:
         unlike = sorted({f"{sae.activation} {list(shape)}" for sae, shape in zip(saes, shapes, strict=True)})
@@ -31,23 +31,23 @@ def stack(saes: Sequence[Sae]) -> Sae:
     return cohort.stack(saes)
 
 
-def each(function: Callable, members: Any, *shared, **static) -> Any:
-    """function(member, *shared, **static) for every member, one after another, in one compiled program.
+def each(function: Callable, members: Any, *shared: Any, **static: Any) -> Any:
+    """function(member, *shared, **static) of every member, one after another, in one compiled program.
 
-    members: a tree of leaves [member, ...], such as `stack` gives. Gives function's result, leaves [member, ...].
-    The program is compiled once for a function that is defined once (no fresh lambda) and the same shapes.
+    members: a tree of leaves [member, ...], such as `stack` gives. The result has leaves [member, ...]. The program is
+    compiled once per function and shapes, so pass a function that is defined once, not a fresh lambda.
     """
     return _each(members, shared, function=function, static=tuple(sorted(static.items())))
 
 
 @functools.partial(jax.jit, static_argnames=("function", "static"))
-def _each(members, shared, *, function, static):
+def _each(members: Any, shared: tuple, *, function: Callable, static: tuple[tuple[str, Any], ...]) -> Any:
     one = lambda member: function(member, *shared, **dict(static))
     return programs.over_members(one, members, Placement(lanes=1))
 
 
 def over_examples(function: Callable, *arrays: Array, at_once: int = EXAMPLES_AT_ONCE) -> Any:
-    """function of rows [b, ...] -> leaves [b, ...], applied to [n, ...] a part at a time: memory for one part only."""
+    """function of arrays [n, ...], applied to parts of `at_once` rows to save memory: leaves [n, ...]."""
     n = len(arrays[0])
     whole = n - n % at_once
     parts = [a[:whole].reshape(-1, at_once, *a.shape[1:]) for a in arrays]

@@ -1,7 +1,7 @@
 """Does one latent stand for a whole output? (Founding question, claim S2.)
 
-tau_1 is how much of an output its best latent explains alone. Where it is near 1, the latent that wins is a picture:
-is it one of the training images, and of one class?
+tau_1 is the share of an output that its best latent explains alone. Where it is near 1, the winning latent is a picture
+of the whole output. Is that picture a training image, and are its examples of one class?
 """
 
 import dataclasses
@@ -13,35 +13,36 @@ import jax.numpy as jnp
 import pandas as pd
 
 from sae.analysis import controls, members
-from sae.analysis.ask import by_cohort
+from sae.analysis.ask import Data, by_cohort
 from sae.analysis.members import over_examples
 from sae.core.model import Sae, unit_rows
 from sae.core.types import Array, Key, UserError
+from sae.store.results import Results
 
 
 @jax.jit
 def tau_1(sae: Sae, x: Array) -> tuple[Array, Array]:
-    """max over active j of cos²(x̂ - b_dec, W_dec_j) of each example of x [n, d_in] -> (tau_1 [n], that j [n]).
+    """Examples x [n, d_in] -> (tau_1 [n] = max over active latents j of cos²(x̂ - b_dec, W_dec_j), that j [n]).
 
-    0 where no latent is active. 1 where one is alone.
+    0 where no latent is active, 1 where only one is.
     """
     W = unit_rows(sae.W_dec[...])
 
-    def of(rows):
+    def best(rows: Array) -> tuple[Array, Array]:
         latents = sae.encode(rows)
         output = unit_rows(sae.decode(latents) - sae.b_dec[...])
         cosines = jnp.matmul(output, W.T, precision="highest")
         squares = jnp.where(latents != 0, cosines**2, 0)
         return jnp.max(squares, axis=1), jnp.argmax(squares, axis=1)
 
-    return over_examples(of, x)
+    return over_examples(best, x)
 
 
 @jax.jit
 def nearest_cosine(sae: Sae, train: Array) -> Array:
-    """max over training images x of cos(W_dec_j, x - b_dec), [d_sae]: what a latent adds to b_dec, beside an image.
+    """max over training images x of cos(W_dec_j, x - b_dec), [d_sae]: how near each latent is to a training image.
 
-    Both are without b_dec: two images share most of what they have in common with the mean image.
+    b_dec is subtracted because two images share most of what they have in common with the mean image.
     """
     images = unit_rows(train - sae.b_dec[...])
     best = lambda rows: jnp.max(jnp.matmul(rows, images.T, precision="highest"), axis=1)
@@ -49,10 +50,11 @@ def nearest_cosine(sae: Sae, train: Array) -> Array:
 
 
 def purity(winner: Array, counts: Array, labels: Array, d_sae: int, n_classes: int) -> Array:
-    """sum_j max_c n_jc / sum_jc n_jc, n_jc the examples of class c that latent j wins, []: purity of a clustering.
+    """The purity of a clustering, sum_j max_c n_jc / sum_jc n_jc, [], n_jc the examples of class c that latent j wins.
 
-    winner [n], labels [n] in 0..n_classes-1; counts [n] bool says which examples count. NaN if none does. A latent
-    that wins once is pure by necessity: compare with shuffled labels (Manning, Raghavan & Schütze 2008, section 16.3).
+    winner [n]: the latent that wins each example; labels [n] in 0..n_classes-1; counts [n] bool: which examples count.
+    NaN if none does. A latent that wins once is pure by necessity, so compare with shuffled labels (Manning, Raghavan &
+    Schütze 2008, section 16.3).
     """
     table = jnp.zeros((d_sae, n_classes)).at[winner, labels].add(counts)
     return jnp.sum(jnp.max(table, axis=1)) / jnp.sum(table)
@@ -62,19 +64,25 @@ def purity(winner: Array, counts: Array, labels: Array, d_sae: int, n_classes: i
 def one_latent(
     sae: Sae, x: Array, labels: Array, train: Array, key: Key, least: float = 0.9, n_classes: int = 10
 ) -> dict[str, Array]:
-    """Of examples x [n, d_in] with labels [n] (see `Digits.labels`), numbers [] each.
+    """Numbers [] that say whether one latent stands for a whole output, for examples x [n, d_in] with labels [n].
 
-    `tau_1`: its mean. `share`: P(tau_1 >= least). Of the examples with tau_1 >= least, and the latents that win one:
-    `winners`, how many latents; `nearest_cosine`, their mean `nearest_cosine` with train [n_train, d_in]; `purity`, of
-    the examples' classes; `purity_chance`, the same with the labels of these examples shuffled, mean of 16. The last
-    three are NaN where there are none.
+    | name | definition |
+    |---|---|
+    | `tau_1` | mean over examples |
+    | `share` | share of examples with tau_1 >= `least`; the rows below are about these examples |
+    | `winners` | number of latents that win one of them |
+    | `nearest_cosine` | mean over winners of `nearest_cosine` with train [n_train, d_in] |
+    | `purity` | purity of the examples' labels |
+    | `purity_chance` | the same with the labels of these examples shuffled, mean of 16 |
+
+    The last three are NaN if there are no such examples. `Digits.labels` gives labels.
     """
     tau, winner = tau_1(sae, x)
     d_sae, wins = sae.W_dec[...].shape[0], tau >= least
     won = jnp.zeros(d_sae).at[winner].max(wins)
 
-    def chance(key):
-        """With the labels of the examples that are won shuffled among these."""
+    def chance(key: Key) -> Array:
+        """The purity with the labels of the examples that are won shuffled among them."""
         in_order = jnp.argsort(~wins, stable=True)
         at_random = jnp.argsort(jnp.where(wins, jax.random.uniform(key, wins.shape), jnp.inf))
         shuffled = labels.at[in_order].set(labels[at_random])
@@ -92,18 +100,18 @@ def one_latent(
 
 @dataclasses.dataclass(frozen=True)
 class OneLatent:
-    """Whether one latent stands for a whole output, for members on data with labels: `Sweep(..., measures=...)`.
+    """Whether one latent stands for a whole output, on data with labels: `Sweep(..., measures=[OneLatent()])`.
 
-    Beside each member two controls with as many latents: PCA (of as many components as there are dimensions, at most),
-    and k-means, the limit of one latent for each example, whose tau_1 is 1.
+    Each member has two controls with as many latents: PCA (with at most d_in components), and k-means, the limit of one
+    latent per example, whose tau_1 is 1.
     """
 
     least: float = 0.9
-    """The tau_1 from which on an output counts as one latent's."""
+    """The least tau_1 at which one latent stands for an output."""
     seed: int = 0
-    """Of shuffled labels and of k-means."""
+    """Seed of shuffled labels and of k-means."""
 
-    columns: ClassVar = {
+    columns: ClassVar[dict[str, str]] = {
         "analysis/tau_1": "the largest cos² of an output less b_dec with an active latent's direction, mean",
         "analysis/one_latent_share": "share of held-out examples whose tau_1 is at least `least`, .9 by default",
         "analysis/winners": "latents that stand for at least one such example",
@@ -116,21 +124,23 @@ class OneLatent:
         "analysis/purity_chance_k_means": "the same with labels shuffled",
     }
 
-    def __call__(self, results) -> pd.DataFrame:
+    def __call__(self, results: Results) -> pd.DataFrame:
         """The results of a run -> a row per member. Raises UserError for data without labels."""
 
-        def ask(saes, data, rows):
-            if not hasattr(data.source, "labels"):
-                raise UserError(f"OneLatent: got {type(data.source).__name__}, allowed: data with labels, as Digits")
-            labels = jnp.asarray(data.source.labels()[1])
+        def ask(saes: Sae, data: Data, rows: pd.DataFrame) -> dict[str, Array]:
+            if (load_labels := getattr(data.source, "labels", None)) is None:
+                raise UserError(
+                    f"OneLatent: got {type(data.source).__name__}, allowed: data with labels, such as Digits"
+                )
+            labels = jnp.asarray(load_labels()[1])
             n_classes, d_sae = int(labels.max()) + 1, int(rows["d_sae"].iloc[0])
             shared = (data.held_out, labels, data.train, jax.random.key(self.seed), self.least)
-            of = lambda control: {
+            ask_control = lambda control: {
                 name: jnp.broadcast_to(value, len(rows))
                 for name, value in one_latent(control, *shared, n_classes=n_classes).items()
             }
-            pca = of(controls.pca(data.train, min(d_sae, data.train.shape[1])))
-            nearest = of(controls.k_means(data.train, min(d_sae, len(data.train)), self.seed))
+            pca = ask_control(controls.pca(data.train, min(d_sae, data.train.shape[1])))
+            nearest = ask_control(controls.k_means(data.train, min(d_sae, len(data.train)), self.seed))
             found = members.each(one_latent, saes, *shared, n_classes=n_classes)
             named = {"share": "one_latent_share"}
             return (

@@ -12,22 +12,23 @@ from sae.analysis.ask import by_cohort
 from sae.analysis.members import over_examples
 from sae.core.model import Sae
 from sae.core.types import Array
+from sae.store.results import Results
 
 
 @jax.jit
 def small_latents(sae: Sae, x: Array, below: float = 0.1) -> dict[str, Array]:
-    """Latents i of example b with 0 < abs f_bi < `below` max_j abs f_bj.
+    """Count the small latents of examples x [n, d_in]: latents i with 0 < abs f_i < `below` max_j abs f_j.
 
-    `count` [n]: of each example of x [n, d_in]. `share` []: of all non-zero latents of all examples; NaN if there
-    are none.
+    `count` [n] is their number on each example, `share` [] their share of all non-zero latents of all examples; NaN if
+    there are none.
     """
 
-    def of(rows):
+    def counts(rows: Array) -> tuple[Array, Array]:
         size = jnp.abs(sae.encode(rows))
         active = size > 0
         return jnp.sum(active & (size < below * jnp.max(size, axis=1, keepdims=True)), axis=1), jnp.sum(active, axis=1)
 
-    small, active = over_examples(of, x)
+    small, active = over_examples(counts, x)
     return {"count": small, "share": jnp.sum(small) / jnp.sum(active)}
 
 
@@ -41,13 +42,13 @@ class SmallLatents:
     """How many of the active latents are small, for a sweep's members: `Sweep(..., measures=[SmallLatents()])`."""
 
     n: int = 4_096
-    """Held-out examples, the first ones."""
+    """Number of held-out examples, the first ones."""
 
-    columns: ClassVar = {
+    columns: ClassVar[dict[str, str]] = {
         "analysis/small_latents": "active latents below 10 % of the example's largest, mean per held-out example",
         "analysis/small_share": "share of them among all active latents of all held-out examples",
     }
 
-    def __call__(self, results) -> pd.DataFrame:
-        """The results of a run -> a row per member. Raises UserError where data or weights cannot be read."""
+    def __call__(self, results: Results) -> pd.DataFrame:
+        """The results of a run -> a row per member. Raises UserError if data or weights cannot be read."""
         return by_cohort(results, lambda saes, data, _: members.each(_means, saes, data.held_out[: self.n]))

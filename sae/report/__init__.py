@@ -1,3 +1,3 @@
-"""What a person sees of a sweep: tables to figures, figures to one page and to files for a paper."""
+"""Figures from a run's tables, for an HTML page, notebooks and papers; and what the terminal shows of a run."""
 
-NAME = "report.html"  # in a run's folder
+NAME = "report.html"  # the page, in a run's folder

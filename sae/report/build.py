@@ -1,7 +1,6 @@
 """The report of one or several runs: their tables, figures and dictionaries, as a page and as files for a paper."""
 
 import dataclasses
-import html
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from sae.core.types import UserError
 from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
 from sae.report.data import label, metrics
 from sae.report.dictionaries import Dictionary
-from sae.report.page import Page, Table, render
+from sae.report.page import Fact, Page, Table, render
 from sae.report.runs import Runs, gather
 from sae.report.warnings import warnings
 from sae.store.results import Results
@@ -24,16 +23,16 @@ from sae.study.answers import Answer, AtMatched, Best
 from sae.study.figures import Dictionaries, Figure
 from sae.study.sweep import Sweep
 
-MOST_ROWS = 40  # of a table in the answer
+MOST_ROWS = 40  # rows of a table in the answer, at most
+Say = Callable[[str], object]
 
 
-def build(
-    results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Callable = print
-) -> Path:
-    """Write the page to `out` (report.html in the first run's folder), the files for a paper to a folder beside it.
+def build(results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Say = print) -> Path:
+    """Write the page to `out` and the files for a paper to a folder beside it; return the page's path.
 
-    `sweep`: the definition, where it is at hand, for its sources of data. What cannot be shown (data that are not
-    there any more, say) is told in the page. Raises UserError where no member is finished or a table is damaged.
+    `out` is by default report.html in the first run's folder. `sweep` is the definition, where the caller has it, for
+    its sources of data. The page says what it cannot show, such as data that are no longer there. Raises UserError
+    where no member is finished or a table is damaged.
     """
     out = out or results[0].folder / NAME
     shown = collect(results, sweep, say)
@@ -44,35 +43,36 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """What a report shows: the runs, their figures, and the few members that some figures are of."""
+    """The contents of a report: the runs, their figures, and the few members that some figures show."""
 
     runs: Runs
-    history: pd.DataFrame  # thinned
-    chosen: Sequence[int]  # rows of members
+    history: pd.DataFrame  # with fewer log points
+    chosen: Sequence[int]  # rows of the members shown at first
     drawn: Sequence[tuple[Figure, go.Figure]]
     dictionaries: Sequence[Dictionary]
-    note: str  # on the dictionaries
+    note: str  # which dictionaries are shown, or why none are
 
 
-def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Callable = print) -> Shown:
-    """Read tables, draw figures, look at dictionaries."""
+def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = print) -> Shown:
+    """Read tables, draw figures, look at dictionaries. `say` gets a line for each figure that cannot be drawn."""
     runs = gather(results)
     members, history = runs.sound, data.thin(runs.history)
     chosen = data.typical(members, runs.along, runs.group)
-    drawn, dictionaries_of, note = [], [], ""
+    drawn: list[tuple[Figure, go.Figure]] = []
+    looked_at, note = [], ""
     for figure in runs.figures if len(members) else ():
         try:
             if isinstance(figure, Dictionaries):
-                dictionaries_of, note = _dictionaries(runs, members, figure, sweep)
+                looked_at, note = _dictionaries(runs, members, figure, sweep)
             else:
                 drawn.append((figure, draw.draw(figure, members, history, runs.rates, chosen)))
-        except (UserError, KeyError) as error:  # an arm that is no frontier, a column that an older run lacks
+        except (UserError, KeyError) as error:  # members that form no frontier, a column that an older run lacks
             say(f"report: no figure {captions.title(figure)!r}: {error}")
-    return Shown(runs, history, chosen, drawn, dictionaries_of, note)
+    return Shown(runs, history, chosen, drawn, looked_at, note)
 
 
 def write_page(shown: Shown, out: Path) -> None:
-    """The HTML file; links to the figures' files, in a folder of its own name, are in it."""
+    """Write the HTML file. It links to the files that `write_figures` writes to a folder of the same name."""
     runs, results = shown.runs, shown.runs.results
     page = Page(
         title=" and ".join(runs.names) if len(results) > 1 else results[0].definition["name"],
@@ -93,7 +93,7 @@ def write_page(shown: Shown, out: Path) -> None:
 
 
 def write_figures(shown: Shown, folder: Path) -> None:
-    """A PNG and an SVG of every figure."""
+    """Write a PNG and an SVG of every figure and every dictionary of images."""
     runs = shown.runs
     folder.mkdir(exist_ok=True)
     for figure, _ in shown.drawn:
@@ -101,42 +101,46 @@ def write_figures(shown: Shown, folder: Path) -> None:
         paper.save(painted, folder / captions.slug(figure))
     for one in shown.dictionaries:
         if one.image_shape is not None:
-            paper.save(paper.dictionary(one), folder / one.member.replace(" ", "-").replace("/", "-"))
+            paper.save(paper.dictionary(one, one.image_shape), folder / one.member.replace(" ", "-").replace("/", "-"))
 
 
 def _dictionaries(
     runs: Runs, members: pd.DataFrame, figure: Dictionaries, sweep: Sweep | None
 ) -> tuple[list[Dictionary], str]:
-    """Dictionaries and the rule by which they are chosen; or none, and why."""
-    rows, found, missing = dictionaries.choose(members, figure), [], []
+    """(dictionaries, the rule by which they were chosen), or ([], the reason why there are none)."""
+    rows = dictionaries.choose(members, figure)
+    found: list[Dictionary] = []
+    missing: list[str] = []
     for results, run in zip(runs.results, runs.names, strict=True):
-        of_run = [row for row in rows if len(runs.results) == 1 or members.at[row, "run"] == run]
+        wanted = [row for row in rows if len(runs.results) == 1 or members.at[row, "run"] == run]
         try:
-            found += dictionaries.look(results, members, of_run, figure, sweep) if of_run else []
-        except Exception as error:  # whatever a source of the user's own, or its missing files, may raise
+            found += dictionaries.look(results, members, wanted, figure, sweep) if wanted else []
+        except Exception as error:  # a user's own source, or missing files, may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             missing.append(f"The dictionaries of {results.folder.name} are not shown: {reason}.")
     note = dictionaries.rule(figure) if found else ""
     if found and len(found[0].latents) < members.at[found[0].row, "d_sae"]:
-        note += f" At most {figure.latents} latents of each, evenly through their order by firing rate."
+        note += f" At most {figure.latents} latents of each are shown, evenly spaced in the order of firing rates."
     return found, " ".join([note, *missing]).strip()
 
 
 def _recovery(shown: Sequence[Dictionary]) -> go.Figure | None:
-    """Cosines with the true features, where they are known."""
+    """Histograms of cosines with the true features, where these are known."""
     known = {one.member: one.features for one in shown if one.features is not None}
-    cosines = {name: (of["cosine"].to_numpy(), of["chance"].to_numpy()) for name, of in known.items()}
-    return draw.recovery(cosines) if cosines else None
+    found = {name: (table["cosine"].to_numpy(), table["chance"].to_numpy()) for name, table in known.items()}
+    return draw.recovery(found) if found else None
 
 
 def _answers(runs: Runs) -> list[Table]:
-    """The sweep's own answer, then what is reached at matched values; or means over seeds where nothing is asked."""
-    members, tables, asked = runs.sound, [], [figure for figure in runs.figures if isinstance(figure, AtMatched)]
+    """The sweep's own answer, then what is reached at matched values; without either, means over seeds."""
+    members = runs.sound
+    asked: list[Answer] = [figure for figure in runs.figures if isinstance(figure, AtMatched)]
+    tables: list[Table] = []
     for answer in [runs.answer, *asked] if runs.answer else asked:
         try:
             tables.append(_answer(answer, members))
         except (UserError, KeyError):
-            continue  # said where the figure is drawn
+            continue  # `collect` has said why
     if not tables:
         columns = [name for name in metrics(members) if label(name) in ("fvu", "l0", "dead_fraction", "mmcs")]
         axes = [name for name in (*runs.group, *runs.along) if members[name].nunique(dropna=False) > 1]
@@ -165,7 +169,7 @@ def _unfinished(results: Sequence[Results]) -> list[str]:
 
 
 def _summary(runs: Runs) -> str:
-    """What was done, in a line."""
+    """One line that says what was done."""
     states = [cohort.state for one in runs.results for cohort in one.cohorts]
     seconds = _duration(sum(state.get("seconds", 0) for state in states))
     sources = ", ".join(dict.fromkeys(flat["data"] for one in runs.results for flat in one.definition["members"]))
@@ -173,37 +177,36 @@ def _summary(runs: Runs) -> str:
     return f"{count(n, 'sparse autoencoder')} on {sources}, trained in {count(len(states), 'program')}, {seconds}."
 
 
-def _facts(runs: Runs) -> list[tuple[str, str]]:
-    """What was run, where, with what, and how to run it again; values are HTML."""
-    facts: list[tuple[str, str]] = []
+def _facts(runs: Runs) -> list[Fact]:
+    """What was run, where, with which versions, and the command that repeats it."""
+    facts: list[Fact] = []
     for one, run in zip(runs.results, runs.names, strict=True):
         definition = one.definition
         flats, device = definition["members"], definition["device"]
         states = [cohort.state for cohort in one.cohorts]
         training = sum(state.get("seconds", 0) for state in states)
         compiling = sum(state.get("compile_seconds", 0) for state in states)
-        of_run = runs.members if len(runs.results) == 1 else runs.members[runs.members["run"] == run]
-        diverged = int((of_run["status"] == "diverged").sum())
+        members = runs.members if len(runs.results) == 1 else runs.members[runs.members["run"] == run]
+        diverged = int((members["status"] == "diverged").sum())
         packages = [f"{name} {version}" for name, version in definition["packages"].items() if version]
-        steps = sorted({flat["n_steps"] for flat in flats})
-        batches = sorted({flat["batch_size"] for flat in flats})
-        facts += [("run", f"<b>{html.escape(run)}</b>")] if len(runs.results) > 1 else []
+        steps = " or ".join(map(str, sorted({flat["n_steps"] for flat in flats})))
+        batches = " or ".join(map(str, sorted({flat["batch_size"] for flat in flats})))
+        sources = ", ".join(dict.fromkeys(str(flat["data"]) for flat in flats))
+        machine = f"{device['count']} × {device['kind']} ({device['platform']}), host {definition['host']}"
+        facts += [Fact("run", run, "b")] if len(runs.results) > 1 else []
         facts += [
-            ("members", f"{len(flats)}" + (f", {diverged} diverged" if diverged else "")),
-            ("cohorts", f"{len(states)}, each one compiled program"),
-            ("training", f"{' or '.join(map(str, steps))} steps of {' or '.join(map(str, batches))} examples"),
-            ("data", html.escape(", ".join(dict.fromkeys(str(flat["data"]) for flat in flats)))),
-            ("wall time", f"{_duration(training)} of training and evaluation, {_duration(compiling)} of compiling"),
-            (
-                "device",
-                html.escape(f"{device['count']} × {device['kind']} ({device['platform']}), host {definition['host']}"),
-            ),
-            ("started", definition["started"]),
-            ("versions", html.escape(", ".join([f"Python {definition['python']}", *packages]))),
-            ("commit", definition.get("git_commit") or "none"),
+            Fact("members", f"{len(flats)}" + (f", {diverged} diverged" if diverged else "")),
+            Fact("cohorts", f"{len(states)}, each one compiled program"),
+            Fact("training", f"{steps} steps of {batches} examples"),
+            Fact("data", sources),
+            Fact("wall time", f"{_duration(training)} of training and evaluation, {_duration(compiling)} of compiling"),
+            Fact("device", machine),
+            Fact("started", definition["started"]),
+            Fact("versions", ", ".join([f"Python {definition['python']}", *packages])),
+            Fact("commit", definition.get("git_commit") or "none"),
         ]
         if command := definition.get("command"):
-            facts.append(("repeat", f"<pre>{html.escape(shlex.join(command))}</pre>"))
+            facts.append(Fact("repeat", shlex.join(command), "pre"))
     return facts
 
 

@@ -1,18 +1,23 @@
-"""What stands over and under a figure: its title, and what its lines, bands and axes are, units and definitions."""
+"""The title and the caption of a figure: what its lines, bands and axes are, with units and definitions."""
 
 import re
 
 import pandas as pd
 
+from sae.core.text import count
 from sae.report.data import along, label, meaning
 from sae.study.answers import AtMatched
 from sae.study.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 
 BAND = "Lines are means over seeds, bands their bootstrap 95 % intervals, dots members."
+DICTIONARIES = (
+    "Images are rows of the decoder, each scaled by its own largest value. The most active latent comes first; latents "
+    "that no held-out example activates come last and are pale."
+)
 
 
 def title(figure: Figure) -> str:
-    """A few words."""
+    """The title, a few words."""
     match figure:
         case Frontier():
             return f"{_upper(figure.y)} against {_upper(figure.x)}"
@@ -34,48 +39,46 @@ def title(figure: Figure) -> str:
 
 
 def caption(figure: Figure, members: pd.DataFrame) -> str:
-    """Whole sentences."""
+    """The caption, whole sentences. members: the members table that the figure is drawn from."""
     match figure:
         case Frontier():
             hidden = int((~(members[[figure.x, figure.y]] > 0).all(axis=1)).sum())
-            off = f" {hidden} members with a 0 have no place on log axes." if hidden else ""
+            off = f" The log axes leave out {count(hidden, 'member')} at 0." if hidden else ""
             best = "; lower and further left is better" if (figure.x, figure.y) == ("eval/fvu", "eval/l0") else ""
             at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}{best}."
             return f"{at_each}{off} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
-            only = f" Members with {' and '.join(figure.others)} at 0." if figure.others else ""
+            only = f" All members have {' and '.join(figure.others)} at 0." if figure.others else ""
             _, log = along(members, figure)
-            off = " Those at 0 have no place on a log axis." if log and (members[figure.x] == 0).any() else ""
+            off = " The log axis leaves out members at 0." if log and (members[figure.x] == 0).any() else ""
             return f"{BAND}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
         case Heatmap():
-            panels = " A panel has the other coefficients at 0." if len(figure.along) > 1 else ""
+            panels = " In each panel the other coefficients are 0." if len(figure.along) > 1 else ""
             return f"Means over seeds.{panels} {_held_out(members)} {meaning([figure.metric], members)}"
         case Parallel():
             colour = label(figure.metrics[0])
-            note = f"A line is a member, its colour its {colour}. Axes of numbers that span much are logarithmic."
+            note = f"A line is a member, coloured by its {colour}. Numbers that span much have a logarithmic axis."
             return f"{note} {_held_out(members)} {meaning(figure.metrics, members)}"
         case AtMatched():
-            how = f"Interpolated, log-log, along each frontier to the same {label(figure.matched)}, never extrapolated."
+            matched = label(figure.matched)
+            method = f"Each frontier is interpolated, log-log, to the same {matched}; nothing is extrapolated."
             bars = "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
-            return f"{how} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
+            return f"{method} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
         case Curves():
-            window = "Over the training examples since the last log point; across: optimizer steps."
+            window = "A log point covers the training examples since the one before it. The x axis is optimizer steps."
             return f"{window} {meaning(figure.metrics)}"
         case FiringRates():
             n = _examples(members)
             return (
-                f"The share of a member's latents by how often they are active: the share of {n} held-out examples on "
-                "which a latent is not 0, log axis, four bins to a decade. Those that never are stand at the left edge."
+                f"The share of a member's latents by firing rate: the share of {n} held-out examples on which a latent "
+                "is active. The axis is logarithmic, four bins to a decade; dead latents stand at the left edge."
             )
         case Dictionaries():
-            return (
-                "Rows of the decoder, the most active latent first, those that no held-out example activates last and "
-                "pale. Each is scaled by its own largest value."
-            )
+            return DICTIONARIES
 
 
 def slug(figure: Figure) -> str:
-    """A name for files and links: "heatmap-fvu"."""
+    """A name for files and links, of the characters a-z, 0-9 and "-": "heatmap-fvu"."""
     named = {Heatmap: ("metric",), Profile: ("metric", "x"), AtMatched: ("matched",), Frontier: ("y", "x")}
     words = [type(figure).__name__, *(label(getattr(figure, name)) for name in named.get(type(figure), ()))]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower())

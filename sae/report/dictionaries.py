@@ -1,101 +1,113 @@
-"""What latents have become: decoder rows, how often they are active, and on which held-out examples most.
+"""What the latents of some members have become: their decoder rows, firing rates and strongest held-out examples.
 
-Only this needs the weights and the data again. Members of one cohort are looked at together, on the device.
+Only this part of the report reads weights and data again. Members of one cohort are looked at together, on the device.
 """
 
 import dataclasses
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from sae.core.model import unit_rows
+from sae.core.model import Sae, unit_rows
+from sae.core.types import Array
 from sae.data.feed import Feed
 from sae.data.source import Rows, Sampler
 from sae.engine import cohort as cohorts
 from sae.engine import programs
+from sae.report import images
 from sae.report.data import hyper, label, lines, number
 from sae.store.results import Results
 from sae.study.figures import Dictionaries
 from sae.study.sweep import Sweep
 
-EXAMPLES = 20_000  # most held-out examples that are looked through
-TOP = 4  # examples shown of a latent
-MEMBERS = 8  # most members shown
-FEATURES = 200  # most true features listed
+EXAMPLES = 20_000  # at most so many held-out examples are looked through
+TOP = 4  # examples shown for each latent
+MEMBERS = 8  # at most so many members are shown
+FEATURES = 200  # at most so many true features are listed
 
 
 @dataclasses.dataclass(frozen=True)
 class Dictionary:
-    """Some latents of one member; rows of the arrays are in the order of `latents`."""
+    """Some latents of one member. The rows of the arrays are in the order of `latents`."""
 
-    row: int  # of the members table
+    row: int  # the member's row in the members table
     member: str
-    name: str  # with what sets it apart
-    latents: np.ndarray  # [n]
-    rates: np.ndarray  # [n]
+    name: str  # `member`, and what sets it apart
+    latents: np.ndarray  # [n], the most active first
+    rates: np.ndarray  # [n], firing rates; NaN where the run kept none
     directions: np.ndarray  # [n, d_in], rows of the decoder
     image_shape: tuple[int, ...] | None
     strongest: np.ndarray  # [n, TOP], numbers of held-out examples; -1 for none
-    values: np.ndarray  # [n, TOP], of the latent there
-    inputs: dict[int, np.ndarray]  # [d_in] of those examples, as the source has them
-    outputs: dict[int, np.ndarray]  # their reconstructions
-    features: pd.DataFrame | None  # where they are known: feature, frequency, latent, cosine, chance
+    values: np.ndarray  # [n, TOP], the latent's values on these examples
+    inputs: dict[int, np.ndarray]  # number -> the example [d_in], in the source's own units
+    outputs: dict[int, np.ndarray]  # number -> its reconstruction [d_in], in the same units
+    features: pd.DataFrame | None  # known true features: feature, frequency, latent, cosine, chance
 
 
 def choose(members: pd.DataFrame, figure: Dictionaries) -> list[int]:
-    """Rows of the members that are shown: of each arm and group the one whose metric is closest to what is asked."""
-    # without a penalty a member is an end of every arm, and stands for none
-    of_lines = [line.members[line.members[line.along] != 0] for line in lines(members, figure.along, figure.group)]
-    of_lines = of_lines or [of for _, of in members.groupby([n for n in figure.group if n in members], dropna=False)]
-    distances = [(of[figure.metric] - figure.near).abs().dropna() for of in of_lines]
+    """The rows of the members shown: in each arm and group, the member whose metric is closest to `figure.near`."""
+    # a member without a penalty is an end of every arm, and stands for none
+    sets = [line.members[line.members[line.along] != 0] for line in lines(members, figure.along, figure.group)]
+    sets = sets or [group for _, group in members.groupby([n for n in figure.group if n in members], dropna=False)]
+    distances = [(some[figure.metric] - figure.near).abs().dropna() for some in sets]
     rows = list(dict.fromkeys(int(distance.idxmin()) for distance in distances if len(distance)))
     return rows if len(rows) <= MEMBERS else [rows[i] for i in np.linspace(0, len(rows) - 1, MEMBERS).astype(int)]
 
 
 def rule(figure: Dictionaries) -> str:
-    """Which members are shown, in a sentence."""
-    of = " and ".join([*(["arm"] if len(figure.along) > 1 else []), *map(label, figure.group)])
-    return f"Of each {of} the member whose {label(figure.metric)} is closest to {figure.near:g} ({MEMBERS} at most)."
+    """A sentence that says which members are shown."""
+    each = " and ".join([*(["arm"] if len(figure.along) > 1 else []), *map(label, figure.group)])
+    metric = f"{label(figure.metric)} is closest to {figure.near:g}"
+    one = f"One member for each {each}: the one" if each else "The member"
+    return f"{one} whose {metric}. At most {MEMBERS} are shown."
 
 
 def look(
     results: Results, members: pd.DataFrame, rows: Sequence[int], figure: Dictionaries, sweep: Sweep | None = None
 ) -> list[Dictionary]:
-    """The dictionaries of some members of a run, rows of its members table.
+    """The dictionaries of some members of a run, given by their rows in its members table.
 
-    The source of data is the sweep's where it is at hand, else it is made anew from the run's definition. Raises
-    UserError where data or weights cannot be read, and whatever a source of the user's own raises.
+    The data come from `sweep` where it is given, else from the source that the run's definition describes. Raises
+    UserError where data or weights cannot be read, and whatever a user's own source raises.
     """
     found: list[Dictionary] = []
-    for index, of_cohort in members.loc[list(rows)].groupby("cohort"):
+    for index, in_cohort in members.loc[list(rows)].groupby("cohort"):
         first = results.definition["cohorts"][index][0]
         flat = results.definition["members"][first]
         data = (sweep.members[first].data if sweep else results.source(first)).load()
-        found += _look(results, data, flat, results.cohorts[index].firing_rates(), of_cohort, hyper(members), figure)
+        found += _look(results, data, flat, results.cohorts[index].firing_rates(), in_cohort, hyper(members), figure)
     return sorted(found, key=lambda d: list(rows).index(d.row))
 
 
-def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary]:
+def _look(
+    results: Results,
+    data: Rows | Sampler,
+    flat: Mapping[str, Any],
+    rates: Mapping[int, np.ndarray],
+    members: pd.DataFrame,
+    names: Sequence[str],
+    figure: Dictionaries,
+) -> list[Dictionary]:
+    """The dictionaries of members of one cohort. flat: one of them, flattened; names: what sets members apart."""
     numbers = [int(n) for n in members["number"]]
     saes = cohorts.stack([results.sae(n) for n in numbers])
     n = min(flat["d_sae"], figure.latents)
     active = np.stack([rates.get(m, np.full(flat["d_sae"], np.nan)) for m in numbers])
-    order = np.argsort(-np.nan_to_num(active), axis=1, kind="stable")
-    if n < flat["d_sae"]:  # evenly through the order, so that the rare and the dead are there too
+    order = images.most_active_first(active)
+    if n < flat["d_sae"]:  # evenly through the order, so that rare and dead latents are shown too
         order = order[:, np.linspace(0, flat["d_sae"] - 1, n).astype(int)]
     values, strongest, inputs = _strongest(saes, jnp.asarray(order), data, flat)
 
     def one(i: int, row: int) -> Dictionary:
         sae = cohorts.unstack(saes, i)
         shown = np.unique(strongest[i][strongest[i] >= 0])
-        # every place rather than every example, so that members have one shape and one program
-        outputs = dict(
-            zip(strongest[i].ravel().tolist(), np.asarray(_reconstruct(sae, inputs[strongest[i].ravel()])), strict=True)
-        )
+        # one reconstruction per place, not per example: all members then have one shape and one compiled program
+        places = strongest[i].ravel()
+        outputs = dict(zip(places.tolist(), np.asarray(_reconstruct(sae, jnp.asarray(inputs[places]))), strict=True))
         raw = lambda x: x if isinstance(data, Sampler) else x / np.float32(data.scale) + data.shift
         W_dec = np.asarray(sae.W_dec[...])
         return Dictionary(
@@ -117,19 +129,21 @@ def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary
 
 
 @jax.jit
-def _reconstruct(sae, x):
+def _reconstruct(sae: Sae, x: Array) -> Array:
     return sae(x)
 
 
 def _words(member: pd.Series, names: Sequence[str]) -> list[str]:
-    """What sets a member apart, and its main numbers."""
+    """The hyper-parameters that set a member apart, and its main numbers."""
     shown = [*names, *(f"eval/{name}" for name in ("fvu", "l0", "mmcs") if f"eval/{name}" in member)]
     return [f"{label(name)} {number(member[name])}" for name in shown if name != "run" and pd.notna(member[name])]
 
 
-def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values and numbers of each latent's strongest examples [member, n, TOP], and all examples [N, d_in]."""
-    best = jnp.zeros((*latents.shape, TOP)), jnp.full((*latents.shape, TOP), -1)  # 0 is not active
+def _strongest(
+    saes: Sae, latents: Array, data: Rows | Sampler, flat: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and numbers of each latent's strongest examples, [member, n, TOP] each, and all examples [N, d_in]."""
+    best = jnp.zeros((*latents.shape, TOP)), jnp.full((*latents.shape, TOP), -1)  # a value of 0: not active
     n = min(flat.get("n_eval") or EXAMPLES, EXAMPLES)
     feed, batches, start = Feed(data, flat["data_seed"], 1, 1, resident_bytes=0), [], 0
     try:
@@ -144,10 +158,10 @@ def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tu
 
 
 def _features(data: Sampler, W_dec: np.ndarray) -> pd.DataFrame:
-    """A row per true feature, the best found first: the latent that is closest, its cosine, and a random one's."""
-    # no source's own seed: Superposition draws its features in the same way
+    """A row per true feature, the best found first: the closest latent, its cosine, and that of a random dictionary."""
+    # a seed that no source uses: Superposition draws its features in the same way
     random = np.random.default_rng((0, 1)).standard_normal(W_dec.shape).astype(np.float32)
-    cosines, chance = (data.features @ np.asarray(unit_rows(W)).T for W in (W_dec, random))
+    cosines, chance = (data.features @ np.asarray(unit_rows(jnp.asarray(W))).T for W in (W_dec, random))
     table = pd.DataFrame(
         {
             "feature": np.arange(len(cosines)),
@@ -158,27 +172,3 @@ def _features(data: Sampler, W_dec: np.ndarray) -> pd.DataFrame:
         }
     )
     return table.sort_values("cosine", ascending=False, ignore_index=True)
-
-
-def tiles(rows: np.ndarray, image_shape: Sequence[int], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Rows [n, d_in] as images [n, height, width(, 3)] of uint8; low and high [n] are black and white."""
-    span = np.maximum(high - low, 1e-12)[:, None]
-    pixels = np.clip((rows - low[:, None]) / span, 0, 1).reshape(-1, *image_shape)
-    if len(image_shape) == 3 and image_shape[2] != 3:
-        pixels = pixels.mean(axis=-1)
-    return (255 * pixels).round().astype(np.uint8)
-
-
-def directions_as_tiles(dictionary: Dictionary) -> np.ndarray:
-    """Decoder rows as images, each scaled by its own largest absolute value; grey is 0."""
-    largest = np.abs(dictionary.directions).max(axis=1)
-    return tiles(dictionary.directions, dictionary.image_shape, -largest, largest)
-
-
-def sheet(images: np.ndarray, columns: int, empty: int = 0) -> np.ndarray:
-    """Images [n, height, width(, 3)] side by side, in rows of so many; what is left over is `empty`."""
-    n_rows = math.ceil(len(images) / columns)
-    padded = np.full((n_rows * columns, *images.shape[1:]), empty, np.uint8)
-    padded[: len(images)] = images
-    grid = padded.reshape(n_rows, columns, *images.shape[1:]).swapaxes(1, 2)
-    return grid.reshape(n_rows * images.shape[1], columns * images.shape[2], *images.shape[3:])

@@ -1,11 +1,14 @@
 """Figures in plotly, for the page and for notebooks: each function takes tables and a definition, and gives a figure.
 
-A figure's title and caption are in `layout.meta` too, where the page finds them. Points carry their row of the members
-table (its index) as `customdata`, by which the page goes from a point to its member.
+The page reads a figure's title and caption from `layout.meta`. A point's `customdata` is its member's row in the
+members table, by which the page goes from a point to its member. Plotly reads tags in the texts of a figure, so every
+text that comes from a run passes through `_text`.
 """
 
+import html
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae.report import captions, data
-from sae.report.data import WIDE, Line, hover, label, lines, number, rgba
+from sae.report.data import Line, label, lines, number, rgba, swatch, wide
 from sae.study.answers import AtMatched
 from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
 
@@ -24,11 +27,14 @@ MARKS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross")
 def draw(
     figure: Figure,
     members: pd.DataFrame,
-    history: pd.DataFrame | None = None,
-    rates: Mapping[object, np.ndarray] | None = None,
+    history: pd.DataFrame,
+    rates: Mapping[Any, np.ndarray],
     chosen: Sequence[int] = (),
 ) -> go.Figure:
-    """Any figure but Dictionaries. `chosen`: rows of members, for the figures that show a few."""
+    """Draw any figure but Dictionaries.
+
+    rates: member -> firing rates [d_sae]. chosen: rows of the members shown by the figures that show a few.
+    """
     match figure:
         case Frontier():
             return frontier(members, figure)
@@ -48,8 +54,8 @@ def draw(
 
 
 def frontier(members: pd.DataFrame, figure: Frontier) -> go.Figure:
-    """A line of means per arm and group with its band over seeds, and a point per member."""
-    shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]  # on log axes
+    """A line of means per arm and group with its band over seeds, and a point per member; both axes are logarithmic."""
+    shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]
     drawn = _lines(lines(shown, figure.along, figure.group), figure.x, figure.y)
     return _finish(
         drawn,
@@ -64,55 +70,56 @@ def profile(members: pd.DataFrame, figure: Profile) -> go.Figure:
     """A line of means per group with its band over seeds, and a point per member."""
     shown, log = data.along(members, figure)
     drawn = _lines(lines(shown, [figure.x], figure.group), figure.x, figure.metric)
-    xaxis = _log(figure.x, shown[figure.x].astype(float)) if log else {"title": label(figure.x)}
-    return _finish(drawn, _meta(figure, members), xaxis=xaxis, yaxis={"title": label(figure.metric)}, height=460)
+    xaxis = _log(figure.x, shown[figure.x].astype(float)) if log else {"title": _text(label(figure.x))}
+    yaxis = {"title": _text(label(figure.metric))}
+    return _finish(drawn, _meta(figure, members), xaxis=xaxis, yaxis=yaxis, height=460)
 
 
 def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
-    """A panel per arm, one colour scale for all."""
+    """A panel per arm and group, all on one colour scale."""
     panels = list(data.grids(members, figure.metric, figure.along, figure.y, figure.group))
     values = np.concatenate([grid.to_numpy(float).ravel() for _, _, grid in panels])
     values = values[np.isfinite(values)]
-    log = bool(values.size and values.min() > 0 and values.max() > WIDE * values.min())
-    scale = np.log10 if log else lambda z: z
-    written = max(grid.shape[1] for _, _, grid in panels) <= 14  # else there is no room in the cells
+    log = wide(values)
+    scale = np.log10 if log else np.asarray
+    written = max(grid.shape[1] for _, _, grid in panels) <= 14  # more columns leave no room for numbers in the cells
     rows, gap = [34 * len(grid) for _, _, grid in panels], 84  # pixels
     area = sum(rows) + gap * (len(panels) - 1)
     drawn = make_subplots(
         rows=len(panels),
         cols=1,
-        subplot_titles=[title for title, _, _ in panels],
+        subplot_titles=[_text(title) for title, _, _ in panels],
         row_heights=rows,
         vertical_spacing=gap / area if len(panels) > 1 else 0,
     )
     for row, (_, coefficient, grid) in enumerate(panels, 1):
-        z = grid.to_numpy(float)
+        across, upwards, z = _text(label(coefficient)), _text(label(figure.y)), grid.to_numpy(float)
         text = [[number(value, 2) for value in line] for line in z]
         drawn.add_heatmap(
             z=scale(z),
-            x=[number(value) for value in grid.columns],
-            y=[number(value) for value in grid.index],
+            x=[_text(number(value)) for value in grid.columns],
+            y=[_text(number(value)) for value in grid.index],
             text=text,
             texttemplate="%{text}" if written else None,
-            hovertemplate=f"{label(figure.y)} %{{y}}<br>{label(coefficient)} %{{x}}<br>%{{text}}<extra></extra>",
+            hovertemplate=f"{upwards} %{{y}}<br>{across} %{{x}}<br>%{{text}}<extra></extra>",
             coloraxis="coloraxis",
             xgap=2,
             ygap=2,
             row=row,
             col=1,
         )
-        drawn.update_xaxes(title=label(coefficient), type="category", showgrid=False, row=row, col=1)
-        drawn.update_yaxes(title=label(figure.y), type="category", showgrid=False, row=row, col=1)
-    name = f"log10 {label(figure.metric)}" if log else label(figure.metric)
+        drawn.update_xaxes(title=across, type="category", showgrid=False, row=row, col=1)
+        drawn.update_yaxes(title=upwards, type="category", showgrid=False, row=row, col=1)
+    name = _text(f"log10 {label(figure.metric)}" if log else label(figure.metric))
     bar = {"thickness": 10, "outlinewidth": 0, "title": name}
-    ends = scale(np.array([values.min(), values.max()])) if values.size else (0, 1)
-    ends = {"cmin": ends[0], "cmax": ends[1] if ends[1] > ends[0] else ends[0] + 1}
+    low, high = scale(np.array([values.min(), values.max()])) if values.size else (0, 1)
+    ends = {"cmin": low, "cmax": high if high > low else low + 1}
     drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **ends})
     return _finish(drawn, _meta(figure, members), height=area + 80)
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
-    """A line per member, coloured by the first metric; drag along an axis to keep some of them."""
+    """A line per member, coloured by the first metric; a drag along an axis keeps some of the members."""
     names = [name for name in (*figure.hyper, *figure.metrics) if members[name].nunique() > 1]
     dimensions = [_dimension(members[name], label(name), name in figure.hyper) for name in names]
     colour = _dimension(members[figure.metrics[0]], "", False)
@@ -122,48 +129,45 @@ def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
 
 
 def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
-    """A panel per metric: a dot per group, matched value and arm, with its interval over seeds."""
+    """A panel per metric: a dot, with its interval over seeds, for each group, matched value and arm."""
     table = figure.compare(members)
     names = list(dict.fromkeys(table["metric"]))
     drawn = make_subplots(rows=1, cols=len(names), shared_yaxes=True, horizontal_spacing=0.04)
     for column, metric in enumerate(names, 1):
-        of_metric = table[table["metric"] == metric]
+        panel = table[table["metric"] == metric]
         for i, arm in enumerate(figure.arms):
-            of_arm = of_metric[of_metric["arm"] == arm].reset_index(drop=True)
-            place = np.arange(len(of_arm)) + 0.16 * (i - (len(figure.arms) - 1) / 2)
-            reached = of_arm["mean"].notna()
+            rows = panel[panel["arm"] == arm].reset_index(drop=True)
+            place = np.arange(len(rows)) + 0.16 * (i - (len(figure.arms) - 1) / 2)
+            reached = rows["mean"].notna()
+            rows, place = rows[reached], place[reached]
             drawn.add_scatter(
-                x=of_arm["mean"][reached].to_numpy(),
-                y=place[reached],
+                x=rows["mean"].to_numpy(),
+                y=place,
                 error_x={
-                    "array": (of_arm["high"] - of_arm["mean"])[reached].to_numpy(),
-                    "arrayminus": (of_arm["mean"] - of_arm["low"])[reached].to_numpy(),
+                    "array": (rows["high"] - rows["mean"]).to_numpy(),
+                    "arrayminus": (rows["mean"] - rows["low"]).to_numpy(),
                     "thickness": 1.5,
                     "width": 0,
                 },
                 mode="markers",
                 marker={"size": 9, "color": data.ARMS[i % len(data.ARMS)]},
-                name=arm,
+                name=_text(arm),
                 legendgroup=arm,
                 showlegend=column == 1,
-                text=[
-                    f"{arm}: {metric} {number(r.mean_)}{data.pairs(r.low, r.high)}, {r.seeds} of {r.of_seeds} seeds"
-                    for r in of_arm[reached].rename(columns={"mean": "mean_"}).itertuples()
-                ],
+                text=[_text(_reached(row)) for row in rows.to_dict("records")],
                 hovertemplate="%{text}<extra></extra>",
                 row=1,
                 col=column,
             )
-        positive = of_metric["mean"].dropna()
-        log = bool(len(positive) and positive.min() > 0 and positive.max() > WIDE * positive.min())
-        axis = _log(metric, positive) if log else {"title": metric, "rangemode": "tozero"}
+        means = panel["mean"].dropna()
+        axis = _log(metric, means) if wide(means) else {"title": _text(metric), "rangemode": "tozero"}
         drawn.update_xaxes(**axis, row=1, col=column)
     one = table[(table["metric"] == names[0]) & (table["arm"] == next(iter(figure.arms)))]
-    rows = [", ".join(f"{label(n)} {number(r[n])}" for n in figure.groups) for r in one.to_dict("records")]
-    rows = [f"{row}  ·  {label(figure.matched)} = {value:g}" for row, value in zip(rows, one["value"], strict=True)]
-    drawn.update_yaxes(tickvals=np.arange(len(rows)), range=[len(rows) - 0.4, -0.6], zeroline=False)
-    drawn.update_yaxes(ticktext=rows, row=1, col=1)
-    return _finish(drawn, _meta(figure, members), height=120 + 34 * len(rows))
+    ticks = [", ".join(f"{label(n)} {number(row[n])}" for n in figure.groups) for row in one.to_dict("records")]
+    ticks = [f"{tick}  ·  {label(figure.matched)} = {value:g}" for tick, value in zip(ticks, one["value"], strict=True)]
+    drawn.update_yaxes(tickvals=np.arange(len(ticks)), range=[len(ticks) - 0.4, -0.6], zeroline=False)
+    drawn.update_yaxes(ticktext=[_text(tick) for tick in ticks], row=1, col=1)
+    return _finish(drawn, _meta(figure, members), height=120 + 34 * len(ticks))
 
 
 def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen: Sequence[int] = ()) -> go.Figure:
@@ -172,14 +176,14 @@ def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen:
     drawn = make_subplots(rows=len(names), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for i, row in enumerate(chosen or members.index[:6]):
         member = members.at[row, "member"]
-        of_member = history[history["member"] == member]
+        points = history[history["member"] == member]
         for panel, name in enumerate(names, 1):
             drawn.add_scatter(
-                x=of_member["step"].to_numpy(),
-                y=of_member[name].to_numpy(np.float32),
+                x=points["step"].to_numpy(),
+                y=points[name].to_numpy(np.float32),
                 mode="lines",
                 line={"width": 1.8, "color": swatch(i)},
-                name=f"member {member}",
+                name=_text(f"member {member}"),
                 legendgroup=str(member),
                 showlegend=panel == 1,
                 hovertemplate="%{y:.3g}",
@@ -189,18 +193,17 @@ def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen:
     for panel, name in enumerate(names, 1):
         values = history[name].to_numpy(float)
         values = values[np.isfinite(values) & (values > 0)]
-        log = values.size and values.max() > WIDE * np.quantile(values, 0.01)
-        drawn.update_yaxes(
-            row=panel, col=1, **(_log(name, values) if log else {"title": label(name), "rangemode": "tozero"})
-        )
+        log = values.size and values.max() > data.WIDE * np.quantile(values, 0.01)
+        axis = _log(name, values) if log else {"title": _text(label(name)), "rangemode": "tozero"}
+        drawn.update_yaxes(row=panel, col=1, **axis)
     drawn.update_xaxes(title="step", row=len(names), col=1)
     return _finish(drawn, _meta(figure, members), height=70 + 210 * len(names), hovermode="x unified")
 
 
 def firing_rates(
-    rates: Mapping[object, np.ndarray], members: pd.DataFrame, figure: FiringRates, chosen: Sequence[int] = ()
+    rates: Mapping[Any, np.ndarray], members: pd.DataFrame, figure: FiringRates, chosen: Sequence[int] = ()
 ) -> go.Figure:
-    """A histogram per chosen member, drawn as steps; the dead stand at the left edge."""
+    """A histogram per chosen member, drawn as steps; dead latents stand at the left edge."""
     edges = data.firing_edges(rates.values())
     at = np.array([edges[0] - 0.5, *(edges[:-1] + edges[1:]) / 2])
     drawn = go.Figure()
@@ -213,7 +216,7 @@ def firing_rates(
             y=data.firing_histogram(rates[member], edges),
             mode="lines",
             line={"shape": "hvh", "width": 1.8, "color": swatch(i)},
-            name=f"member {member}",
+            name=_text(f"member {member}"),
             hovertemplate="%{y:.1%}",
         )
     decades = np.arange(np.ceil(edges[0]), 1)
@@ -224,7 +227,10 @@ def firing_rates(
 
 
 def recovery(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> go.Figure:
-    """{name: (best cosine of each true feature, the same of a random dictionary)}: histograms, as steps."""
+    """Histograms of the best cosine with each true feature, drawn as steps.
+
+    found: name -> (the cosines of a dictionary [n_features], those of a random dictionary [n_features]).
+    """
     edges = np.linspace(0, 1, 26)
     drawn = go.Figure()
     for i, (name, (cosines, chance)) in enumerate(found.items()):
@@ -235,24 +241,19 @@ def recovery(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> go.Figure:
                 y=shares,
                 mode="lines",
                 line={"shape": "hvh", "width": 1.8 if dash == "solid" else 1.2, "dash": dash, "color": swatch(i)},
-                name=name,
+                name=_text(name),
                 legendgroup=name,
                 showlegend=dash == "solid",
                 hovertemplate="%{y:.1%}",
             )
     meta = {
         "title": "How well the true features are found",
-        "caption": "The share of true features by their best cosine with a decoder row; dotted: the same of a random "
-        "dictionary of that shape, the floor that chance gives.",
+        "caption": "The share of true features by their best cosine with a decoder row. Dotted lines show a random "
+        "dictionary of the same shape: what chance gives.",
     }
     yaxis = {"title": "share of features", "tickformat": ".0%", "rangemode": "tozero"}
     xaxis = {"title": "best cosine with a decoder row", "range": [0, 1.02]}
     return _finish(drawn, meta, xaxis=xaxis, yaxis=yaxis, height=380, hovermode="x unified")
-
-
-def swatch(i: int) -> str:
-    """The colour of the i-th chosen member."""
-    return (*data.ARMS, *data.GROUPS)[i % 12]
 
 
 def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
@@ -260,7 +261,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     for line in drawn_lines:
         means, solid = line.means(x, y), rgba(line.colour, line.strength)
         mark = {} if line.mark is None else {"symbol": MARKS[line.mark % len(MARKS)], "size": 7, "color": solid}
-        common = {"legendgroup": line.name, "name": line.name}
+        common = {"legendgroup": line.name, "name": _text(line.name)}
         band = means.dropna()
         if len(band) > 1:
             drawn.add_scatter(
@@ -289,7 +290,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
             mode="markers",
             marker={"color": solid, "size": 4 if mark else 6},
             customdata=line.members.index.to_numpy(np.int32),
-            text=hover(line.members),
+            text=_hover(line.members),
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
             **common,
@@ -297,49 +298,65 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     return drawn
 
 
-def _dimension(column: pd.Series, name: str, each: bool) -> dict:
+def _hover(members: pd.DataFrame) -> list[str]:
+    """A few lines for each member: its number, what sets it apart, and its main numbers."""
+    names = [*data.hyper(members)[:8], *(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))]
+    columns = [[_text(f"{label(n)} {number(value)}") for value in members[n]] for n in names if n in members]
+    heads = [f"<b>{_text(f'member {member}')}</b>" for member in members["member"]]
+    return ["<br>".join(words) for words in zip(heads, *columns, strict=True)]
+
+
+def _reached(row: Mapping[Any, Any]) -> str:
+    """What an arm reaches at a matched value: a row of `AtMatched.compare` in words."""
+    mean = f"{number(row['mean'])}{data.interval(row['low'], row['high'])}"
+    return f"{row['arm']}: {row['metric']} {mean}, {row['seeds']} of {row['of_seeds']} seeds"
+
+
+def _dimension(column: pd.Series, name: str, each: bool) -> dict[str, Any]:
     """An axis of parallel coordinates: words, or numbers, on a log scale where they span much. `each`: a tick each."""
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         words = list(dict.fromkeys(column.astype(str)))
         values = column.astype(str).map(words.index).to_numpy(float)
-        return {"label": name, "values": values, "tickvals": list(range(len(words))), "ticktext": words}
+        ticktext = [_text(word) for word in words]
+        return {"label": _text(name), "values": values, "tickvals": list(range(len(words))), "ticktext": ticktext}
     values = column.to_numpy(float, na_value=np.nan)
     unique = np.unique(values[np.isfinite(values)])
-    positive, place = unique[unique > 0], lambda v: v
+    positive = unique[unique > 0]
+    place: Callable[[np.ndarray], np.ndarray] = np.asarray
     ticks = unique if each and len(unique) <= 12 else np.linspace(unique[0], unique[-1], 5)
     if positive.size and positive.max() > 4 * positive.min():
-        # 0 stands a step below the least of the others
+        # 0 stands a step below the least positive value
         least = positive.min() / (positive[1] / positive[0] if each and len(unique) <= 12 else 2)
         place = lambda v: np.log10(np.maximum(v, least))
         if not each or len(unique) > 12:
             ticks = np.geomspace(positive.min(), positive.max(), 5)
     values, at, text = place(values), place(ticks), [number(v) for v in ticks]
-    if np.isnan(values).any():  # not a field of that member: a place of its own, at the bottom
+    if np.isnan(values).any():  # members without this field have a place of their own, at the bottom
         nowhere = at.min() - 0.2 * max(np.ptp(at), 0.1)
         values, at, text = np.nan_to_num(values, nan=nowhere), np.append(at, nowhere), [*text, "none"]
-    return {"label": name, "values": values, "tickvals": at, "ticktext": text}
+    return {"label": _text(name), "values": values, "tickvals": at, "ticktext": text}
 
 
-def _log(name: str, values) -> dict:
-    """A logarithmic axis whose ticks are written out."""
+def _log(name: str, values: np.ndarray | pd.Series) -> dict[str, Any]:
+    """A logarithmic axis whose ticks are written out in full."""
     ticks = data.log_ticks(values)
-    return {"title": label(name), "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    return {"title": _text(label(name)), "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
     return {"title": captions.title(figure), "caption": captions.caption(figure, members)}
 
 
-def _finish(drawn: go.Figure, meta: dict[str, str], **layout) -> go.Figure:
-    """Titles and a caption. The template, which is slow to set, is left to the page and the notebook."""
+def _finish(drawn: go.Figure, meta: dict[str, str], **layout: Any) -> go.Figure:
+    """Add the title and the caption. The template, which is slow to set, is left to the page and the notebook."""
     lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
     layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] + top - 20}
     drawn.update_layout(
         title={
-            "text": meta["title"],
-            "subtitle": {"text": "<br>".join(lines_of_caption)},
+            "text": _text(meta["title"]),
+            "subtitle": {"text": "<br>".join(map(_text, lines_of_caption))},
             "yref": "container",
             "y": 0.98,
         },
@@ -348,3 +365,8 @@ def _finish(drawn: go.Figure, meta: dict[str, str], **layout) -> go.Figure:
         **layout | {"height": layout["height"] + top - 20},
     )
     return drawn
+
+
+def _text(text: str) -> str:
+    """A text without tags, as plotly shows it: plotly turns the entities back into characters."""
+    return html.escape(text, quote=False)

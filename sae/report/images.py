@@ -1,49 +1,85 @@
-"""Dictionaries of image data as images: a tile for every decoder row."""
+"""Rows of numbers as images of uint8 pixels: a tile for each row, and sheets of tiles side by side.
+
+A tile is [height, width], or [height, width, 3] for coloured data; `image_shape` is (height, width) or
+(height, width, channels). Channels other than one or three are averaged.
+"""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-LINE = 255  # the grey between tiles
-DEAD_CONTRAST, DEAD_GREY = 0.25, 190
+LINE = 255  # the grey between the tiles of a grid
+DEAD_CONTRAST, DEAD_GREY = 0.25, 190  # a faded tile: its contrast, and its grey for 0
+
+
+def most_active_first(firing_rates: np.ndarray) -> np.ndarray:
+    """Firing rates [..., d_sae] -> numbers of the latents by falling rate; equal rates keep their order, NaN is 0."""
+    return np.argsort(-np.nan_to_num(firing_rates), axis=-1, kind="stable")
+
+
+def tiles(rows: np.ndarray, image_shape: Sequence[int], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Rows [n, d_in] as tiles [n, height, width(, 3)]; low and high [n] are black (0) and white (255)."""
+    span = np.maximum(high - low, 1e-12)[:, None]
+    return _tiles(255 * np.clip((rows - low[:, None]) / span, 0, 1), image_shape)
+
+
+def directions(
+    rows: np.ndarray, image_shape: Sequence[int], dead: np.ndarray | None = None, dead_grey: int = DEAD_GREY
+) -> np.ndarray:
+    """Decoder rows [n, d_in] as tiles [n, height, width(, 3)], each with a range of its own, symmetric about 0.
+
+    0 is mid-grey (128), the row's largest absolute value is white (255) or black (1). Rows that are `dead` [n] bool
+    are faded: their 0 is `dead_grey`, with a quarter of the contrast. Values that are not finite are shown as 0.
+    """
+    rows = np.nan_to_num(np.asarray(rows, np.float32), posinf=0, neginf=0)
+    largest = np.max(np.abs(rows), axis=1, keepdims=True)
+    shades = 127 * rows / np.where(largest > 0, largest, 1)
+    faded = np.zeros(len(rows), bool) if dead is None else np.asarray(dead)
+    return _tiles(np.where(faded[:, None], dead_grey + DEAD_CONTRAST * shades, 128 + shades), image_shape)
+
+
+def sheet(tiles: np.ndarray, columns: int, *, scale: int = 1, gap: int = 0, empty: int = 0) -> np.ndarray:
+    """Tiles [n, height, width(, 3)] as one picture, so many columns in a row.
+
+    `scale` repeats each pixel. `gap` pixels stand to the right of each tile and below it; these, and the places after
+    the last tile, have the grey `empty`.
+    """
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    n, height, width, *channels = tiles.shape
+    down = math.ceil(n / columns)
+    padded = np.full((down * columns, height + gap, width + gap, *channels), empty, np.uint8)
+    padded[:n, :height, :width] = tiles
+    grid = padded.reshape(down, columns, height + gap, width + gap, *channels).swapaxes(1, 2)
+    return grid.reshape(down * (height + gap), columns * (width + gap), *channels)
 
 
 def dictionary_grid(
     W_dec: np.ndarray,
-    image_shape: tuple[int, ...],
+    image_shape: Sequence[int],
     firing_rates: np.ndarray | None = None,
     *,
     dead: np.ndarray | None = None,
     most: int | None = None,
     scale: int = 1,
 ) -> np.ndarray:
-    """Decoder rows as tiles of one picture, uint8 [height, width], or [height, width, 3] for coloured data.
+    """All decoder rows W_dec [d_sae, d_in] as one nearly square picture of `directions`, with lines between them.
 
-    W_dec [d_sae, d_in], image_shape (height, width) or (height, width, channels). Each tile has a range of its own,
-    symmetric about 0: 0 is mid-grey (128), the row's largest absolute value is white (255) or black (1). With
-    `firing_rates` [d_sae] the most active latent comes first, row by row; otherwise they keep their order. Latents
-    that never fire, or are `dead` [d_sae] bool, are faded. `most` keeps the first tiles, `scale` repeats pixels.
+    With `firing_rates` [d_sae] the most active latent comes first, row by row; without, latents keep their order.
+    Latents that never fire, or are `dead` [d_sae] bool, are faded. `most` keeps the first tiles only, `scale` repeats
+    each pixel.
     """
-    rows, (height, width) = np.nan_to_num(np.asarray(W_dec, np.float32), posinf=0, neginf=0), image_shape[:2]
-    if dead is None:
-        dead = np.zeros(len(rows), bool) if firing_rates is None else np.asarray(firing_rates) == 0
-    order = np.arange(len(rows)) if firing_rates is None else np.argsort(-np.asarray(firing_rates), kind="stable")
+    order = np.arange(len(W_dec)) if firing_rates is None else most_active_first(np.asarray(firing_rates))
+    if dead is None and firing_rates is not None:
+        dead = np.asarray(firing_rates) == 0
     order = order[:most]
-    rows, dead = rows[order], np.asarray(dead)[order]
+    shown = directions(np.asarray(W_dec)[order], image_shape, None if dead is None else np.asarray(dead)[order])
+    return sheet(shown, math.ceil(math.sqrt(len(shown))), scale=scale, gap=1, empty=LINE)[:-1, :-1]
 
-    largest = np.max(np.abs(rows), axis=1, keepdims=True)
-    shades = 127 * rows / np.where(largest > 0, largest, 1)
-    shades = np.where(dead[:, None], DEAD_GREY + DEAD_CONTRAST * shades, 128 + shades)
-    tiles = np.round(shades).astype(np.uint8).reshape(len(rows), height, width, -1)
-    if tiles.shape[-1] not in (1, 3):
-        tiles = tiles.mean(axis=-1, keepdims=True).astype(np.uint8)
-    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
 
-    across = math.ceil(math.sqrt(len(rows)))
-    down = math.ceil(len(rows) / across)
-    _, height, width, channels = tiles.shape
-    padded = np.full((down * across, height + 1, width + 1, channels), LINE, np.uint8)
-    padded[: len(rows), :height, :width] = tiles
-    grid = padded.reshape(down, across, height + 1, width + 1, channels).swapaxes(1, 2)
-    grid = grid.reshape(down * (height + 1), across * (width + 1), channels)[:-1, :-1]
-    return grid[..., 0] if channels == 1 else grid
+def _tiles(shades: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+    """Shades [n, d_in] from 0 to 255 -> tiles [n, height, width(, 3)]."""
+    images = shades.reshape(-1, *image_shape)
+    if images.ndim == 4 and images.shape[3] != 3:
+        images = images.mean(axis=3)
+    return images.round().astype(np.uint8)

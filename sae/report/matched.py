@@ -1,44 +1,47 @@
-"""The comparison a reader wants: what each arm reaches at the same L0, or the same FVU, in plain sentences."""
+"""Arms compared in sentences and in a table: what each reaches at the same L0, or the same FVU."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-from sae.report.data import label, number, pairs
+from sae.report.data import groups, interval, label, number
 from sae.study.answers import AtMatched
 
 
 def statements(table: pd.DataFrame, figure: AtMatched) -> dict[float, list[str]]:
-    """Sentences by matched value, one per group, of what `AtMatched.compare` gave, about the first metric.
+    """{matched value: a sentence per group} on the first metric of a table that `figure.compare` gave.
 
     "At l0 = 10, d_sae 64: L1 reaches fvu 0.12 [0.11, 0.13]; L2 cannot reach it (its least l0 is 31)."
     """
     first = table[table["metric"] == label(figure.metrics[0])]
     sentences: dict[float, list[str]] = {}
-    for (value, *group), rows in first.groupby(["value", *figure.groups], dropna=False):
-        at = [f"At {label(figure.matched)} = {value:g}"]
-        at += [f"{label(name)} {number(v)}" for name, v in zip(figure.groups, group, strict=True)]
-        clauses = "; ".join(_clause(row, figure) for row in rows.to_dict("records"))
-        sentences.setdefault(value, []).append(f"{', '.join(at)}: {clauses}.")
+    for value, rows in first.groupby("value"):
+        for words, group in groups(rows, figure.groups):
+            at = ", ".join([f"At {label(figure.matched)} = {value:g}", *words])
+            clauses = "; ".join(_clause(row, figure) for row in group.to_dict("records"))
+            sentences.setdefault(float(value), []).append(f"{at}: {clauses}.")
     return sentences
 
 
-def _clause(row: dict, figure: AtMatched) -> str:
+def _clause(row: Mapping[Any, Any], figure: AtMatched) -> str:
     matched = label(figure.matched)
     if row["seeds"]:
         some = f" ({row['seeds']} of {row['of_seeds']} seeds reach it)" if row["seeds"] < row["of_seeds"] else ""
-        return f"{row['arm']} reaches {row['metric']} {number(row['mean'])}{pairs(row['low'], row['high'])}{some}"
+        return f"{row['arm']} reaches {row['metric']} {number(row['mean'])}{interval(row['low'], row['high'])}{some}"
     if row["value"] < row["lowest"]:
         return f"{row['arm']} cannot reach it (its least {matched} is {number(row['lowest'])})"
     if row["value"] > row["highest"]:
         return f"{row['arm']} does not go as far (its largest {matched} is {number(row['highest'])})"
-    return f"{row['arm']} passes it between two members of no one seed"
+    return f"no single seed of {row['arm']} brackets it"
 
 
 def table(compared: pd.DataFrame, figure: AtMatched) -> pd.DataFrame:
-    """What `AtMatched.compare` gave, as text: a row per metric and group, a column per matched value and arm."""
+    """A table that `figure.compare` gave, as text: a row per metric and group, a column per matched value and arm."""
     cells = compared.assign(
         cell=[
-            "–" if not row.seeds else f"{number(row.average)}{pairs(row.low, row.high)}"
-            for row in compared.rename(columns={"mean": "average"}).itertuples()
+            f"{number(row['mean'])}{interval(row['low'], row['high'])}" if row["seeds"] else "–"
+            for row in compared.to_dict("records")
         ],
         at=[f"{label(figure.matched)} {value:g}" for value in compared["value"]],
     )

@@ -1,15 +1,16 @@
-"""Results as a notebook uses them: the tables and weights of a run, and its figures.
+"""A run's results in a notebook: its tables, its weights, and its figures in plotly.
 
 results = sae.load("runs/width_l1_l2")
-results.members                  # a pandas table
-results.frontier()               # a plotly figure
+results.members                        # a pandas table
+results.frontier(y="eval/n_eff")       # a plotly figure; the fields of sae.Frontier may be replaced
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.store import results
 from sae.study import figures
@@ -22,59 +23,77 @@ if TYPE_CHECKING:
 
 
 class Results(results.Results):
-    """The results of a run, read from its folder, finished or not; each figure is a method."""
+    """The results of a run, read from its folder, finished or not; each kind of figure is a method.
 
-    def frontier(self, **fields) -> "go.Figure":
-        """L0 against FVU, a line per arm and group (`sae.Frontier`); fields replace those of the sweep's."""
+    A method draws the sweep's first figure of its kind, or the default one where the sweep shows none. Its arguments
+    replace fields of that figure. `members` are the numbers of the members to show; without them, the first six.
+    """
+
+    def frontier(self, **fields: Any) -> "go.Figure":
+        """L0 against FVU, a line per arm and group (`sae.Frontier`)."""
         return self.draw(figures.Frontier, **fields)
 
-    def profile(self, **fields) -> "go.Figure":
+    def profile(self, **fields: Any) -> "go.Figure":
         """A metric along a hyper-parameter (`sae.Profile`)."""
         return self.draw(figures.Profile, **fields)
 
-    def heatmap(self, **fields) -> "go.Figure":
+    def heatmap(self, **fields: Any) -> "go.Figure":
         """A metric over two hyper-parameters (`sae.Heatmap`)."""
         return self.draw(figures.Heatmap, **fields)
 
-    def parallel(self, **fields) -> "go.Figure":
+    def parallel(self, **fields: Any) -> "go.Figure":
         """Every member through parallel axes (`sae.Parallel`)."""
         return self.draw(figures.Parallel, **fields)
 
-    def matched(self, **fields) -> "go.Figure":
+    def matched(self, **fields: Any) -> "go.Figure":
         """Arms compared where one metric is equal (`sae.AtMatched`)."""
         return self.draw(AtMatched, **fields)
 
-    def curves(self, members: Sequence[int] = (), **fields) -> "go.Figure":
-        """Metrics over training of some members (`sae.Curves`)."""
+    def curves(self, members: Sequence[int] = (), **fields: Any) -> "go.Figure":
+        """Metrics of some members during training (`sae.Curves`)."""
         return self.draw(figures.Curves, members, **fields)
 
-    def firing_rates(self, members: Sequence[int] = (), **fields) -> "go.Figure":
+    def firing_rates(self, members: Sequence[int] = (), **fields: Any) -> "go.Figure":
         """Histograms of firing rates of some members (`sae.FiringRates`)."""
         return self.draw(figures.FiringRates, members, **fields)
 
-    def draw(self, figure: Figure | type[Figure], members: Sequence[int] = (), **fields) -> "go.Figure":
-        """A figure in plotly: a definition, or the first of its kind that the sweep shows, with some fields replaced.
+    def draw(self, figure: Figure | type[Figure], members: Sequence[int] = (), **fields: Any) -> "go.Figure":
+        """Draw a definition, or a kind of figure as the methods above do, with some fields replaced.
 
-        Raises UserError for names that are not there.
+        Raises UserError for a field that the figure does not have; for hyper-parameters, metrics and members that the
+        run does not have; and for `sae.Dictionaries`, which only the report draws.
         """
         from sae.report import draw  # importing plotly takes a second, which only figures need
 
-        if isinstance(figure, type):
-            shown = next((known for known in self.figures if isinstance(known, figure)), None)
-            try:
-                figure = dataclasses.replace(shown, **fields) if shown else figure(**fields)
-            except TypeError as error:
-                names = ", ".join(field.name for field in dataclasses.fields(figure))
-                raise UserError(f"{figure.__name__}: {' '.join(str(error).split())}; fields: {names}") from None
+        figure = self._definition(figure, fields)
+        if isinstance(figure, figures.Dictionaries):
+            raise UserError("got Dictionaries, allowed: the other figures; `sae report` shows dictionaries")
         table = self.members
         names = [name for flat in self.definition["members"] for name in flat]
         figure.check(dict.fromkeys([*names, *(name for name in table if name.startswith(PREFIX))]))
         sound = table[table["status"] == "finished"]
-        rates = {m: of for cohort in self.cohorts if cohort.finished for m, of in cohort.firing_rates().items()}
-        chosen = [int(row) for member in members for row in sound.index[sound["member"] == member]]
+        rows = {int(member): int(row) for row, member in sound["member"].items()}
+        if not rows or not set(members) <= set(rows):
+            got = f"member {ranges(set(members) - set(rows))}" if members else "no member"
+            raise UserError(
+                f"{self.folder}: got {got}, allowed: those that finished and did not diverge: {ranges(rows) or 'none'}"
+            )
+        rates = {m: found for cohort in self.cohorts if cohort.finished for m, found in cohort.firing_rates().items()}
+        chosen = [rows[member] for member in members]
         return draw.draw(figure, sound, self.history, rates, chosen).update_layout(template="simple_white")
+
+    def _definition(self, figure: Figure | type[Figure], fields: Mapping[str, Any]) -> Figure:
+        """The figure, or the sweep's first one of that kind, with some fields replaced."""
+        kind = figure if isinstance(figure, type) else type(figure)
+        known = [figure, *self.figures]
+        shown = next((one for one in known if not isinstance(one, type) and isinstance(one, kind)), None)
+        try:
+            return dataclasses.replace(shown, **fields) if shown else kind(**fields)
+        except TypeError as error:
+            names = ", ".join(field.name for field in dataclasses.fields(kind))
+            raise UserError(f"{kind.__name__}: {' '.join(str(error).split())}; fields: {names}") from None
 
 
 def load(folder: str | Path) -> Results:
-    """Open a run's folder. Raises UserError if the folder holds no run."""
+    """Open a run's folder. Raises UserError if it holds no run."""
     return Results(folder)

@@ -1,5 +1,6 @@
-// The page's own behaviour: figures drawn as they come into view, in the colours of the reader's theme; members
-// chosen by a click on their point or their row; the table; dictionaries. All data is in #data, nothing is fetched.
+// What the page does: it draws figures as they come into view, in the colours of the reader's theme; a click on a
+// point or a row chooses a member; the table of members; dictionaries. All data is in #data (page_data.py writes it),
+// nothing is fetched. Text from a run enters the page as textContent, and a figure of plotly's through escaped().
 "use strict";
 const $ = (query, root = document) => root.querySelector(query);
 const element = (tag, properties = {}, ...children) => {
@@ -8,6 +9,7 @@ const element = (tag, properties = {}, ...children) => {
   return node;
 };
 const data = JSON.parse($("#data").textContent);
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 const three = (value) => (typeof value !== "number" ? value ?? "–" : Number.isInteger(value) ? String(value) : String(+value.toPrecision(3)));
 
@@ -35,7 +37,7 @@ function themed(layout) {
   };
 }
 
-const drawn = new Map();  // element -> what gives its [traces, layout]
+const drawn = new Map();  // element -> the function that makes its [traces, layout]
 
 function show(node) {
   const [traces, layout] = drawn.get(node)();
@@ -55,18 +57,18 @@ const observer = new IntersectionObserver((entries) => {
 
 for (const node of document.querySelectorAll(".plot")) {
   const { data: traces, layout } = data.figures[node.id];
-  const of = { curves: curves, firingrates: firingRates }[node.dataset.kind];
-  drawn.set(node, () => [of ? of(traces, layout) : traces, layout]);
+  const byMember = { curves: curves, firingrates: firingRates }[node.dataset.kind];
+  drawn.set(node, () => [byMember ? byMember(traces, layout) : traces, layout]);
   node.style.height = `${layout.height - (layout.meta?.head ?? 0)}px`;
   observer.observe(node);
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw(".plot[data-drawn]"));
 const redraw = (query) => document.querySelectorAll(query).forEach(show);
 
-// -- chosen members: their traces are made here, after the first of what the figure came with ---------------------
+// -- chosen members: their traces are made here, each like the first trace that the figure came with ---------------
 let chosen = data.chosen;
 const swatch = (i) => data.swatches[i % data.swatches.length];
-const name = (row) => `member ${data.members.rows[row][0]}`;
+const name = (row) => escaped(`member ${data.members.rows[row][0]}`);
 const steps = data.history && new Uint32Array(bytes(data.history.steps));
 const past = data.history && Object.fromEntries(Object.entries(data.history.values).map(([key, text]) => [key, new Float32Array(bytes(text))]));
 const shares = data.firing && new Float32Array(bytes(data.firing.shares));
@@ -109,7 +111,7 @@ function listChosen() {
     cells[0].prepend(element("i"));
     const links = element("td");
     if (data.dictionaries.some((d) => d.row === row)) links.append(element("a", { href: `#dictionary-${row}`, textContent: "dictionary" }));
-    links.append(element("button", { textContent: "×", title: "leave it out", onclick: () => choose(chosen.filter((r) => r !== row)) }));
+    links.append(element("button", { textContent: "×", title: "remove from this list", onclick: () => choose(chosen.filter((r) => r !== row)) }));
     const tr = element("tr", {}, ...cells, links);
     tr.style.setProperty("--swatch", swatch(i));
     return tr;
@@ -169,7 +171,7 @@ async function copy(button) {
   const area = element("textarea", { value: text("\t") });
   try {
     await navigator.clipboard.writeText(area.value);
-  } catch {  // an older browser, or one that does not trust a file
+  } catch {  // an older browser, or one that gives a local file no clipboard
     document.body.append(area);
     area.select();
     document.execCommand("copy");
@@ -198,7 +200,7 @@ listChosen();
 fill();
 markRows();
 
-// -- dictionaries: pieces of one picture for each member ------------------------------------------------------------
+// -- dictionaries: each image is a piece of one sheet per member and kind -------------------------------------------
 const rate = (r) => (r === null ? "" : r === 0 ? "dead" : `${+(100 * r).toPrecision(2)} %`);
 
 function image(sheet, k, size) {
@@ -221,7 +223,7 @@ for (const dictionary of data.dictionaries.filter((d) => d.directions)) {
     const words = dictionary.rates[k] === null ? "" : dictionary.rates[k] === 0 ? "is active on no held-out example" : `is active on ${rate(dictionary.rates[k])} of held-out examples`;
     detail.replaceChildren(
       element("div", {}, image(dictionary.directions, k, 72)),
-      element("div", {}, element("b", { textContent: `latent ${dictionary.latents[k]}` }), element("br"), words, element("br"), pairs.length ? "strongest, with what is made of them:" : ""),
+      element("div", {}, element("b", { textContent: `latent ${dictionary.latents[k]}` }), element("br"), words, element("br"), pairs.length ? "strongest examples, each with its reconstruction:" : ""),
       ...pairs,
     );
   };

@@ -1,4 +1,4 @@
-"""One or several runs as the report reads them: their tables together, and the figures that they ask for."""
+"""The runs of a report: their tables together, and the figures that they ask for."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,22 @@ from sae.study.figures import Figure
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Tables of one or several runs together.
+    """The tables of one or several runs together.
 
-    `members` has a row per finished member, its index the same in the whole page; `number` is a member's place in its
-    run and `member` what it is called here, which with several runs has the run's name (a column `run`) in front of it.
+    `members` has a row per finished member; the whole page refers to members by its index. Its column `number` is the
+    member's number in its run, and `member` its name on the page. With several runs there is a column `run`, and the
+    name is "run/number".
     """
 
     results: tuple[Results, ...]
     names: tuple[str, ...]
     members: pd.DataFrame
     history: pd.DataFrame
-    rates: Mapping[Any, np.ndarray]  # member -> [d_sae]
+    rates: Mapping[Any, np.ndarray]  # member -> firing rates [d_sae]
     figures: tuple[Figure, ...]
     answer: Answer | None
     along: tuple[str, ...]  # coefficients, one arm each
-    group: tuple[str, ...]  # what else differs, but seeds
+    group: tuple[str, ...]  # d_sae, and what else differs between members, except seeds
 
     @property
     def sound(self) -> pd.DataFrame:
@@ -40,9 +41,11 @@ class Runs:
 
 
 def gather(results: Sequence[Results]) -> Runs:
-    """Read the tables. Raises UserError where there is no finished member, or a file is damaged."""
+    """Read the tables. Raises UserError where no member is finished, or a file is damaged."""
     names = data.unique([r.folder.resolve().name for r in results])
-    members, history, rates = [], [], {}
+    members: list[pd.DataFrame] = []
+    history: list[pd.DataFrame] = []
+    rates: dict[Any, np.ndarray] = {}
     for one, run in zip(results, names, strict=True):
         call = (lambda number, run=run: f"{run}/{number}") if len(results) > 1 else int
         table = one.members
@@ -55,18 +58,18 @@ def gather(results: Sequence[Results]) -> Runs:
     joined = members[0] if len(members) == 1 else storage.join_members(members).reset_index(drop=True)
     if len(results) > 1:
         joined = joined.sort_values(["run", "number"], ignore_index=True)
-        joined.attrs = {"meanings": {k: v for of in members for k, v in of.attrs.get("meanings", {}).items()}}
+        joined.attrs = {"meanings": {k: v for table in members for k, v in table.attrs.get("meanings", {}).items()}}
     past = pd.concat(history, ignore_index=True)
     return Runs(tuple(results), tuple(names), joined, past, rates, **_shown(results, names))
 
 
 def _shown(results: Sequence[Results], names: Sequence[str]) -> dict[str, Any]:
-    """Figures, answer, coefficients and groups: a run's own; of several runs what differs between them asks for."""
+    """The figures, answer, coefficients and groups of a run; several runs get the default figures and no answer."""
     arms = dict.fromkeys(name for one in results for name in one.arms)
     if len(results) == 1:
         flats, figures_shown, answer = results[0].definition["members"], results[0].figures, results[0].answer
     else:
-        # what is one value in each run is told by the run's name
+        # a name that has one value in each run is left out: the run's name tells its value
         inside = {name for one in results for name in figures.varying(one.definition["members"])} | {"d_sae"}
         flats = [
             {"run": run} | {name: value for name, value in flat.items() if name in inside}

@@ -13,9 +13,9 @@ MEDIANS = ("l0", "fvu", "dead_fraction")
 
 
 class Terminal:
-    """The sink a person watches."""
+    """The sink that a person watches."""
 
-    def __init__(self, console: Console, n_cohorts: int):
+    def __init__(self, console: Console, n_cohorts: int) -> None:
         self.console, self.n_cohorts = console, n_cohorts
         self.live = console.is_terminal
         self.progress = Progress(
@@ -30,7 +30,7 @@ class Terminal:
         self.progress.start()
 
     def title(self, index: int) -> str:
-        """A cohort's name: its number, as in the tables, and how many there are."""
+        """A cohort's name: its number, as in the tables, and the number of cohorts."""
         return f"cohort {index} of {self.n_cohorts}"
 
     def start(self, start: Start) -> None:
@@ -44,7 +44,7 @@ class Terminal:
         self.task = self.progress.add_task(title, total=total, completed=start.step, rates="", medians="")
 
     def record(self, record: Record) -> None:
-        """Show how far and how fast, and the median member."""
+        """Show the step, the speed, and medians over members."""
         step, n_steps = record.step, record.cohort.example.n_steps
         rate = (step - self.first) / max(time.perf_counter() - self.begun, 1e-9)
         rates = f"{rate:,.0f} steps/s, {rate * len(record.cohort.members):,.0f} member-steps/s"
@@ -62,11 +62,11 @@ class Terminal:
             self.say(f"{self.title(outcome.index)}: {len(bad)} diverged: members {', '.join(map(str, bad))}")
 
     def say(self, line: str) -> None:
-        """One line, above the bars."""
+        """Print one line above the bars."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.progress.stop()
 
 

@@ -1,4 +1,4 @@
-"""What the tables say against a sweep's own conclusions: each check gives sentences, with its threshold in them."""
+"""Reasons to doubt a sweep's conclusions, read off its tables: each check gives sentences that state its threshold."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,18 +8,18 @@ import pandas as pd
 from sae.core.text import ranges
 from sae.report.data import Line, label, lines
 
-DEAD = 0.5  # of the latents
-COLLAPSED = 0.5  # active latents per example
-SPARSE = 0.1  # of d_sae: above it, a frontier's sparse end is not in sight
-FALLS = 0.1  # of the FVU, between the two least coefficients: the dense end is not in sight
-DENSE = 0.02  # FVU below which it is in sight anyway
-RISES = 0.02  # of the FVU, against the order of coefficients
-REBOUND = 1.5  # times the least FVU of training
-CONVERGED = 0.02  # of the FVU, over the last tenth of training
+DEAD = 0.5  # share of latents that may be dead
+COLLAPSED = 0.5  # active latents per example: below, L0 has collapsed
+SPARSE = 0.1  # share of d_sae: a frontier whose L0 stays above it does not reach its sparse end
+FALLS = 0.1  # relative fall of FVU between the two least coefficients: the dense end is not reached
+DENSE = 0.02  # FVU below which the dense end counts as reached anyway
+RISES = 0.02  # relative fall of FVU where sparsity rises: the frontier is not monotone
+REBOUND = 1.5  # factor between the last and the least FVU of training
+CONVERGED = 0.02  # relative fall of FVU over the last tenth of training
 
 
 def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[str]:
-    """Sentences on members (those that diverged included) and their histories."""
+    """Sentences about members and their histories. `members` includes those that diverged."""
     sound = members[members["status"] == "finished"]
     found = [*_diverged(members), *_of_members(sound), *_of_training(sound, history)]
     if along:
@@ -30,7 +30,7 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
 def _diverged(members: pd.DataFrame) -> Iterator[str]:
     bad = members[members["status"] == "diverged"]
     if len(bad):
-        yield f"{_who(bad, members)} diverged and are left out of every figure: a lower learning rate, or clipping."
+        yield f"{_who(bad, members)} diverged and are left out of every figure; try a lower learning rate, or clipping."
 
 
 def _of_members(members: pd.DataFrame) -> Iterator[str]:
@@ -40,8 +40,8 @@ def _of_members(members: pd.DataFrame) -> Iterator[str]:
     dead = members[members["eval/dead_fraction"] > DEAD]
     if len(dead):
         yield (
-            f"Over {DEAD:.0%} of the latents are dead in {_who(dead, members)}: their L0 and their width are not what "
-            "they seem; see revival, or a longer run."
+            f"Over {DEAD:.0%} of the latents are dead in {_who(dead, members)}: compare their L0 and width with care; "
+            "try revival, or a longer run."
         )
 
 
@@ -80,7 +80,7 @@ def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
         if len(means) < 3:
             continue
         if means["eval/l0"].iloc[-1] > means["eval/l0"].iloc[0]:
-            means = means[::-1]  # of activation.k the least is the sparsest
+            means = means[::-1]  # the smallest activation.k is the sparsest
         l0, fvu, width = means["eval/l0"], means["eval/fvu"], line.members["d_sae"].max()
         if l0.iloc[-1] > max(SPARSE * width, 2) and fvu.iloc[-1] < 0.5:
             sparse.append(f"{line.name} (l0 {l0.iloc[-1]:.3g} at {label(line.along)} {l0.index[-1]:g})")
@@ -96,15 +96,15 @@ def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
         )
     if dense:
         yield (
-            f"The dense end of the frontier is not reached, as FVU still falls by more than {FALLS:.0%} to the last "
-            f"coefficient there, in {'; '.join(dense)}."
+            f"The dense end of the frontier is not reached: FVU still falls by more than {FALLS:.0%} to the least "
+            f"coefficient, in {'; '.join(dense)}."
         )
     if back:
         yield f"FVU is not monotone: its mean falls by more than {RISES:.0%} where sparsity rises: {'; '.join(back)}."
 
 
 def _who(some: pd.DataFrame, all_members: pd.DataFrame) -> str:
-    """ "members 3–5 and 9", or how many where they are many."""
+    """ "members 3-5, 9", or their number where they are many."""
     if len(some) == len(all_members) > 1:
         return f"all {len(some)} members"
     if len(some) > 12:

@@ -1,6 +1,7 @@
-"""A run seen from any terminal, also on another machine that has its folder: it only reads what the run writes."""
+"""`sae watch`: a run's progress in any terminal that sees its folder. It only reads what the run writes."""
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from sae.store.results import Results
 from sae.store.storage import HISTORY, STATE
 from sae.study.figures import arm_name, coefficients
 
-MARKS = "●▲■◆"  # of arms
+MARKS = "●▲■◆"  # one per arm
 X, Y = "train/fvu", "train/l0"
 
 
@@ -35,18 +36,18 @@ def watch(results: Results, console: Console, *, once: bool = False, seconds: fl
 
 
 def frame(results: Results, width: int = 100, height: int = 40) -> Group:
-    """What there is to see now."""
+    """The state of a run now: its cohorts, its frontier so far, and what is wrong."""
     head = Text(f"{results.definition['name']}: {results.status}  ", style="bold")
     head.append(results.definition.get("question", ""), style="not bold dim")
     try:
         latest = _latest(results)
-    except UserError:  # nothing is written yet, or it is being written at this moment
+    except UserError:  # nothing is written yet, or it is being written right now
         return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
     return Group(head, _cohorts(results), Text(), *_frontier(results, latest, width, height), *_troubles(latest))
 
 
-def scatter(points: list[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
-    """Points (x, y, mark, colour) on log axes, as lines of text with the ends of the axes written out."""
+def scatter(points: Sequence[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
+    """Points (x, y, mark, colour) on log axes, as lines of text; the ends of the axes are written out."""
     values = np.log10(np.array([point[:2] for point in points]))
     low, high = values.min(axis=0), values.max(axis=0)
     span = np.maximum(high - low, 1e-9)
@@ -67,7 +68,7 @@ def scatter(points: list[tuple[float, float, str, str]], width: int = 64, height
 
 
 def _latest(results: Results) -> pd.DataFrame:
-    """Every member's last log point, beside its hyper-parameters."""
+    """A row per member: its last log point and its hyper-parameters."""
     last = results.history.groupby("member").last()
     return last.join(pd.DataFrame(results.definition["members"]))
 
@@ -85,7 +86,7 @@ def _cohorts(results: Results) -> Table:
         table.add_row(
             str(cohort.index),
             ranges(members),
-            state.get("status", "waiting"),
+            Text(str(state.get("status", "waiting"))),
             ProgressBar(total=n_steps, completed=step, width=24),
             f"{step:,}/{n_steps:,}",
             f"{ago:,.0f} s ago" if paths else "",
@@ -99,8 +100,11 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -
         return []
     along, _ = coefficients(results.definition["members"], results.arms)
     arms = {name: (MARKS[i % len(MARKS)], ARMS[i % len(ARMS)]) for i, name in enumerate(along)}
-    of = lambda row: next((arms[name] for name in along if row.get(name) and row[name] == row[name]), ("·", "white"))
-    points = [(row[X], row[Y], *of(row)) for row in shown.to_dict("records")]
+    none = ("·", "white")  # a member in no arm
+    points: list[tuple[float, float, str, str]] = []
+    for row in shown.to_dict("records"):
+        mark, colour = next((arms[name] for name in along if row.get(name) and row[name] == row[name]), none)
+        points.append((row[X], row[Y], mark, colour))
     legend = Text("l0 (upwards) against fvu, last log points of training, log axes  ", style="dim")
     for name, (mark, colour) in arms.items():
         legend.append(f"{mark} {arm_name(name)}  ", style=f"not dim {colour}")

@@ -1,4 +1,4 @@
-"""A run's folder: which run it holds, who works on it, and what it says of the run."""
+"""A run's folder: which run it holds, which process works on it, and its definition.json."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ import platform
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ PACKAGES = ("sparsity-lab", "jax", "jaxlib", "flax", "optax", "numpy", "tensorfl
 
 
 def older_run(folder: Path, sweep: Sweep) -> Results | None:
-    """The run of this sweep that the folder holds, finished or not. Raises UserError if it holds something else."""
+    """The run of this sweep in the folder, finished or not; None for a new or empty folder.
+
+    Raises UserError if the folder holds something else.
+    """
     if not folder.exists():
         return None
     if not folder.is_dir():
@@ -48,7 +51,10 @@ def older_run(folder: Path, sweep: Sweep) -> Results | None:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Rename a folder that holds a run; None where there is none. Raises UserError for a folder of something else."""
+    """Rename a folder that holds a run to the first free NAME.old-N -> its new path; None for a new or empty folder.
+
+    Raises UserError if the folder holds something else, or if a process works on it.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not (folder / DEFINITION).exists():
@@ -62,7 +68,7 @@ def move_aside(folder: Path) -> Path | None:
 
 
 def make(folder: Path) -> None:
-    """Make the folder. Raises UserError where it cannot be written to."""
+    """Make the folder. Raises UserError if it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -72,11 +78,11 @@ def make(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+def lock(folder: Path, wait: bool = False) -> Generator[None]:
     """Hold a run's or a cohort's folder for this process.
 
-    Where another process holds it, waits for that, or raises UserError with its number and its host. The system lets
-    go of the lock when its process ends, however it ends, so a lock file left behind means nothing.
+    If another process holds it, either wait for that process, or raise UserError with its number and host. The system
+    releases the lock when its process ends, however it ends, so a lock file left behind means nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a+") as file:
@@ -95,7 +101,7 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
 def describe(
     folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]
 ) -> None:
-    """Write definition.json for a new run, whose cohorts have these members."""
+    """Write definition.json for a new run. cohorts: the numbers of the members of each cohort."""
     write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command))
 
 
@@ -107,19 +113,20 @@ def describe_again(results: Results, sweep: Sweep) -> None:
             write_json(results.folder / DEFINITION, results.definition)
 
 
-def _first_difference(theirs: list[dict], ours: list[dict]) -> str | None:
+def _first_difference(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str | None:
+    """The first difference between the folder's members and the sweep's, in words."""
     for i, (old, new) in enumerate(zip(theirs, ours, strict=False)):
         old = complete(old)  # the folder may be older than a field
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name) and repr(old.get(name)) != repr(new.get(name)):  # NaN != NaN
-                return f"{name} of member {i} is {old.get(name)!r} there and {new.get(name)!r} here"
+                return f"{name} of member {i} is {old.get(name)!r} in the folder and {new.get(name)!r} in the sweep"
     if len(theirs) != len(ours):
-        return f"{len(theirs)} members there and {len(ours)} here"
+        return f"{len(theirs)} members in the folder and {len(ours)} in the sweep"
     return None
 
 
 def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]) -> dict[str, Any]:
-    """What definition.json holds."""
+    """The contents of definition.json."""
     device = jax.devices()[0]
     return {
         "name": sweep.name,
@@ -130,7 +137,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "members": plain(sweep),
         "own": {name: file for member in sweep.members for name, file in own_files(member).items()},
         **shown(sweep),
-        "claims": [claims.written(claim) for claim in sweep.claims],  # these stay, whatever is claimed later
+        "claims": [claims.written(claim) for claim in sweep.claims],  # as they were before the run: never changed
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.device_count()},
@@ -148,7 +155,7 @@ def shown(sweep: Sweep) -> dict[str, Any]:
 
 
 def plain(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every member, flattened, as JSON gives it back."""
+    """Every member, flattened, with values as JSON returns them."""
     return json.loads(json.dumps([flatten(member) for member in sweep.members], default=str))
 
 
@@ -160,7 +167,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The checkout's commit, with "+changes" where files differ from it; None outside a checkout."""
+    """The checkout's commit, with "+changes" if tracked files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)

@@ -1,4 +1,4 @@
-"""The results of a run, as a notebook reads them: `sae.load("runs/patches_l1")`."""
+"""The results of a run, read from its folder. `report.notebook.Results`, which `sae.load` gives, adds the figures."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ from sae.study.measures import Measure
 class Results:
     """The results of a run, read from its folder, finished or not."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         path = self.folder / DEFINITION
         if not path.exists():
@@ -46,25 +46,28 @@ class Results:
 
     @property
     def status(self) -> str:
-        """finished; interrupted, where a signal stopped it; running; new. A process killed with -9 left "running"."""
-        of = [cohort.state.get("status", "new") for cohort in self.cohorts]
-        return next((s for s in ("running", "interrupted") if s in of), "finished" if self.finished else "new")
+        """ "new", "running", "interrupted" (by a signal) or "finished". A killed process (-9) leaves "running"."""
+        found = [cohort.state.get("status", "new") for cohort in self.cohorts]
+        return next((s for s in ("running", "interrupted") if s in found), "finished" if self.finished else "new")
 
     @property
     def members(self) -> pd.DataFrame:
-        """A row per finished member: hyper-parameters by dotted name, `member`, `cohort`, `status`, `eval/...`, and
-        `analysis/...` once the sweep's measures were asked; what those are, in a line each, is in `attrs["meanings"]`.
+        """A row per finished member.
+
+        The columns are the hyper-parameters by dotted name, `member`, `cohort`, `status`, `eval/...`, and once the
+        sweep's measures have been asked `analysis/...`. `attrs["meanings"]` says in a line what each of the last is.
         """
         tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
         members = storage.join_members(self._some(tables, "finished member"))
         found = storage.read_analysis(self.folder)
         members = members.join(found, on="member")
-        members.attrs = {"meanings": {n: line for of in found.attrs["asked"].values() for n, line in of.items()}}
+        asked = found.attrs["asked"].values()
+        members.attrs = {"meanings": {name: line for columns in asked for name, line in columns.items()}}
         return members
 
     @property
     def everyone(self) -> pd.DataFrame:
-        """A row per member of the sweep, as in `members`; one without results has status "missing" and no numbers."""
+        """A row per member of the sweep, as in `members`; members without results have status "missing", no numbers."""
         rows = pd.DataFrame(self.definition["members"]).rename_axis("member").reset_index()
         if not any(cohort.finished for cohort in self.cohorts):
             return rows.assign(status="missing")
@@ -81,7 +84,7 @@ class Results:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The measures whose columns the members table has (each as its `repr`)."""
+        """The measures, each as its `repr`, whose columns are in the members table."""
         return tuple(storage.read_analysis(self.folder).attrs["asked"])
 
     def keep(self, measure: Measure, found: pd.DataFrame) -> None:
@@ -89,18 +92,18 @@ class Results:
         storage.write_analysis(self.folder, repr(measure), found, measure.columns)
 
     def source(self, member: int) -> Source:
-        """The definition of a member's data. Raises UserError for a class of the user's own: it is not known here."""
+        """The definition of a member's data. Raises UserError for a user's own class that is not defined here."""
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
         return unflatten(Experiment, "data", flat, self.definition.get("own"))
 
     @property
     def answer(self) -> Answer | None:
-        """How the sweep asks its question of the members table."""
+        """The sweep's answer: how to read its question off the members table. None where it has none."""
         return figures.read_answer(answer) if (answer := self.definition.get("answer")) else None
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """What the sweep shows: the figures it names, or those worth seeing where it names none."""
+        """The figures that the sweep names, or the default ones where it names none."""
         if named := self.definition.get("figures"):
             return tuple(figures.read(figure) for figure in named)
         known = self.knows_true_features
@@ -118,7 +121,7 @@ class Results:
         return bool(tables) and all("eval/mmcs" in table for table in tables)
 
     def sae(self, member: int) -> Sae:
-        """The trained autoencoder of a member. Raises UserError where there is none, or its file is damaged."""
+        """The trained autoencoder of a member. Raises UserError if there is none, or if its file is damaged."""
         finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
         if member not in finished:
             raise UserError(

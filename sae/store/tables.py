@@ -13,22 +13,25 @@ from sae.engine.runtime import peak_bytes
 from sae.store import storage
 from sae.store.storage import CohortFiles
 
-HISTORY_SECONDS = 15.0  # between two writings of an unfinished cohort's history
+HISTORY_SECONDS = 15.0  # between two writes of an unfinished cohort's history
 
 
 class Tables:
-    """Writes a cohort's history as training goes on, and its members and weights when it is finished."""
+    """The sink that writes a cohort's history during training, and its members and weights at the end."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.files, self.unwritten = folder, None, False
+    files: CohortFiles
+    history: list[pd.DataFrame]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.unwritten = folder, False
 
     def start(self, start: Start) -> None:
         """Open a cohort's folder."""
         self.files = CohortFiles(self.folder, start.index)
         self.history = [_rows(record) for record in start.history]
-        self.seconds = self.files.state.get("seconds", 0.0) if start.step else 0.0  # of training, over all processes
+        self.seconds = self.files.state.get("seconds", 0.0) if start.step else 0.0  # of training, in earlier processes
         self.begun = self.written = time.monotonic()
-        # what was written of it before, and is not to be read any more, has no checksum
+        # without checksums, files of an earlier try do not count as finished
         self.files.mark(
             status="running",
             members=start.cohort.members,
@@ -41,14 +44,14 @@ class Tables:
         )
 
     def record(self, record: Record) -> None:
-        """Keep a chunk's numbers, and write them now and then."""
+        """Keep a chunk's numbers; write them every HISTORY_SECONDS."""
         self.history.append(_rows(record))
         self.unwritten = True
         if time.monotonic() - self.written > HISTORY_SECONDS:
             self._write("running", record.step)
 
     def interrupt(self, step: int) -> None:
-        """Training stops at a step, to go on another time."""
+        """Write the history up to a step at which training stops, to be resumed later."""
         self._write("interrupted", step)
 
     def finish(self, outcome: Outcome) -> None:
@@ -62,11 +65,10 @@ class Tables:
         known = {"step": n_steps, "seconds": self._seconds(), "peak_bytes": peak_bytes()}
         self.files.write_weights(cohort.members, outcome.saes, outcome.firing_rates)
         self.files.finish(members, **known)
-        self.files = None
 
     def close(self) -> None:
-        """Leave nothing unwritten."""
-        if self.files is not None and self.unwritten:
+        """Write what is not written yet."""
+        if self.unwritten:
             self.files.write_history(storage.join_history(self.history))
 
     def _write(self, status: str, step: int) -> None:
@@ -86,9 +88,9 @@ def _rows(record: Record) -> pd.DataFrame:
 
 
 def plain(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that a table column can hold."""
+    """A flattened experiment with values that a table's column can hold: None, bool, int, float or text."""
     return {n: v if v is None or isinstance(v, bool | int | float | str) else _text(v) for n, v in flat.items()}
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
