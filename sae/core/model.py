@@ -37,7 +37,7 @@ class Sae(nnx.Module):
         apply_b_dec_to_input: bool = True,
         precision: str = "float32",
         own: Mapping[str, Array] | None = None,
-    ):
+    ) -> None:
         own = activation.init(b_enc.shape[0]) if own is None else own
         self.W_enc = nnx.Param(W_enc)
         self.b_enc = nnx.Param(b_enc)

@@ -1,12 +1,13 @@
-"""Field markers, array aliases, bad input and interruptions: what every other file stands on."""
+"""Markers of fields, names for arrays, and the errors that a user meets."""
 
 import dataclasses
 import signal
-from typing import Any, TypeAlias, dataclass_transform
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 from flax import struct
 
+T = TypeVar("T")
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array  # a typed PRNG key, jax.random.key(...)
 
@@ -18,19 +19,19 @@ class UserError(Exception):
 class Interrupted(KeyboardInterrupt):
     """A signal asked the run to stop: its state is saved, and the same command goes on from there."""
 
-    def __init__(self, signal_number: int):
+    def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
-def definition(cls):
+def definition(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass that is also a pytree.
 
     Fields made with `leaf` may differ between members of one compiled program; fields made with
     `static` fix shapes or code, so members that differ there train in different programs.
     """
-    return struct.dataclass(cls, kw_only=True)
+    return struct.dataclass(cls, kw_only=True)  # ty: ignore[invalid-explicit-return]
 
 
 def leaf(

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sae.core.model import matmul
+from sae.core.types import Array
 from sae.data import Superposition
 from sae.data.feed import RESIDENT_BYTES, Feed
 from sae.data.source import Rows, Sampler, rows
@@ -31,7 +32,7 @@ ROUNDS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Of one cohort. Medians of rounds in which the step and the products took turns."""
+    """The speed of one cohort: medians of rounds in which the step and the products took turns."""
 
     members: int
     d_in: int
@@ -41,12 +42,12 @@ class Speed:
     lanes: int
     compile_seconds: float
     step_seconds: float
-    """Of one step of all members."""
+    """Seconds of one step of all members."""
     member_steps_per_second: float
     gflops: float
     """10^9 FLOP/s of the step's products: 10 · d_in · d_sae · batch FLOPs per member and step."""
     bare_gflops: float
-    """Of these products alone: the faster of one member at a time and `lanes` at a time."""
+    """10^9 FLOP/s of these products alone: the faster of one member at a time and `lanes` at a time."""
     fraction: float
     """Median over rounds of gflops / bare_gflops."""
 
@@ -92,8 +93,11 @@ def measure(cohort: Cohort, data: Rows | Sampler, lanes: int | None = None) -> S
     )
 
 
-def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = lane_choice.SECONDS):
-    """A function that runs a step's five products for about `seconds`, `lanes` at a time -> seconds of one member's."""
+def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = lane_choice.SECONDS) -> Callable[[], float]:
+    """A function that runs a step's five products, `lanes` at a time, for about `seconds`.
+
+    It returns the seconds that one member's five took.
+    """
     e = cohort.example
     W = jnp.full((lanes, e.d_sae, d_in), 1 / e.d_sae)
     x = jnp.ones((d_in, e.batch_size))
@@ -104,7 +108,7 @@ def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = lane_choice.SEC
     x = x if lanes == 1 else jnp.broadcast_to(x, (lanes, *x.shape))
     W = W[0] if lanes == 1 else W
 
-    def five(W, carry):
+    def five(W: Array, carry: tuple) -> tuple[Array, Array, Array]:
         x, *_ = carry
         f = times(W, x)
         x_hat = times(transposed(W), f)
@@ -126,7 +130,7 @@ def bare(cohort: Cohort, d_in: int, lanes: int, seconds: float = lane_choice.SEC
 
 
 def report(speeds: Sequence[Speed]) -> dict:
-    """As JSON has it."""
+    """The speeds and the device, for JSON."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -139,7 +143,7 @@ def report(speeds: Sequence[Speed]) -> dict:
 
 
 def table(speeds: Sequence[Speed], console: Console) -> None:
-    """Print them."""
+    """Print the speeds."""
     device = jax.devices()[0]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for column in ("shape", "lanes", "compile", "step", "steps/s", "GFLOP/s", "bare", "share"):
@@ -164,12 +168,12 @@ def table(speeds: Sequence[Speed], console: Console) -> None:
 
 
 class _no_cache:  # noqa: N801 - a context manager
-    """Compile for real, so that the seconds it takes are those of a first run."""
+    """Compile without the cache, so that the seconds are those of a first run."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.before = jax.config.values["jax_enable_compilation_cache"]
         jax.config.update("jax_enable_compilation_cache", False)
         jax.clear_caches()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         jax.config.update("jax_enable_compilation_cache", self.before)

@@ -1,10 +1,11 @@
-"""Checkpoints of a cohort in training, so that a run which is stopped anywhere goes on from there, bit for bit.
+"""Checkpoints of a cohort in training: a run that was stopped anywhere resumes from there, bit for bit.
 
-A checkpoint is the whole `CohortState` (parameters, Adam's moments, silent counts, the metric sums of an unfinished
-chunk), its step, from which the order of examples and every random key follow, and the history up to there. Orbax
-writes it in the background; the last two are kept, and one that does not read back as it was written is passed over.
+A checkpoint is the whole `CohortState` (parameters, the optimizer's moments, silent counts, the state of a control or
+an average, the metric sums of an unfinished chunk), its step, and the history up to there. The order of examples and
+every random key follow from the step. Leaves are stored by name. Orbax writes in the background and keeps the last
+two; a checkpoint that does not read back as it was written is skipped.
 
-Of several processes, process 0 alone reads and writes; the others come to the same calls, and get what it read.
+With several processes, process 0 alone reads and writes. The others make the same calls and get what it read.
 """
 
 import json
@@ -27,12 +28,13 @@ Chunk = tuple[int, dict[str, np.ndarray]]  # step, {"train/l0": [member], ...}
 class Checkpoints:
     """The checkpoints in one folder, which belong to one cohort."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder = folder.absolute()
-        self._say, self._manager = say, None
+        self._say = say
+        self._manager: Any = None
 
-    def _open(self):
-        """Orbax and its manager: importing takes a second, which a short run need not wait for."""
+    def _open(self) -> tuple[Any, Any]:
+        """Orbax and its manager, imported late: the import takes a second, which a short run need not wait for."""
         import orbax.checkpoint as ocp
 
         if self._manager is None:
@@ -48,7 +50,7 @@ class Checkpoints:
         return ocp, self._manager
 
     def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
-        """Write a state that is on the host, while training goes on."""
+        """Write a state that is on the host; training goes on meanwhile."""
         if not processes.lead():
             return
         ocp, manager = self._open()
@@ -117,13 +119,13 @@ class Checkpoints:
         return arrays, meta
 
     def remove(self) -> None:
-        """Delete them all: the cohort is finished, and its members have their rows."""
+        """Delete all checkpoints: the cohort is finished and its members have their rows."""
         self.close()
         if processes.lead():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Wait until the last one is on the disk."""
+        """Wait until the last checkpoint is on the disk."""
         if self._manager is not None:
             self._manager.wait_until_finished()
             self._manager.close()

@@ -1,4 +1,4 @@
-"""How many members of a cohort are computed at once: from a model of the device, or measured once and remembered."""
+"""The number of members that are computed at once: from a model of the device, or measured once and remembered."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from sae.engine.runtime import cache_folder
 from sae.experiment import method
 
 LONG = 5e12  # multiply-adds of a cohort's products from which a measurement is worth its seconds of compiling
-SECONDS, ROUNDS = 0.3, 3  # of one timing, and how often each candidate is timed, in turn
+SECONDS, ROUNDS = 0.3, 3  # length of one timing, and how often each candidate is timed, in turn
 
 
 def choose(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
@@ -61,10 +62,12 @@ def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
     return best
 
 
-def timer(cohort: Cohort, feed: Feed, placement: Placement, seconds: float = SECONDS):
-    """(seconds that compiling took, a function that trains for about `seconds` and gives the seconds of one step).
+def timer(
+    cohort: Cohort, feed: Feed, placement: Placement, seconds: float = SECONDS
+) -> tuple[float, Callable[[], float]]:
+    """The seconds that compiling took, and a function that trains for about `seconds` and returns those of one step.
 
-    A step's share of drawing its block's batches is part of it.
+    One step includes its share of drawing the block's batches.
     """
     experiments = cohort.stacked(placement)
     state = programs.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], placement=placement)

@@ -47,7 +47,7 @@ class DamagedError(UserError):
 class CohortFiles:
     """One cohort's folder. Whoever writes holds its lock (`folder.lock`); anyone may read."""
 
-    def __init__(self, folder: Path, index: int):
+    def __init__(self, folder: Path, index: int) -> None:
         self.index, self.path = index, folder / "cohorts" / f"{index:03d}"
         self._sound: set[tuple] = set()
 
@@ -161,7 +161,9 @@ def join_history(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def write_joined(folder: Path, cohorts: Sequence[CohortFiles]) -> None:
     """Write the tables of all finished cohorts, side by side with definition.json."""
     finished = [files for files in cohorts if files.finished]
-    _write_table(folder / HISTORY, join_history([files.history() for files in finished]))
+    _write_table(
+        folder / HISTORY, join_history([table for files in finished if (table := files.history()) is not None])
+    )
     _write_table(folder / MEMBERS, join_members([files.members() for files in finished]))
 
 
