@@ -4,7 +4,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from sae.core.types import UserError, definition, static
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
 
 @definition

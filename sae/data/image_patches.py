@@ -12,7 +12,8 @@ from scipy.fft import dctn, idctn
 
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
 # Photographs inside the wheels themselves (never fetched). Left out: drawings, text, microscope, retina and star
 # images; moon, clock_motion and coins (blurred, or objects laid out on a plain ground); and motorcycle_right, which

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.core.types import Array, Key, UserError, definition, static
-from sae.data.source import Sampler
+from sae.data.sampler import Sampler
 
 
 @definition

@@ -8,7 +8,8 @@ import numpy as np
 from jax.scipy.special import ndtr
 
 from sae.core.types import Array, Key, UserError, definition, static
-from sae.data.source import Normalize, Sampler
+from sae.data.sampler import Sampler
+from sae.data.source import Normalize
 
 
 @definition

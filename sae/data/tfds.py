@@ -14,7 +14,8 @@ import numpy as np
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data import idx
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
 
 @definition

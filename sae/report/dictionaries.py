@@ -14,7 +14,7 @@ import pandas as pd
 
 from sae.core.model import unit_rows
 from sae.data.feed import Feed
-from sae.data.source import Rows, Sampler
+from sae.data.source import Examples
 from sae.engine import cohort as cohorts
 from sae.engine import programs
 from sae.report.data import hyper, label, lines, number
@@ -96,7 +96,6 @@ def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary
         outputs = dict(
             zip(strongest[i].ravel().tolist(), np.asarray(_reconstruct(sae, inputs[strongest[i].ravel()])), strict=True)
         )
-        raw = lambda x: x if isinstance(data, Sampler) else x / np.float32(data.scale) + data.shift
         W_dec = np.asarray(sae.W_dec[...])
         return Dictionary(
             row=row,
@@ -105,12 +104,12 @@ def _look(results, data, flat, rates, members, names, figure) -> list[Dictionary
             latents=order[i],
             rates=active[i][order[i]],
             directions=W_dec[order[i]],
-            image_shape=getattr(data, "image_shape", None),
+            image_shape=data.image_shape,
             strongest=strongest[i],
             values=values[i],
-            inputs=dict(zip(shown.tolist(), raw(inputs[shown]), strict=True)),
-            outputs={at: raw(outputs[at]) for at in shown.tolist()},
-            features=_features(data, W_dec) if isinstance(data, Sampler) else None,
+            inputs=dict(zip(shown.tolist(), data.raw(inputs[shown]), strict=True)),
+            outputs={at: data.raw(outputs[at]) for at in shown.tolist()},
+            features=_features(data, W_dec) if data.features is not None else None,
         )
 
     return [one(i, int(row)) for i, row in enumerate(members.index)]
@@ -127,7 +126,7 @@ def _words(member: pd.Series, names: Sequence[str]) -> list[str]:
     return [f"{label(name)} {number(member[name])}" for name in shown if name != "run" and pd.notna(member[name])]
 
 
-def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _strongest(saes, latents: jax.Array, data: Examples, flat: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values and numbers of each latent's strongest examples [member, n, TOP], and all examples [N, d_in]."""
     best = jnp.zeros((*latents.shape, TOP)), jnp.full((*latents.shape, TOP), -1)  # 0 is not active
     n = min(flat.get("n_eval") or EXAMPLES, EXAMPLES)
@@ -143,7 +142,7 @@ def _strongest(saes, latents: jax.Array, data: Rows | Sampler, flat: dict) -> tu
     return values, np.where(values > 0, strongest, -1), np.concatenate(batches)
 
 
-def _features(data: Sampler, W_dec: np.ndarray) -> pd.DataFrame:
+def _features(data: Examples, W_dec: np.ndarray) -> pd.DataFrame:
     """A row per true feature, the best found first: the latent that is closest, its cosine, and a random one's."""
     # no source's own seed: Superposition draws its features in the same way
     random = np.random.default_rng((0, 1)).standard_normal(W_dec.shape).astype(np.float32)
