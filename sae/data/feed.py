@@ -32,7 +32,7 @@ class Feed:
         n_steps: int,
         resident_bytes: int = RESIDENT_BYTES,
         put: Put = jax.device_put,
-    ):
+    ) -> None:
         check(data, batch_size)
         self.data, self.seed, self.batch_size, self._put = data, seed, batch_size, put
         self.steps = block_steps(data.d_in, batch_size, n_steps)
@@ -73,7 +73,7 @@ class Feed:
 
 
 def check(data: Examples, batch_size: int) -> None:
-    """Raise UserError where there are fewer training examples than one batch takes."""
+    """Raises UserError where a batch needs more training examples than there are."""
     if data.n_train is not None and batch_size > data.n_train:
         raise UserError(f"batch_size: got {batch_size}, allowed: at most the {data.n_train} training examples")
 

@@ -7,7 +7,7 @@ same seed.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,30 @@ from sae.data.order import batch_rows, permute
 from sae.data.source import Block, Draw, Normalize, Put
 
 
+class Table(Protocol):
+    """What is indexed like an array [n, d_in] of real numbers: an array, a memory map, shards."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d_in)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Examples in an array, or in anything that is indexed like one (a memory map, shards).
+    """Examples that are rows of a table. `rows` builds it: it measures `shift`, `scale` and `mean` and checks values.
 
-    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` hold raw values of any real dtype; an example
+    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` hold raw values of any real dtype. An example
     is `(row - shift) * scale` in float32. `mean [d_in]` is the mean of the training *examples* (after
-    normalisation). Build it with `rows`, which measures `shift`, `scale` and `mean` and checks the values.
+    normalisation).
     """
 
-    train: np.ndarray
-    held_out: np.ndarray
+    train: Table
+    held_out: Table
     shift: np.ndarray
     scale: float
     mean: np.ndarray
@@ -92,10 +105,10 @@ class Rows:
             places = np.asarray(_rows_of_block(step, draw=draw, n=self.n_train))
         return self._pick(self.train, places.reshape(-1)).reshape(*places.shape, -1)
 
-    def _pick(self, array: np.ndarray, places: np.ndarray) -> np.ndarray:
-        # in the order they lie on disk, each once: reading is the cost
+    def _pick(self, table: Table, places: np.ndarray) -> np.ndarray:
+        # Reading is the cost, so each row is read once, in the order on disk.
         unique, inverse = np.unique(places, return_inverse=True)
-        return self.examples(np.asarray(array[unique]))[inverse]
+        return self.examples(np.asarray(table[unique]))[inverse]
 
 
 @struct.dataclass
@@ -130,18 +143,20 @@ def _places(step: Array | int, draw: Draw, n: int) -> Array:
 _rows_of_block = jax.jit(_places, static_argnames=("draw", "n"))
 
 
-def rows(train, held_out, normalize: Normalize, what: str, image_shape: tuple[int, ...] | None = None) -> Rows:
+def rows(
+    train: Table, held_out: Table, normalize: Normalize, what: str, image_shape: tuple[int, ...] | None = None
+) -> Rows:
     """Measure and check raw rows, once, in pieces (they may be larger than memory).
 
-    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays, or are indexed like arrays. `normalize`:
+    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays or are indexed like arrays. `normalize`:
     `none` leaves rows as they are; `centre` subtracts the training mean; `unit-mean-norm` divides by the mean
     Euclidean norm of the training rows. `what` names the data in error messages.
 
     Raises UserError for wrong shapes, an empty split, NaN or infinite values, and data with no variance.
     """
-    for split, array in (("train", train), ("held-out", held_out)):
-        if len(array.shape) != 2 or 0 in array.shape:
-            raise UserError(f"{what}: {split} has shape {tuple(array.shape)}; allowed: [n >= 1, d_in >= 1]")
+    for split, table in (("train", train), ("held-out", held_out)):
+        if len(table.shape) != 2 or 0 in table.shape:
+            raise UserError(f"{what}: {split} has shape {tuple(table.shape)}; allowed: [n >= 1, d_in >= 1]")
     if train.shape[1] != held_out.shape[1]:
         raise UserError(f"{what}: train has {train.shape[1]} columns and held-out {held_out.shape[1]}; they must agree")
 
@@ -171,12 +186,12 @@ def rows(train, held_out, normalize: Normalize, what: str, image_shape: tuple[in
     )
 
 
-def _pieces(array, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, float32 rows) over an array, in pieces of at most n_bytes, or of one row."""
-    size = max(1, n_bytes // (4 * array.shape[1]))
-    for start in range(0, array.shape[0], size):
+def _pieces(table: Table, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, float32 rows) over a table, in pieces of at most n_bytes, or of one row."""
+    size = max(1, n_bytes // (4 * table.shape[1]))
+    for start in range(0, len(table), size):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is reported
-            yield start, np.asarray(array[start : start + size]).astype(np.float32)
+            yield start, np.asarray(table[start : start + size]).astype(np.float32)
 
 
 def _check_finite(piece: np.ndarray, start: int, what: str) -> None:
