@@ -36,7 +36,8 @@ from sae.store.storage import CohortFiles, DamagedError
 from sae.store.tables import Tables
 from sae.study import claims
 from sae.study.sweep import Sweep, as_sweep, member_names
-from sae.wandb.client import Trial, resolve_mode
+from sae.wandb.client import Trial
+from sae.wandb.settings import resolve_mode
 from sae.wandb.sink import Wandb
 
 B_DEC_SAMPLE = 8_192  # training examples that set b_dec at the start

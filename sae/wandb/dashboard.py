@@ -15,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 
+from sae.core.files import write_json
+from sae.core.types import UserError
+from sae.store.results import Results
 from sae.study import claims
 from sae.study.answers import AtMatched, short
 from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
-from sae.core.files import write_json
-from sae.store.results import Results
-from sae.wandb.sink import heatmap_key, pivot
-from sae.core.types import UserError
 from sae.wandb.server import Server, connect, one_line
+from sae.wandb.sink import heatmap_key, pivot
 from sae.wandb.sync import place
 
 COLUMNS = 24  # of a report's grid

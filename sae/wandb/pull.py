@@ -17,17 +17,17 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
-from sae.store import folder as folders
-from sae.store import storage
 from sae.core.definitions import choices, fields, kind
-from sae.experiment import Experiment
 from sae.core.files import write_json
-from sae.store.results import Results
-from sae.wandb import sink
-from sae.store.tables import plain
-from sae.store.storage import DEFINITION, CohortFiles
 from sae.core.text import count, nearest
 from sae.core.types import UserError
+from sae.experiment import Experiment
+from sae.store import folder as folders
+from sae.store import storage
+from sae.store.results import Results
+from sae.store.storage import DEFINITION, CohortFiles
+from sae.store.tables import plain
+from sae.wandb import sink
 from sae.wandb.server import Server, connect
 
 AT_ONCE = 8  # histories that are fetched side by side

@@ -9,17 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from sae.core.definitions import flatten
+from sae.core.files import sha256, write_json
+from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
+from sae.engine.records import Outcome, Record, Start
+from sae.report.images import dictionary_grid
+from sae.store.results import Results
+from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
 from sae.study import claims
 from sae.study.answers import of_arm
-from sae.core.definitions import flatten
 from sae.study.figures import Heatmap
-from sae.core.files import sha256, write_json
-from sae.report.images import dictionary_grid
-from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
-from sae.store.results import Results
-from sae.engine.records import Outcome, Record, Start
 from sae.wandb.client import Client, Pictures, Trial
-from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
 
 PLACE = "wandb.json"  # in a run's folder: where in W&B its runs are
 SWEEP_CONFIG = ("name", "question", "answer", "figures", "arms", "packages", "python", "device", "git_commit")

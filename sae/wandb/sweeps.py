@@ -17,12 +17,12 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from sae.core.definitions import flatten, replace
-from sae.experiment import Experiment
 from sae.core.metrics import EVALUATED
-from sae.wandb.client import Trial
-from sae.study.sweep import Sweep, as_sweep, varying
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.experiment import Experiment
+from sae.study.sweep import Sweep, as_sweep, varying
+from sae.wandb.client import Trial
 
 LOG_FACTOR = 10  # a float axis that spans at least this factor is sampled by its logarithm
 

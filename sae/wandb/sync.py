@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.store import folder as folders
-from sae.study.sweep import member_names
-from sae.store.results import Results
-from sae.wandb import sink
-from sae.wandb.client import Client, Trial
-from sae.store.storage import CohortFiles
 from sae.core.text import count
 from sae.core.types import UserError
+from sae.store import folder as folders
+from sae.store.results import Results
+from sae.store.storage import CohortFiles
+from sae.study.sweep import member_names
+from sae.wandb import sink
+from sae.wandb.client import Client, Trial
 from sae.wandb.server import Server, connect
 
 COUNT_SECONDS = 12.0  # until the server tells of what it was sent; 2 to 4 as a rule
