@@ -107,7 +107,7 @@ class Runs:
     def record(
         self, members: Sequence[int], step: int, examples: int, values: dict[str, list], images: dict[str, str]
     ) -> None:
-        """Log a row per member. `values` is {name: column [member]}, `images` {name: file of pictures [member, ...]}."""
+        """Log a row per member: `values` {name: column [member]}, `images` {name: file of pictures [member, ...]}."""
         pictures = self._read(images)
         for index, member in enumerate(members):
             if run := self.running.get(member):
