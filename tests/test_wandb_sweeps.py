@@ -268,8 +268,8 @@ def test_a_bad_value_is_one_line(fails, values, argv, said):
 
 
 def test_an_environment_that_is_no_agents_is_one_line(fails):
-    assert "its WANDB_SWEEP_ID is not set; to train by hand: sae run" in fails("agent-run", FILE)
-    assert "its WANDB_RUN_ID is not set" in fails("agent-run", FILE, env={"WANDB_SWEEP_ID": "swp"})
+    assert "and WANDB_SWEEP_ID is not set; to train by hand: sae run" in fails("agent-run", FILE)
+    assert "and WANDB_RUN_ID is not set" in fails("agent-run", FILE, env={"WANDB_SWEEP_ID": "swp"})
     assert "No such file" in fails("agent-run", FILE, env=agent_env() | {"WANDB_SWEEP_PARAM_PATH": "gone.yaml"})
     env = agent_env({})
     Path(env["WANDB_SWEEP_PARAM_PATH"]).write_text("- a list")
