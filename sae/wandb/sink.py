@@ -19,6 +19,7 @@ from sae.store.results import Results
 from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
 from sae.study import claims
 from sae.study.answers import of_arm
+from sae.study.arms import marked
 from sae.study.figures import Heatmap
 from sae.wandb.client import Client, Pictures, Trial
 from sae.wandb.settings import Mode
@@ -65,7 +66,7 @@ class Wandb:
         self.image_shape = start.image_shape
         configs = [flatten(experiment) for experiment in start.cohort.experiments]
         names = [self.trial.name] if self.trial else start.names
-        begin(self.client, start.index, start.cohort.members, configs, names)
+        begin(self.client, start.index, start.cohort.members, configs, names, marked(start.cohort.experiments))
         # wandb may have lost the last rows of a stopped process. The W&B process gets all rows again, and sends none
         # twice.
         for record in start.history:
@@ -102,10 +103,11 @@ def begin(
     members: Sequence[int],
     configs: Sequence[Mapping[str, Any]],
     names: Sequence[str],
+    arms: Sequence[str],
 ) -> None:
-    """Start the runs of a cohort's members. A config is a flattened experiment."""
+    """Start the runs of a cohort's members. A config is a flattened experiment, `arms` names its marked numbers."""
     own = [{**config, "member": member, "cohort": cohort} for member, config in zip(members, configs, strict=True)]
-    client.start_cohort(members, own, names, [tags(config) for config in configs])
+    client.start_cohort(members, own, names, [tags(config, arms) for config in configs])
 
 
 def end(
@@ -128,7 +130,7 @@ def log_sweep(client: Client, results: Results, artifacts: bool = False) -> None
     """Write the run of a finished sweep."""
     definition, folder, members = results.definition, results.folder, results.members
     config = {name: definition.get(name) for name in SWEEP_CONFIG}
-    every = [tags(member) for member in definition["members"]]
+    every = [tags(member, results.arms) for member in definition["members"]]
     summary = {
         "members": len(members),
         "diverged": int((members["status"] == "diverged").sum()),
@@ -189,13 +191,14 @@ def digest(results: Results) -> str:
     return "-".join([*members, *(sha256(path)[:8] for path in more)])
 
 
-def tags(config: Mapping[str, Any]) -> list[str]:
-    """Data, activation, and which penalties a flattened experiment has: ["digits", "relu", "l1"]."""
-    field = config.get("penalty")
-    numbers = {n.rpartition(".")[2]: v for n, v in config.items() if n.startswith("penalty.") and "warmup" not in n}
-    active = [name for name, v in numbers.items() if isinstance(v, int | float) and not isinstance(v, bool) and v]
-    penalty = "+".join(active) if field == "elastic-net" else field
-    return [str(config["data"]), str(config["activation"]), penalty or "no penalty"]
+def tags(config: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
+    """Data, activation, and the coefficients that are not 0 in a flattened experiment: ["digits", "relu", "l1"].
+
+    Where none of the `arms` is the experiment's, the kind of penalty stands for the coefficients.
+    """
+    own = [name for name in arms if name in config]
+    coefficients = [name.rpartition(".")[2] for name in own if config[name]]
+    return [str(config["data"]), str(config["activation"]), *(coefficients if own else [str(config["penalty"])])]
 
 
 def pictures(

@@ -262,7 +262,9 @@ class _Upload:
     def _send_cohort(self, client: Client, cohort: CohortFiles, members: list[int]) -> None:
         flats = self.results.definition["members"]
         names = member_names(flats, self.results.definition["name"])
-        sink.begin(client, cohort.index, members, [flats[m] for m in members], [names[m] for m in members])
+        sink.begin(
+            client, cohort.index, members, [flats[m] for m in members], [names[m] for m in members], self.results.arms
+        )
         history, table = self.histories[cohort.index], self.members[cohort.index]
         values = [name for name in history if name not in ("member", "step", "examples")]
         for step, rows in history[history["member"].isin(members)].groupby("step"):
