@@ -4,7 +4,9 @@ from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
 from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
-from sae.data.source import Rows, Sampler, rows
+from sae.data.rows import Rows, rows
+from sae.data.sampler import Sampler
+from sae.data.source import Examples
 from sae.experiment import Experiment
 from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, TopK
 from sae.methods.auxiliaries import AuxK, NoAuxiliary
@@ -54,6 +56,7 @@ __all__ = [
     "Digits",
     "ElasticNet",
     "Ema",
+    "Examples",
     "Experiment",
     "FiringRates",
     "Free",

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from sae.core.types import UserError
 from sae.data.arrays import Arrays, Shards
-from sae.data.source import _pieces
+from sae.data.rows import _pieces
 
 N, D = 50, 6
 

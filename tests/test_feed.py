@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
+import sae
 from sae import Digits, Superposition, UserError
 from sae.data import order
 from sae.data.feed import Feed
 from sae.data.order import batch_rows, permute
-from sae.data.source import rows
+from sae.data.rows import Rows, rows
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 1000, 1024, 65_537])
@@ -115,3 +117,40 @@ def test_a_last_batch_that_does_not_fill_is_left_out_of_its_epoch():
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="batch_size: got 1401, allowed: at most the 1400"):
         Feed(Digits().load(), 0, 1401, 100)
+
+
+class Noisy(Rows):
+    """A third kind of examples: rows with fresh noise in every batch, whose generating directions are known."""
+
+    features = np.eye(64, dtype=np.float32)
+    frequencies = np.full(64, 0.1, np.float32)
+
+    def blocks(self, draw, put, resident_bytes):
+        below = super().blocks(draw, put, resident_bytes)
+        return lambda step: NoisyBlock(below(step))
+
+
+@struct.dataclass
+class NoisyBlock:
+    below: object
+
+    def batches(self, step):
+        x = self.below.batches(step)
+        return x + 0.01 * jax.random.normal(jax.random.fold_in(jax.random.key(0), step), x.shape)
+
+
+@sae.definition
+class NoisyDigits(Digits):
+    def load(self):
+        return Noisy(**vars(super().load()))
+
+
+def test_a_kind_of_examples_of_ones_own_trains_and_is_asked_for_its_features(tmp_path):
+    assert isinstance(NoisyDigits().load(), sae.Examples) and not isinstance(np.eye(3), sae.Examples)
+    streamed, resident = (Feed(NoisyDigits().load(), 0, 64, 200, resident_bytes=n) for n in (0, 2**31))
+    a, b = (feed.block(20).batches(jnp.int32(20)) for feed in (streamed, resident))
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - Feed(Digits().load(), 0, 64, 200).block(20).batches(jnp.int32(20))).max() > 0
+    base = sae.Experiment(name="noisy", data=NoisyDigits(), d_sae=16, batch_size=64, n_steps=20)
+    results = sae.run(base, out=tmp_path / "noisy")
+    assert {"eval/mmcs", "eval/fvu"} <= set(results.members)

@@ -89,7 +89,7 @@ def test_only_the_wandb_process_and_the_commands_that_ask_its_server_import_wand
 # Why each of these maps over something else than members: steps of a block, batches of candidates, random dictionaries
 # and z draws, bare matrix products; in analysis/ parts of the examples, noise levels, directions, shuffled labels,
 # images and starts. Everything that maps over members is in programs.py.
-MAPS = {"programs.py", "feed.py", "revival.py", "metrics.py", "superposition.py", "bench.py"}
+MAPS = {"programs.py", "rows.py", "sampler.py", "revival.py", "metrics.py", "superposition.py", "bench.py"}
 MAPS |= {"members.py", "denoising.py", "copying.py", "one_latent.py", "gabor.py", "gabor_fit.py"}
 
 

@@ -15,7 +15,8 @@ from wandb_server import API_KEY, WandbServer
 
 from sae.core.types import UserError
 from sae.wandb import client as wandb_client
-from sae.wandb.client import Client, resolve_mode
+from sae.wandb.client import Client
+from sae.wandb.settings import resolve_mode
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 MEMBERS = [0, 1, 12]

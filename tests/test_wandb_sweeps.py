@@ -131,7 +131,7 @@ def test_a_sweep_of_arms_is_no_grid_but_can_be_sampled(tiny):
     with pytest.raises(UserError, match=r"4 members.* all of 3 penalty.l1 x 3 penalty.l2 = 9; use --method random"):
         sweep_yaml(sweep, FILE, Options())
     text = sweep_yaml(sweep, FILE, Options(method="random"))
-    assert "# The 4 members of that file are no full grid of these axes.\n" in text
+    assert "# The 4 members of that file are not a full grid of these axes.\n" in text
     assert set(yaml.safe_load(text)["parameters"]) == {"penalty.l1", "penalty.l2"}
 
 
@@ -167,7 +167,7 @@ def test_sweep_config_prints_or_writes(capsys):
     ("argv", "said"),
     [
         (["tiny.py"], "'tiny' varies nothing, so it has no axes; allowed: a file that defines a sweep"),
-        ([FILE, "--method", "bayes"], "--method bayes needs what to optimise: --metric eval/fvu"),
+        ([FILE, "--method", "bayes"], "--method bayes needs a metric to optimise: --metric eval/fvu"),
         ([FILE, "--metric", "eval/fvy"], "--metric: got 'eval/fvy'; close names: eval/fvu"),
         ([FILE, "--metric", "fvu"], "close names: eval/fvu"),
         ([FILE, "--method", "gird"], "'gird'"),
@@ -268,8 +268,8 @@ def test_a_bad_value_is_one_line(fails, values, argv, said):
 
 
 def test_an_environment_that_is_no_agents_is_one_line(fails):
-    assert "its WANDB_SWEEP_ID is not set; to train by hand: sae run" in fails("agent-run", FILE)
-    assert "its WANDB_RUN_ID is not set" in fails("agent-run", FILE, env={"WANDB_SWEEP_ID": "swp"})
+    assert "and WANDB_SWEEP_ID is not set; to train by hand: sae run" in fails("agent-run", FILE)
+    assert "and WANDB_RUN_ID is not set" in fails("agent-run", FILE, env={"WANDB_SWEEP_ID": "swp"})
     assert "No such file" in fails("agent-run", FILE, env=agent_env() | {"WANDB_SWEEP_PARAM_PATH": "gone.yaml"})
     env = agent_env({})
     Path(env["WANDB_SWEEP_PARAM_PATH"]).write_text("- a list")

@@ -13,7 +13,7 @@ from sae.analysis.members import stack
 from sae.core.model import Sae
 from sae.core.types import Array, UserError
 from sae.data.feed import Feed
-from sae.data.source import Rows, Sampler, Source
+from sae.data.source import Examples, Source
 from sae.store.results import Results
 from sae.study.measures import Measure
 
@@ -27,14 +27,14 @@ class Data:
         self.source, self.data_seed = source, data_seed
 
     @functools.cached_property
-    def rows(self) -> Rows | Sampler:
+    def rows(self) -> Examples:
         """As `source.load()` gives it."""
         return self.source.load()
 
     @functools.cached_property
     def train(self) -> np.ndarray:
-        """[n_train, d_in] float32; of `Rows` only, as a sampler's have no end."""
-        return self.rows.examples(self.rows.train[:])
+        """[n_train, d_in] float32. Raises UserError where every batch is fresh."""
+        return self.rows.training_examples()
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sources of rows: one file per source, one small protocol (`sae.data.source`)."""
+"""Where examples come from: one file per source, all with the protocol of `sae.data.source`."""
 
 from sae.data.arrays import Arrays
 from sae.data.digits import Digits

@@ -1,4 +1,4 @@
-"""Arrays of your own, memory-mapped: .npy, .npz, .safetensors, or a folder of .npy shards."""
+"""Arrays of your own, memory-mapped: .npy, .npz or .safetensors files, or a folder of .npy shards."""
 
 import functools
 import json
@@ -14,7 +14,8 @@ import numpy as np
 
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 SAFETENSORS_DTYPES = {
@@ -29,27 +30,29 @@ class Arrays:
     """Rows of your own, such as a model's activations: an array [..., d_in] of real numbers.
 
     Leading axes are flattened to rows, so activations [text, position, d_in] give text · position examples. Files
-    are memory-mapped and may be larger than memory, except .npz, which is read whole. In a folder, the .npy files are
-    shards, one after another in the order of their names, and numbers in names count as numbers (9 before 10).
+    are memory-mapped and may be larger than memory, except .npz, which is read whole. The .npy files of a folder are
+    shards, joined in the order of their names; numbers in names count as numbers (9 before 10).
     """
 
     path: str = static()
     """A .npy, .npz or .safetensors file, or a folder of .npy shards."""
     key: str | None = static(None)
-    """Which array of an .npz or .safetensors file; None where there is only one."""
+    """Name of the array in an .npz or .safetensors file; None where the file holds only one."""
     held_out_path: str | None = static(None)
-    """Held-out rows, in any of the same forms; None to hold out the last rows of `path`."""
+    """File or folder of held-out rows, in the same forms; None to hold out the last rows of `path`."""
     held_out_fraction: float = static(0.1, min=0, max=1)
-    """How much of `path` is held out: its end in one piece, so that neighbours in a text do not leak."""
+    """Share of `path` that is held out: the last rows, in one piece, so that neighbours in a text do not leak."""
     normalize: Normalize = static("centre")
-    """none; centre: subtract the training mean; unit-mean-norm: divide by the mean norm."""
+    """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm)."""
 
     def load(self) -> Rows:
-        """Map the files and measure their rows in one pass. Raises UserError for what cannot be mapped."""
+        """Map the files and measure their rows in one pass. Raises UserError for a file that cannot be mapped."""
         train = _open(self.path, self.key)
         if self.held_out_path is not None:
             if Path(self.held_out_path).expanduser().resolve() == Path(self.path).expanduser().resolve():
-                raise UserError(f"{self.path}: held_out_path is path; leave it out to hold out the last rows")
+                raise UserError(
+                    f"{self.path}: held_out_path is the same as path; leave it out to hold out the last rows"
+                )
             held_out = _open(self.held_out_path, self.key)
         else:
             n = len(train)
@@ -64,13 +67,13 @@ class Arrays:
 
 
 class Shards:
-    """Arrays [n_i, d_in] of one dtype, one after another, read like one array [n, d_in]; nothing is read before.
+    """Arrays [n_i, d_in] of one dtype, joined and read like one array [n, d_in].
 
-    `shards[rows]` with a slice or integer indices [m] reads those rows, in the order asked for.
+    `shards[rows]` with a slice or integer indices [m] reads those rows, in the order asked for. Nothing is read before.
     """
 
-    def __init__(self, paths: list[Path]):
-        # A map holds a file descriptor, of which a process often has 1,024; reopening one costs 0.1 ms.
+    def __init__(self, paths: list[Path]) -> None:
+        # A map holds a file descriptor, and a process often has only 1,024; reopening a map costs 0.1 ms.
         self._map = functools.lru_cache(maxsize=256)(_map_npy)
         self.paths, lengths = paths, []
         for path in paths:
@@ -90,7 +93,7 @@ class Shards:
         return self.shape[0]
 
     def part(self, start: int, stop: int) -> "Shards":
-        """Rows start..stop-1 as another such array, without reading them."""
+        """Rows start..stop-1 as shards, without reading them."""
         part = object.__new__(Shards)
         part.__dict__.update(self.__dict__, _start=self._start + start, shape=(stop - start, self.shape[1]))
         return part
@@ -102,26 +105,26 @@ class Shards:
         if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
             raise IndexError(f"row {rows.min()} or {rows.max()} is outside 0..{len(self) - 1}")
         rows = np.where(rows < 0, rows + len(self), rows) + self._start
-        order = np.argsort(rows, kind="stable")  # as they lie on disk
+        order = np.argsort(rows, kind="stable")  # the order on disk
         cuts = np.searchsorted(rows[order], self._ends)
         out = np.empty((len(rows), self.shape[1]), self.dtype)
         for path, end, start, stop in zip(self.paths, self._ends, [0, *cuts], cuts, strict=False):
             if start < stop:
-                shard, here = self._map(path), order[start:stop]
-                out[here] = shard[rows[here] - (end - len(shard))]
+                shard, inside = self._map(path), order[start:stop]
+                out[inside] = shard[rows[inside] - (end - len(shard))]
         return out
 
 
-def _part(array, start: int, stop: int):
-    return array.part(start, stop) if isinstance(array, Shards) else array[start:stop]
+def _part(table: np.ndarray | Shards, start: int, stop: int) -> np.ndarray | Shards:
+    return table.part(start, stop) if isinstance(table, Shards) else table[start:stop]
 
 
-def _open(name: str, key: str | None):
-    """The array [n, d_in] at a path, not yet read."""
+def _open(name: str, key: str | None) -> np.ndarray | Shards:
+    """The table [n, d_in] at a path, not yet read (but for .npz)."""
     path = Path(name).expanduser()
     if not path.exists():
-        there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        where = f"in {path.parent}, {nearest(path.name, there[:20])}" if there else f"nothing is in {path.parent}"
+        names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        where = f"in {path.parent}, {nearest(path.name, names[:20])}" if names else f"nothing is in {path.parent}"
         raise UserError(f"{name}: no such file or folder; {where}")
     kind = "folder" if path.is_dir() else path.suffix
     if kind not in ("folder", *SUFFIXES):
@@ -147,7 +150,7 @@ def _natural(path: Path) -> list:
 
 def _map_npy(path: Path) -> np.ndarray:
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # which refuses pickles
+        array = np.lib.format.open_memmap(path, mode="r")  # refuses pickles
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: not a whole .npy file of numbers ({_brief(error)}); write it with np.save") from None
     return _as_rows(array, str(path))
@@ -164,15 +167,15 @@ def _read_npz(path: Path, key: str | None) -> np.ndarray:
 
 
 def _map_safetensors(path: Path, key: str | None) -> np.ndarray:
-    """Map one tensor. The format: uint64 length of a JSON header, the header, then the bytes of all tensors.
+    """Map one tensor. A file holds the uint64 length of a JSON header, the header, then the bytes of all tensors.
 
-    The library itself reads whole tensors or slices, and training gathers rows.
+    The safetensors library reads whole tensors or slices, but training gathers rows.
     """
     size = os.path.getsize(path)
     try:
         with open(path, "rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
-            if start > min(size, 10**8):  # the format's own limit
+            if start > min(size, 10**8):  # the limit that the format sets
                 raise ValueError(f"a header of {start - 8} bytes in a file of {size}")
             header = json.loads(file.read(start - 8))
         key = _choose(path, key, [name for name in header if name != "__metadata__"])
@@ -202,13 +205,13 @@ def _choose(path: Path, key: str | None, keys: list[str]) -> str:
 
 
 def _as_rows(array: np.ndarray, what: str) -> np.ndarray:
-    """[..., d_in] -> [n, d_in], still mapped."""
+    """An array [..., d_in] as rows [n, d_in], still mapped."""
     if array.dtype.kind not in "biuf" and array.dtype != ml_dtypes.bfloat16:
-        fix = "; bfloat16 needs .safetensors, as .npy forgets it" if array.dtype.kind == "V" else ""
+        fix = "; bfloat16 needs .safetensors, since .npy does not keep it" if array.dtype.kind == "V" else ""
         raise UserError(f"{what}: dtype {array.dtype}, allowed: real numbers (float16/32/64, integers){fix}")
     if array.ndim < 2 or 0 in array.shape:
         raise UserError(f"{what}: shape {list(array.shape)}, allowed: [..., n >= 1, d_in >= 1]; reshape it first")
-    if array.ndim > 2 and not array.flags.c_contiguous:  # a reshape would copy it into memory
+    if array.ndim > 2 and not array.flags.c_contiguous:  # a reshape would copy the array into memory
         raise UserError(f"{what}: {array.ndim} axes in Fortran order; save it after np.ascontiguousarray")
     return array.reshape(-1, array.shape[-1])
 

@@ -1,25 +1,26 @@
-"""scikit-learn's 8x8 handwritten digits: small enough to look at every row."""
+"""scikit-learn's 8x8 handwritten digits, few enough to look at every one."""
 
 import numpy as np
 from sklearn.datasets import load_digits
 
 from sae.core.types import UserError, definition, static
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
 
 @definition
 class Digits:
     """1,797 handwritten digits, 8x8 pixels in [0, 1] (d_in = 64), in a seeded random split. Alpaydin & Kaynak 1998.
 
-    The test part of UCI's "Optical Recognition of Handwritten Digits" as scikit-learn ships it: each pixel counts
-    the ink in a 4x4 block, 0 to 16, and is divided by 16 here. Some border pixels are blank in every image, so the
+    This is the test part of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn ships it. Each pixel
+    counts the ink in a 4x4 block, 0 to 16, and is divided by 16. Some border pixels are blank in every image, so the
     data has fewer than 64 dimensions.
     """
 
     n_held_out: int = static(397, min=1, max=1796)
-    """Held-out images, of 1,797; the others are for training."""
+    """Number of held-out images; the rest of the 1,797 are for training."""
     split_seed: int = static(0, min=0)
-    """Seed of which images are held out."""
+    """Seed of the choice of held-out images."""
     normalize: Normalize = static("centre")
     """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm)."""
 
@@ -29,7 +30,7 @@ class Digits:
         return rows(train, held_out, self.normalize, "Digits", image_shape=(8, 8))
 
     def labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The digits, 0 to 9, of the training and of the held-out rows, in the order of `load`."""
+        """The digit, 0 to 9, of every training row and of every held-out row, in the order of `load`."""
         return self._split(load_digits().target)
 
     def _split(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Patches of photographs, whitened or not: Olshausen & Field's data, from photographs that need no download."""
+"""Patches of photographs, whitened or not: the kind of data of Olshausen & Field, without a download."""
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +12,12 @@ from scipy.fft import dctn, idctn
 
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
-# Photographs inside the wheels themselves (never fetched). Left out: drawings, text, microscope, retina and star
-# images; moon, clock_motion and coins (blurred, or objects laid out on a plain ground); and motorcycle_right, which
-# is the same scene as motorcycle_left and would leak across the split.
+# Photographs inside the wheels themselves, never fetched. Left out are drawings, text, microscope, retina and star
+# images; moon, clock_motion and coins (blurred, or objects on a plain ground); and motorcycle_right, which shows the
+# same scene as motorcycle_left and would leak across the split.
 COLOUR_PHOTOS = {
     "astronaut.png": "skimage/data",
     "chelsea.png": "skimage/data",
@@ -32,7 +33,7 @@ GREY_PHOTOS = {
     "grass.png": "skimage/data",
     "gravel.png": "skimage/data",
 }
-# Two photographs with the contrast of the rest: a fifth of all patch positions.
+# Two photographs whose contrast is that of the rest. They hold a fifth of all patch positions.
 HELD_OUT_PHOTOS = ("coffee.png", "motorcycle_left.png")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -43,55 +44,55 @@ LUMA = np.array([0.2125, 0.7154, 0.0721], np.float32)  # ITU-R BT.709, as skimag
 class ImagePatches:
     """Square patches of photographs, whitened; whole photographs are held out. Olshausen & Field 1996.
 
-    Rows are [size * size] grey patches, or [size * size * 3] with `colour`, of the files' own (gamma-encoded) pixel
+    Rows are grey patches [size * size], or [size * size * 3] with `colour`, of the files' own (gamma-encoded) pixel
     values in [0, 1]. Every position in every image is equally likely, so an image counts in proportion to its number
-    of positions. Without a `folder` the photographs are the eleven in scikit-image and scikit-learn (the seven
-    colour ones with `colour`). In a user's folder transparent pixels are laid on white, and grey files count as
-    colour ones with three equal channels.
+    of positions. Without a `folder`, the photographs are the eleven in scikit-image and scikit-learn (with `colour`,
+    the seven that are in colour). In a user's folder, transparent pixels are laid on white, and a grey file counts as
+    a colour file with three equal channels.
 
     `whitening`:
 
-    - `olshausen-field`: each whole image (each channel) is filtered by R(f) = f exp(-(f / 0.8 f_N)^4), f_N the
-      Nyquist frequency: the rising part flattens the 1/f amplitude of natural scenes, the falling part removes
+    - `olshausen-field`: each channel of each whole image is filtered by R(f) = f exp(-(f / 0.8 f_N)^4), with f_N the
+      Nyquist frequency. The rising part flattens the 1/f amplitude of natural scenes. The falling part removes
       the corners of the spectrum, where noise and aliasing are (Olshausen & Field 1996, 1997). Then all patches
       are divided by one number, so that the training pixels have standard deviation 1.
     - `zca`: training patches get identity covariance by U diag((s + e)^-1/2) U^T, for the eigenvectors U and
-      eigenvalues s of the training covariance; e is `zca_epsilon` times the mean of s, so that directions
+      eigenvalues s of the training covariance. e is `zca_epsilon` times the mean of s, so that directions
       with less variance than that are not blown up (Bell & Sejnowski 1997; Coates et al. 2011).
     - `none`: pixels as they are.
     """
 
     size: int = static(8, min=2)
-    """Side of a patch, pixels."""
+    """Side of a patch, in pixels."""
     colour: bool = static(False)
-    """Three channels per pixel; else grey (ITU-R BT.709 luma)."""
+    """Whether pixels have three channels; else they are grey (ITU-R BT.709 luma)."""
     whitening: Literal["none", "olshausen-field", "zca"] = static("olshausen-field")
     """none, olshausen-field (filter whole images) or zca (decorrelate patches)."""
     zca_epsilon: float = static(0.01, min=0)
-    """Added to the eigenvalues by zca, as a fraction of their mean."""
+    """What zca adds to the eigenvalues, as a fraction of their mean."""
     n_train: int = static(100_000, min=1)
-    """Training patches drawn."""
+    """Number of training patches."""
     n_held_out: int = static(20_000, min=1)
-    """Held-out patches drawn, from held-out images only."""
+    """Number of held-out patches, from held-out images only."""
     split_seed: int = static(0, min=0)
-    """Seed of where patches are cut; which images are held out does not depend on it."""
+    """Seed of the places where patches are cut. The choice of held-out images does not depend on it."""
     normalize: Normalize = static("centre")
     """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm); after whitening."""
     folder: str | None = static(None)
-    """Folder of your own images, searched with its subfolders; None: the photographs of scikit-image and -learn."""
+    """Folder of your own images, searched with its subfolders; None for those of scikit-image and scikit-learn."""
     held_out_images: tuple[str, ...] | None = static(None)
-    """Images to hold out, named as in the folder; None: two built-in photographs, or every fifth of your files."""
+    """Names of the images to hold out, as in the folder; None for two built-in ones, or every fifth of your files."""
 
     def load(self) -> Rows:
         """Training rows [n_train, d_in] and held-out rows [n_held_out, d_in], float32."""
         images = self._images()
         held_out_names = self._held_out_names(images)
-        # One seed for each split, so that drawing more training patches leaves the held-out ones as they are.
+        # One seed per split, so that more training patches leave the held-out patches as they are.
         train = self._patches([path for name, path in images.items() if name not in held_out_names], self.n_train, 0)
         held_out = self._patches([images[name] for name in held_out_names], self.n_held_out, 1)
         if self.whitening == "olshausen-field":
             scale = train.std()
-            if scale < 1e-6:  # only the rounding error of float32 is left
+            if scale < 1e-6:  # nothing but rounding errors of float32
                 raise UserError("ImagePatches: every training image is flat, so whitening leaves nothing")
             train, held_out = train / scale, held_out / scale
         elif self.whitening == "zca":
@@ -103,7 +104,7 @@ class ImagePatches:
         return rows(train, held_out, self.normalize, "ImagePatches", image_shape=shape)
 
     def _images(self) -> dict[str, Path]:
-        """Every image by its name, sorted."""
+        """{name: path} of every image, sorted by name."""
         if self.folder is None:
             photos = COLOUR_PHOTOS if self.colour else COLOUR_PHOTOS | GREY_PHOTOS
             return {name: _packaged(photos[name], name) for name in sorted(photos)}
@@ -133,12 +134,12 @@ class ImagePatches:
         if not 0 < len(held_out) < len(names):
             raise UserError(
                 f"ImagePatches: {len(held_out)} of {len(names)} images held out; "
-                f"allowed: at least one, and at least one left to train on (so two images or more)"
+                f"allowed: at least one, with at least one left to train on (so two images or more)"
             )
         return held_out
 
     def _patches(self, paths: list[Path], n: int, split: int) -> np.ndarray:
-        """n patches [n, d_in], uniform over the positions of all images together."""
+        """[n, d_in] patches, uniform over the positions of all images together."""
         counts = np.array([_n_positions(path, self.size) for path in paths])
         ends = np.cumsum(counts)
         draws = np.random.default_rng([self.split_seed, split]).integers(ends[-1], size=n)
@@ -146,23 +147,23 @@ class ImagePatches:
 
         patches = np.empty((n, self.size, self.size, 3 if self.colour else 1), np.float32)
         for i, path in enumerate(paths):  # one image in memory at a time
-            here = np.flatnonzero(drawn_from == i)
-            if not here.size:
+            rows_here = np.flatnonzero(drawn_from == i)
+            if not rows_here.size:
                 continue
             image = _pixels(path, self.colour)
             if self.whitening == "olshausen-field":
                 image = olshausen_field(image)
             windows = np.lib.stride_tricks.sliding_window_view(image, (self.size, self.size), axis=(0, 1))
-            top, left = np.divmod(draws[here] - (ends[i] - counts[i]), windows.shape[1])
-            patches[here] = np.moveaxis(windows[top, left], 1, -1)
+            top, left = np.divmod(draws[rows_here] - (ends[i] - counts[i]), windows.shape[1])
+            patches[rows_here] = np.moveaxis(windows[top, left], 1, -1)
         return patches.reshape(n, -1)
 
 
 def olshausen_field(image: np.ndarray) -> np.ndarray:
     """Filter each channel of an image [height, width, channels] by R(f) = f exp(-(f / 0.8 f_N)^4), f in units of f_N.
 
-    A product of cosine transforms is the Fourier filter on the image reflected at its borders, so nothing
-    wraps around from the opposite edge. The same f for every image size: cycles per pixel, not per image.
+    A product of cosine transforms is the Fourier filter on the image reflected at its borders, so nothing wraps
+    around from the opposite edge. f is in cycles per pixel, not per image, so it is the same for every image size.
     """
     height, width, _ = image.shape
     f = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
@@ -177,13 +178,14 @@ def _zca(train: np.ndarray, held_out: np.ndarray, epsilon: float) -> tuple[np.nd
     if values.min() <= 1e-12 * values.max():
         raise UserError("ImagePatches: zca meets a direction with no variance; set zca_epsilon above 0")
     whiten = (vectors / np.sqrt(values)) @ vectors.T
-    return tuple(((split - mean) @ whiten).astype(np.float32) for split in (train, held_out))
+    whitened = lambda split: ((split - mean) @ whiten).astype(np.float32)
+    return whitened(train), whitened(held_out)
 
 
 def _packaged(folder: str, name: str) -> Path:
     package, _, inside = folder.partition("/")
-    path = Path(importlib.util.find_spec(package).origin).parent / inside / name
-    if not path.is_file():
+    spec = importlib.util.find_spec(package)  # without importing it
+    if spec is None or spec.origin is None or not (path := Path(spec.origin).parent / inside / name).is_file():
         raise UserError(f"ImagePatches: the installed {package} has no {inside}/{name}; set folder to your own images")
     return path
 
@@ -200,10 +202,10 @@ def _n_positions(path: Path, size: int) -> int:
 
 
 def _pixels(path: Path, colour: bool) -> np.ndarray:
-    """One image as float32 [height, width, 3 if colour else 1] in [0, 1]."""
+    """[height, width, 3 if colour else 1] float32 pixels of one image, in [0, 1]."""
     with _opened(path) as image:
         image = ImageOps.exif_transpose(image)
-        deep = image.mode.startswith(("I", "F"))  # 16-bit or float grey, which Pillow's convert would clip
+        deep = image.mode.startswith(("I", "F"))  # 16-bit or float grey; Pillow's convert would clip it
         if deep:
             pixels = np.asarray(image, np.float32)[:, :, None] / (1 if image.mode == "F" else 65_535)
         else:
@@ -222,10 +224,10 @@ def _pixels(path: Path, colour: bool) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Generator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except Exception as error:  # a broken file makes Pillow raise OSError, SyntaxError, ValueError, struct.error ...
+    except Exception as error:  # for a broken file Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
         reason = str(error).partition("\n")[0]
         raise UserError(f"ImagePatches: cannot read {path} ({reason}); repair or remove it") from error

@@ -1,14 +1,13 @@
 """The order of examples: which rows make up the batch of a step.
 
-Every epoch visits the rows in a new random order, without replacement (but for the few that do not fill a last
-batch). A row's place is *computed* (a keyed permutation of integers), not looked up in a shuffled list, so any
-step can be replayed at no cost, inside the compiled program or on the host, for data in memory or on disk, with
-the same result.
+Every epoch visits the rows in a new random order, without replacement; the few rows that do not fill a last batch
+are left out. A row's place is *computed* by a keyed permutation of integers and not looked up in a shuffled list.
+So any step can be replayed at no cost, inside the compiled program or on the host, for data in memory or on disk,
+with the same result.
 
-Data above `BUFFER` rows is shuffled in two stages, so that a reader of files touches a bounded part at a
-time: blocks of `BLOCK` consecutive rows in random order are gathered into buffers, and rows are shuffled
-within a buffer. The rows beyond whole buffers (below 1 %) are left out of an epoch; a random rotation
-decides anew in each epoch which ones.
+Data above `BUFFER` rows is shuffled in two stages, so that a reader of files touches a bounded part at a time. Blocks
+of `BLOCK` consecutive rows are gathered into buffers in random order, and rows are shuffled within a buffer. An epoch
+leaves out the rows beyond whole buffers (below 1 %); a random rotation decides in each epoch which ones.
 """
 
 import math
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from sae.core.types import Array, Key
 
-# Streams of random numbers that must never meet, drawn with one data_seed: batches, candidates, held-out examples.
+# Batches, candidates and held-out examples draw from one data_seed; these numbers keep their random streams apart.
 TRAIN, CANDIDATES, HELD_OUT = 0, 1, 2
 
 BUFFER = 2**18
@@ -26,7 +25,7 @@ BLOCK = 2**10
 
 
 def batch_rows(seed: int, step: Array, batch_size: int, n: int) -> Array:
-    """The rows of a step's batch, [batch_size] int32, each in 0..n-1. Needs batch_size <= n < 2**31."""
+    """[batch_size] int32 rows of a step's batch, each in 0..n-1. Needs batch_size <= n < 2**31."""
     two_stages = n > BUFFER and batch_size <= _usable(n)
     usable = _usable(n) if two_stages else n
     steps_per_epoch = usable // batch_size
@@ -48,17 +47,17 @@ def batch_rows(seed: int, step: Array, batch_size: int, n: int) -> Array:
 
 
 def permute(key: Key, x: Array, n: int, salt: Array | int = 0) -> Array:
-    """A random permutation of 0..n-1 that belongs to the key and the salt, at the places x (uint32, any shape).
+    """A random permutation of 0..n-1, evaluated at the places x (uint32, any shape). Key and salt decide it.
 
-    A Feistel network over pairs (x // b, x % b), b about sqrt(n): each round adds a hash of one half to
-    the other, which can be undone, so the whole is one-to-one on 0..ab-1. A place that lands outside 0..n-1 walks on
+    It is a Feistel network over pairs (x // b, x % b), with b about sqrt(n). Each round adds a hash of one half to
+    the other; that can be undone, so the whole is one-to-one on 0..ab-1. A value outside 0..n-1 is permuted again
     until it is inside, which keeps it one-to-one (Black & Rogaway 2002, "Ciphers with arbitrary finite domains").
     """
     a = max(1, math.isqrt(n))
     b = -(-n // a)
     keys = [k ^ _mix(jnp.uint32(salt)) for k in jax.random.bits(key, (8,))]
 
-    def rounds(x):
+    def rounds(x: Array) -> Array:
         left, right = x // b, x % b
         for k in range(0, 8, 2):
             left = (left + _mix(right ^ keys[k]) % a) % a
@@ -70,7 +69,7 @@ def permute(key: Key, x: Array, n: int, salt: Array | int = 0) -> Array:
 
 
 def _usable(n: int) -> int:
-    """Rows that an epoch of whole buffers of whole blocks visits."""
+    """Number of rows in an epoch of whole buffers, each of whole blocks."""
     buffers = math.ceil(n / BUFFER)
     return (n // BLOCK // buffers) * BLOCK * buffers
 

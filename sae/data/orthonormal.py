@@ -1,44 +1,44 @@
-"""Sparse sums of orthonormal features, as many as dimensions: no superposition, so that closed forms hold."""
+"""Sparse sums of orthonormal features, one per dimension: without superposition, closed forms hold."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sae.core.types import Array, Key, UserError, definition, static
-from sae.data.source import Sampler
+from sae.data.sampler import Sampler
 
 
 @definition
 class Orthonormal:
-    """Sums of features that do not overlap: each is a one-dimensional problem of its own.
+    """Sums of features that do not overlap, so that each feature is a one-dimensional problem of its own.
 
-    x = sum_i active_i magnitude_i feature_i [d_in], i below d_in. Features are the rows of a random orthogonal matrix,
-    each active independently with probability `frequency`, magnitudes U[low, high). The data of the closed form of L1
-    shrinkage (Wright & Sharkey 2024; `sae.analysis.recovery.shrinkage`).
+    x = sum_i active_i magnitude_i feature_i [d_in], i below d_in. Features are the rows of a random orthogonal matrix.
+    Each is active independently with probability `frequency`; magnitudes are U[low, high). The closed form of L1
+    shrinkage holds on this data (Wright & Sharkey 2024; `sae.analysis.recovery.shrinkage`).
     """
 
     d_in: int = static(64, min=1)
-    """Dimensions of an example, and features."""
+    """Width of an example, and number of features."""
     frequency: float = static(0.05, min=0, max=1)
-    """How likely each feature is to be active."""
+    """Probability that a feature is active."""
     low: float = static(0.5, min=0)
-    """Least magnitude."""
+    """Smallest magnitude."""
     high: float = static(1.5, min=0)
     """Largest magnitude."""
     feature_seed: int = static(0, min=0)
     """Seed of the features."""
     n_held_out: int = static(16_384, min=1)
-    """Held-out examples."""
+    """Number of held-out examples."""
 
     def load(self) -> Sampler:
-        """The sampler. Raises UserError where no feature could be active, or none has a magnitude."""
+        """The sampler. Raises UserError for frequency 0, and for low not below high."""
         if not self.frequency > 0:
             raise UserError(f"Orthonormal: frequency is {self.frequency}; allowed: above 0, at most 1")
         if not self.low < self.high:
             raise UserError(f"Orthonormal: low is {self.low} and high {self.high}; allowed: low below high")
         gaussian = np.random.default_rng(self.feature_seed).standard_normal((self.d_in, self.d_in))
         q, r = np.linalg.qr(gaussian)
-        features = (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make it uniform (Mezzadri 2007)
+        features = (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make the matrix uniform (Mezzadri 2007)
 
         def sample(key: Key, n: int) -> Array:
             active_key, magnitude_key = jax.random.split(key)

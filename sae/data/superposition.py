@@ -1,4 +1,4 @@
-"""Sparse sums of known features: the toy data of "Taking features out of superposition", sampled inside the program."""
+"""Sparse sums of known features, sampled inside the program: the data of "Taking features out of superposition"."""
 
 from typing import Literal
 
@@ -8,48 +8,50 @@ import numpy as np
 from jax.scipy.special import ndtr
 
 from sae.core.types import Array, Key, UserError, definition, static
-from sae.data.source import Normalize, Sampler
+from sae.data.sampler import Sampler
+from sae.data.source import Normalize
 
 
 @definition
 class Superposition:
-    """Sums of few of many known features, more than there are dimensions. Sharkey, Braun & Millidge 2022.
+    """Sparse sums of known features, which may outnumber the dimensions. Sharkey, Braun & Millidge 2022.
 
     x = sum_i active_i magnitude_i feature_i [d_in]. Features are random unit rows [n_features, d_in], magnitudes are
-    U[0, 1), and feature i (from 0) is active with a probability p_i that follows a correlated Gaussian z. Public
-    re-implementations differ in it; the two built here are, with Phi the normal distribution function:
+    U[0, 1), and feature i (from 0) is active with a probability p_i that depends on a correlated Gaussian z. Public
+    re-implementations differ in p_i. There are two here; Phi is the normal distribution function:
 
-    - A: p_i ∝ Phi(z_i) decay^i, one z for `examples_per_z` consecutive examples. The covariance of z is the
+    - A: p_i ∝ Phi(z_i) decay^i, with one z for `examples_per_z` consecutive examples. The covariance of z is the
       symmetric part of a matrix of U[0, 1) entries, with 1.001 times the size of its lowest eigenvalue added to
-      the diagonal (z_i has standard deviation 3.1 at 512 features). As in HoagyC/sparse_coding 2023, except that
+      the diagonal (z_i has standard deviation 3.1 at 512 features). This is HoagyC/sparse_coding 2023, except that
       there magnitudes are products of two uniforms and an example without active features is given one.
-    - B: p_i ∝ Phi(z_i)^(decay i), a fresh z ~ N(0, M M^T) for each example, M with N(0, 1) entries. As in
+    - B: p_i ∝ Phi(z_i)^(decay i), with a fresh z ~ N(0, M M^T) for each example; M has N(0, 1) entries. This is
       tim-lawson/superposition, the code of Heap et al. 2025 (arXiv 2501.17727). M is *not* rescaled: z_i has
       standard deviation sqrt(n_features), so Phi(z_i) is nearly always close to 0 or 1, the exponent matters
       little, and an example draws its features from a random half of them.
 
-    Given z, p is rescaled so that it sums to `n_active`, the mean number of active features. The frequency of the
-    most over that of the least frequent feature, measured at 512 features, n_active 5 and decay .99: 168 to 169 for
-    A (decay^-511 is 170), 2.3 for B. At 128 features, n_active 3: 3.6 and 2.6. In B a z of unit variance would
-    give about 600, and Phi(z_i)^(decay^i) 1.5, at 512 features.
+    Given z, p is rescaled so that it sums to `n_active`, the mean number of active features.
+
+    The ratio of the highest to the lowest frequency of a feature, measured at 512 features, n_active 5 and decay .99,
+    is 168 to 169 for A (decay^-511 is 170) and 2.3 for B. At 128 features and n_active 3 it is 3.6 and 2.6. At 512
+    features a z of unit variance would give B about 600, and Phi(z_i)^(decay^i) would give it 1.5.
     """
 
     d_in: int = static(64, min=1)
-    """Dimensions of an example."""
+    """Width of an example."""
     n_features: int = static(128, min=1)
-    """True features."""
+    """Number of true features."""
     n_active: float = static(3.0, min=0)
     """Mean number of active features in an example."""
     generator: Literal["A", "B"] = static("B")
-    """A: frequencies fall exponentially, examples share z. B: nearly uniform frequencies, one z per example."""
+    """A: frequencies fall exponentially and examples share z. B: frequencies are nearly uniform, one z per example."""
     decay: float = static(0.99, min=0, max=1)
-    """A: feature i is active in proportion to decay^i. B: its probability is Phi(z_i) to the power decay * i."""
+    """A: p_i is proportional to decay^i. B: p_i is proportional to Phi(z_i) to the power decay * i."""
     examples_per_z: int = static(256, min=1)
     """A: this many consecutive examples of a batch share one z; 256 is the papers' batch."""
     feature_seed: int = static(0, min=0)
     """Seed of the features and of the covariance of z."""
     n_held_out: int = static(16_384, min=1)
-    """Held-out examples."""
+    """Number of held-out examples."""
     normalize: Normalize = static("none")
     """none, centre (subtract the estimated mean) or unit-mean-norm (divide by the estimated mean norm)."""
 
@@ -65,7 +67,7 @@ class Superposition:
         per_z = self.examples_per_z if self.generator == "A" else 1
 
         def probabilities(key: Key, n: int) -> Array:
-            """[n, n_features]: how likely each feature is, given each of n draws of z."""
+            """[n, n_features] probability of each feature, given each of n draws of z."""
             phi = ndtr(jax.random.normal(key, (n, self.n_features)) @ mixing.T)
             p = phi * self.decay**index if self.generator == "A" else phi ** (self.decay * index)
             return jnp.minimum(1, p * (self.n_active / jnp.sum(p, axis=1, keepdims=True)))
@@ -100,7 +102,7 @@ class Superposition:
 
 
 def _mixing(generator: str, n: int, rng: np.random.Generator) -> np.ndarray:
-    """M [n, n] such that z = M e has the generator's covariance, for e ~ N(0, I)."""
+    """[n, n] M such that z = M e has the generator's covariance, for e ~ N(0, I)."""
     if generator == "B":
         return rng.standard_normal((n, n))
     square = rng.random((n, n))

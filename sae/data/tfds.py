@@ -1,64 +1,70 @@
-"""Any data set of TensorFlow Datasets with an image or a numeric feature, read without TensorFlow."""
+"""Data sets of TensorFlow Datasets that have an image or a numeric feature, read without TensorFlow."""
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data import idx
-from sae.data.source import Normalize, Rows, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Normalize
 
 
 @definition
 class Tfds:
     """A data set of TensorFlow Datasets (https://www.tensorflow.org/datasets), prepared as array_record.
 
-    Examples are flattened, d_in = prod(shape of the feature), or, with `patch_size`, random square patches of
-    images, d_in = patch_size² · channels. Images of integers are scaled to [0, 1] (uint8: /255); other
-    features are taken as they are. The stored dtype is kept in memory, so 60,000 MNIST images take 47 MB.
+    Examples are flattened: d_in = prod(shape of the feature). With `patch_size` they are random square patches of
+    images: d_in = patch_size² · channels. Images of integers are scaled to [0, 1] (uint8: /255); other
+    features are taken as they are. Memory holds the stored dtype, so 60,000 MNIST images take 47 MB.
 
-    MNIST, Fashion-MNIST and KMNIST are prepared on first use, from their idx files (`sae.data.idx`). Any other data
-    set is prepared once, where TensorFlow is installed, by `tfds build NAME --file_format=array_record`.
+    MNIST, Fashion-MNIST and KMNIST are prepared on first use, from their idx files (`sae.data.idx`). Prepare any other
+    data set once, where TensorFlow is installed, with `tfds build NAME --file_format=array_record`.
     """
 
     name: str = static()
-    """As in TFDS: mnist, fashion_mnist, mnist_corrupted/fog, my_dataset:1.0.0."""
+    """Name in TFDS: mnist, fashion_mnist, mnist_corrupted/fog, my_dataset:1.0.0."""
     split: str = static("train")
     """Training examples, as a TFDS split: train, train[:90%], train+validation."""
     held_out_split: str = static("test")
     """Held-out examples, as a TFDS split that shares no example with `split`."""
     feature: str = static("image")
-    """Which feature of an example to read."""
+    """The feature of an example to read."""
     data_dir: str | None = static(None)
-    """Where data sets are kept; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
+    """Folder of prepared data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     patch_size: int | None = static(None, min=1)
     """Side of random patches of images, in pixels; None for whole examples."""
     n_patches: int = static(100_000, min=1)
-    """Training patches; a tenth as many are held out, from the images of `held_out_split`."""
+    """Number of training patches; a tenth as many are held out, from the images of `held_out_split`."""
     split_seed: int = static(0, min=0)
-    """Of the places of the patches."""
+    """Seed of the places of the patches."""
     max_gib: float = static(8.0, min=0)
-    """Memory that the examples of a split may take, as stored; above it loading stops with an error."""
+    """Most memory, in GiB, that the examples of one split may take as stored; loading more is an error."""
     normalize: Normalize = static("centre")
-    """none; centre: subtract the training mean; unit-mean-norm: divide by the mean norm."""
+    """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm)."""
 
     def load(self) -> Rows:
-        """Read both splits into memory (70,000 MNIST images: 9 s). Raises UserError, in seconds without a network."""
+        """Read both splits into memory (70,000 MNIST images: 9 s). Raises UserError, within seconds with no network."""
         with _quietly() as tfds:
             builder = self._open(tfds)
             connector = self._feature(builder)
             self._check_splits(builder)
-            read = self._whole if self.patch_size is None else self._patches
-            train = read(builder, connector, self.split, self.n_patches, [self.split_seed, 0])
-            held_out = read(builder, connector, self.held_out_split, -(-self.n_patches // 10), [self.split_seed, 1])
+            if self.patch_size is None:
+                train, held_out = (self._whole(builder, connector, s) for s in (self.split, self.held_out_split))
+            else:
+                cut = functools.partial(self._patches, builder, connector, self.patch_size)
+                train = cut(self.split, self.n_patches, [self.split_seed, 0])
+                held_out = cut(self.held_out_split, -(-self.n_patches // 10), [self.split_seed, 1])
 
         image_shape = None
         if _is_image(connector):
@@ -67,7 +73,9 @@ class Tfds:
                 height_width = [self.patch_size] * 2
             image_shape = (*height_width,) if channels == 1 else (*height_width, channels)
         loaded = rows(train, held_out, self.normalize, self._what, image_shape)
-        if image_shape and train.dtype.kind == "u" and self.normalize != "unit-mean-norm":  # which has undone any scale
+        if (
+            image_shape and train.dtype.kind == "u" and self.normalize != "unit-mean-norm"
+        ):  # unit-mean-norm undoes any scale
             unit = 1 / np.iinfo(train.dtype).max
             loaded = dataclasses.replace(loaded, scale=loaded.scale * unit, mean=loaded.mean * np.float32(unit))
         return loaded
@@ -76,8 +84,8 @@ class Tfds:
     def _what(self) -> str:
         return f"Tfds {self.name}"
 
-    def _open(self, tfds):
-        """The builder of the prepared data set, from its files alone; no code of the data set is run."""
+    def _open(self, tfds: Any) -> Any:
+        """The builder of the prepared data set, made from its files alone; none of the data set's code runs."""
         if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?", self.name):
             raise UserError(f"Tfds: name: got {self.name!r}, allowed: like mnist, mnist_corrupted/fog or mine:1.0.0")
         data_dir = str(Path(self.data_dir or tfds.core.constants.get_default_data_dir()).expanduser())
@@ -92,7 +100,7 @@ class Tfds:
                 builder = open_files(self.name, data_dir=data_dir)
         except UserError:
             raise
-        except Exception as error:  # broken files make TFDS raise ValueError, OSError, json and protobuf errors
+        except Exception as error:  # for broken files TFDS raises ValueError, OSError, json and protobuf errors
             raise UserError(
                 f"{self._what}: cannot be opened in {data_dir} ({_first_line(error)}); "
                 "delete its folder there and prepare it again"
@@ -106,9 +114,9 @@ class Tfds:
             )
         return builder
 
-    def _not_prepared(self, tfds, data_dir: str) -> UserError:
+    def _not_prepared(self, tfds: Any, data_dir: str) -> UserError:
         base = re.split("[/:]", self.name)[0]
-        known = tfds.list_builders(with_community_datasets=False)  # the community's list needs a network
+        known = tfds.list_builders(with_community_datasets=False)  # the list of community data sets needs a network
         found = [path for depth in ("*/*", "*/*/*") for path in Path(data_dir).glob(f"{depth}/features.json")]
         prepared = sorted(path.parent.relative_to(data_dir).as_posix() for path in found)
         message = f"{self._what}: not prepared in {data_dir}"
@@ -118,21 +126,21 @@ class Tfds:
             build = f"tfds build {self.name} --file_format=array_record --data_dir={data_dir}"
             return UserError(f"{message}; prepare it once, where TensorFlow is installed: {build}")
         close = nearest(base, {*known, *idx.MIRRORS, *(name.split("/")[0] for name in prepared)})
-        if not close.startswith("close"):  # hundreds of names
+        if not close.startswith("close"):  # all names of TFDS, which are hundreds
             close = "see https://www.tensorflow.org/datasets/catalog"
         return UserError(f"{message}, and TFDS has no data set of this name; {close}")
 
-    def _feature(self, builder):
+    def _feature(self, builder: Any) -> Any:
         features = {name: connector for name, connector in builder.info.features.items() if _is_numeric(connector)}
         if self.feature not in features:
             raise UserError(
                 f"{self._what}: feature: got {self.feature!r}, allowed (images and numeric arrays): "
-                + (", ".join(f"{name} {list(connector.shape)}" for name, connector in features.items()) or "none here")
+                + (", ".join(f"{name} {list(connector.shape)}" for name, connector in features.items()) or "none")
             )
         connector = features[self.feature]
         shape, is_image = connector.shape, _is_image(connector)
         if self.patch_size is not None and not is_image:
-            raise UserError(f"{self._what}: feature {self.feature!r} is no image; leave out patch_size")
+            raise UserError(f"{self._what}: feature {self.feature!r} is not an image; leave out patch_size")
         if None in (shape if self.patch_size is None else shape[2:]):
             fix = "set patch_size" if is_image and self.patch_size is None else "choose another feature"
             raise UserError(
@@ -141,7 +149,7 @@ class Tfds:
             )
         return connector
 
-    def _check_splits(self, builder) -> None:
+    def _check_splits(self, builder: Any) -> None:
         splits = builder.info.splits
         allowed = ", ".join(f"{name} ({split.num_examples})" for name, split in splits.items())
         parts = []
@@ -173,14 +181,14 @@ class Tfds:
                 f"{self.max_gib:g}; take a slice of the split, raise max_gib, or write it as .npy shards for Arrays"
             )
 
-    def _whole(self, builder, connector, split: str, *_) -> np.ndarray:
-        """[n, prod(shape)], in the order of the files."""
+    def _whole(self, builder: Any, connector: Any, split: str) -> np.ndarray:
+        """[n, prod(shape)] examples, in the order of the files."""
         n, d_in = builder.info.splits[split].num_examples, math.prod(connector.shape)
         dtype = np.dtype(connector.np_dtype)
         self._check_size(split, n, d_in, dtype)
         out = np.empty((n, d_in), dtype)
         for i, example in enumerate(self._read(builder, connector, split, range(n))):
-            if example.shape != connector.shape:  # a colour image in a data set of grey ones, ...
+            if example.shape != connector.shape:  # such as a colour image among grey ones
                 raise UserError(
                     f"{self._what}: {split}: example {i} has shape {list(example.shape)} where the feature "
                     f"{self.feature!r} says {list(connector.shape)}; prepare the data set again"
@@ -188,14 +196,16 @@ class Tfds:
             out[i] = example.reshape(-1)
         return out
 
-    def _patches(self, builder, connector, split: str, n_patches: int, seed: list[int]) -> np.ndarray:
-        """[n_patches, size * size * channels]: each patch from a random image, at a random place in it."""
-        size, channels, dtype = self.patch_size, connector.shape[-1], np.dtype(connector.np_dtype)
+    def _patches(
+        self, builder: Any, connector: Any, size: int, split: str, n_patches: int, seed: list[int]
+    ) -> np.ndarray:
+        """[n_patches, size * size * channels] patches, each from a random image, at a random place in it."""
+        channels, dtype = connector.shape[-1], np.dtype(connector.np_dtype)
         self._check_size(split, n_patches, size * size * channels, dtype)
         rng = np.random.default_rng(seed)
         image_of = rng.integers(builder.info.splits[split].num_examples, size=n_patches)
-        places = rng.random((n_patches, 2))  # in [0, 1): images may differ in size
-        by_image = np.argsort(image_of, kind="stable")  # each image is read once, in the order of the files
+        places = rng.random((n_patches, 2))  # in [0, 1), as images may differ in size
+        by_image = np.argsort(image_of, kind="stable")  # so that each image is read once, in the order of the files
         images, starts = np.unique(image_of[by_image], return_index=True)
         out = np.empty((n_patches, size * size * channels), dtype)
         for i, image, patches in zip(
@@ -212,8 +222,10 @@ class Tfds:
                 out[patch] = image[y : y + size, x : x + size].reshape(-1)
         return out
 
-    def _read(self, builder, connector, split: str, indices) -> Iterator[np.ndarray]:
-        """The feature of some examples. Only it is decoded: a label map or a caption costs nothing."""
+    def _read(
+        self, builder: Any, connector: Any, split: str, indices: Sequence[int] | np.ndarray
+    ) -> Iterator[np.ndarray]:
+        """The feature of some examples. Nothing else is decoded, so a label map or a caption costs nothing."""
         import tensorflow_datasets as tfds
 
         only = tfds.features.FeaturesDict({self.feature: connector})
@@ -222,22 +234,23 @@ class Tfds:
             source = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
             for start in range(0, len(indices), 1024):
                 for record in source.__getitems__([int(i) for i in indices[start : start + 1024]]):
-                    yield np.asarray(only.deserialize_example_np(record)[self.feature])
-        except Exception as error:  # of array_record, protobuf or Pillow
+                    example: Any = only.deserialize_example_np(record)
+                    yield np.asarray(example[self.feature])
+        except Exception as error:  # array_record, protobuf and Pillow each have their own
             raise UserError(
                 f"{self._what}: {split} cannot be read from {builder.data_dir} ({_first_line(error)}); "
                 "delete that folder and prepare the data set again"
             ) from None
 
 
-def _is_image(connector) -> bool:
+def _is_image(connector: Any) -> bool:
     import tensorflow_datasets as tfds
 
     return isinstance(connector, tfds.features.Image) and len(connector.shape) == 3  # not an animated GIF
 
 
-def _is_numeric(connector) -> bool:
-    """An image or an array of numbers; not a label, a text or a nested data set."""
+def _is_numeric(connector: Any) -> bool:
+    """Whether a feature is an image or an array of numbers, and not a label, a text or a nested data set."""
     shape, dtype = connector.shape, connector.np_dtype
     if not isinstance(shape, tuple) or isinstance(dtype, dict):
         return False
@@ -245,8 +258,8 @@ def _is_numeric(connector) -> bool:
 
 
 @contextlib.contextmanager
-def _quietly():
-    """tensorflow_datasets, imported late (half a second) and kept from printing; progress bars on a terminal only."""
+def _quietly() -> Generator[Any]:
+    """tensorflow_datasets, kept from printing; progress bars on a terminal only. Its import takes half a second."""
     import tensorflow_datasets as tfds
     from absl import logging
 

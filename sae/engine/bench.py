@@ -17,7 +17,8 @@ from sae.core.model import matmul
 from sae.core.types import Array
 from sae.data import Superposition
 from sae.data.feed import RESIDENT_BYTES, Feed
-from sae.data.source import Rows, Sampler, rows
+from sae.data.rows import Rows, rows
+from sae.data.source import Examples
 from sae.engine import cohort as cohorts
 from sae.engine import lanes as lane_choice
 from sae.engine.cohort import Cohort
@@ -62,7 +63,7 @@ def shape(members: int, d_in: int, d_sae: int, batch_size: int) -> tuple[Cohort,
     return cohorts.plan(grid(experiment, {"seed": range(members)}))[0], rows(x, x[:1000], "none", "bench")
 
 
-def measure(cohort: Cohort, data: Rows | Sampler, lanes: int | None = None) -> Speed:
+def measure(cohort: Cohort, data: Examples, lanes: int | None = None) -> Speed:
     """Compile a cohort's program, without the cache, and time it."""
     e, n = cohort.example, len(cohort.members)
     feed = Feed(data, e.data_seed, e.batch_size, e.n_steps, RESIDENT_BYTES)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from sae import train
-from sae.data.feed import block_steps, resident
-from sae.data.source import Rows, Sampler
+from sae.data.feed import RESIDENT_BYTES, block_steps
+from sae.data.source import Examples
 from sae.engine import cohort as cohorts
 from sae.engine import runtime
 from sae.engine.cohort import Cohort
@@ -43,7 +43,7 @@ def step_flops(experiment: Experiment, d_in: int) -> int:
     return sum(_product_flops(equation) for equation in _equations(_trace(experiment, d_in)))
 
 
-def memory_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
+def memory_bytes(cohort: Cohort, data: Examples, lanes: int) -> int:
     """Expected peak of training a cohort.
 
     The state of every member, four times (what goes into a block, what comes out of it, and, while a checkpoint is
@@ -55,11 +55,10 @@ def memory_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
     arrays = ARRAYS + FUSED * max(0, _most_arrays(_trace(e, d_in), e.d_sae * e.batch_size) - TRACED)
     working = lanes * (2 * parameters(e, d_in) + arrays * e.d_sae * e.batch_size)
     block = 2 * block_steps(d_in, e.batch_size, e.n_steps) * e.batch_size * d_in
-    held = len(data.train) * d_in if resident(data) else 0
-    return 4 * len(cohort.members) * state + round(4 * (working + block + held))
+    return 4 * len(cohort.members) * state + round(4 * (working + block)) + data.resident_bytes(RESIDENT_BYTES)
 
 
-def process_bytes(cohort: Cohort, data: Rows | Sampler, lanes: int) -> int:
+def process_bytes(cohort: Cohort, data: Examples, lanes: int) -> int:
     """Expected peak of a process that trains a cohort: what it holds now, the compiler, and the training."""
     return runtime.used_bytes() + runtime.compiler_bytes() + memory_bytes(cohort, data, lanes)
 
@@ -77,7 +76,7 @@ def fit(plan: Sequence[Cohort], data: dict, free: int | None = None) -> list[Coh
     return fitting
 
 
-def _largest(cohort: Cohort, parts: int, data: Rows | Sampler) -> int:
+def _largest(cohort: Cohort, parts: int, data: Examples) -> int:
     piece = cohorts.divide(cohort, parts)[-1]
     return memory_bytes(piece, data, expected_lanes(piece, data.d_in))
 

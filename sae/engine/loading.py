@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sae.core.definitions import kind
 from sae.core.types import UserError
 from sae.data import feed as feeds
-from sae.data.source import Rows, Sampler
+from sae.data.source import Examples
 from sae.engine.cohort import Cohort
 
 
@@ -21,8 +21,10 @@ def load_data(plan: Sequence[Cohort]) -> dict:
                 raise
             except Exception as error:
                 raise UserError(f"{kind(source)}: load() raised {type(error).__name__}: {error}") from error
-            if not isinstance(data[source], Rows | Sampler):
+            if not isinstance(data[source], Examples):
                 got = type(data[source]).__name__
-                raise UserError(f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or a Sampler")
+                raise UserError(
+                    f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or sae.Examples"
+                )
         feeds.check(data[source], cohort.example.batch_size)
     return data

@@ -8,7 +8,6 @@ import numpy as np
 
 from sae.core.model import Sae
 from sae.data.feed import Feed
-from sae.data.source import Sampler
 from sae.engine import programs
 from sae.engine.cohort import Cohort
 from sae.engine.placement import Placement, fetch
@@ -54,7 +53,7 @@ def train_cohort(
         numbers = None
         if ends_chunk:
             state, numbers = programs.end_chunk(experiments, state, placement=placement)
-            if isinstance(feed.data, Sampler):
+            if feed.data.features is not None:
                 features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
                 numbers |= programs.feature_recovery(state.train.sae, features, frequencies, placement=placement)
         yield state, then, None if numbers is None else placement.gathered(numbers)
@@ -90,7 +89,7 @@ def evaluate(
     for x, weight in feed.held_out(example.n_eval):
         window = programs.evaluate_batch(saes, window, x, weight, pivot, placement=placement)
     numbers, firing_rates = programs.end_evaluation(window)
-    if isinstance(feed.data, Sampler):
+    if feed.data.features is not None:
         features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
         numbers |= programs.feature_recovery(saes, features, frequencies, placement=placement)
         numbers |= programs.recovery_chance(saes, features, frequencies)

@@ -1,6 +1,7 @@
-"""What training tells its sinks. A sink is any object with `start`, `record`, `finish` and `close`."""
+"""What training tells its sinks."""
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -10,15 +11,18 @@ from sae.engine.cohort import Cohort
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A chunk's numbers, {"train/l0": [member], ...}, over the `examples` seen up to `step`."""
+    """The numbers of one chunk of a cohort."""
 
     index: int
     cohort: Cohort
     step: int
+    """Optimizer updates at the end of the chunk."""
     examples: int
+    """Training examples seen up to there."""
     values: dict[str, np.ndarray]
-    dictionaries: tuple[np.ndarray, np.ndarray] | None = None  # at chosen steps: W_dec [member, d_sae, d_in], and
-    # which latents are dead [member, d_sae]
+    """{"train/l0": [member], ...} over the chunk."""
+    dictionaries: tuple[np.ndarray, np.ndarray] | None = None
+    """At chosen steps, W_dec [member, d_sae, d_in] and which latents are dead [member, d_sae]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,21 +31,49 @@ class Start:
 
     index: int
     cohort: Cohort
-    names: tuple[str, ...]  # of its members, for people: what varies
+    names: tuple[str, ...]
+    """A name per member, for people: what varies between members."""
     lanes: int
     compile_seconds: float
-    step: int = 0  # from which it goes on; above 0 where an earlier process was stopped
-    history: tuple[Record, ...] = ()  # what that process recorded up to there
-    image_shape: tuple[int, ...] | None = None  # of an example, where it is an image
+    step: int = 0
+    """The step to train from; above 0 where an earlier process was stopped."""
+    history: tuple[Record, ...] = ()
+    """What the earlier process recorded up to that step."""
+    image_shape: tuple[int, ...] | None = None
+    """(height, width) or (height, width, channels) where examples are pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A cohort is trained and evaluated: {"eval/l0": [member], ...}, parameters [member, ...]."""
+    """A cohort is trained and evaluated."""
 
     index: int
     cohort: Cohort
-    status: tuple[str, ...]  # "finished" or "diverged", per member
+    status: tuple[str, ...]
+    """`finished` or `diverged`, per member."""
     values: dict[str, np.ndarray]
-    firing_rates: np.ndarray  # [member, d_sae]: the share of held-out examples on which a latent is active
+    """{"eval/l0": [member], ...}."""
+    firing_rates: np.ndarray
+    """[member, d_sae] share of held-out examples on which a latent is active."""
     saes: Sae
+    """Parameters [member, ...]."""
+
+
+class Sink(Protocol):
+    """Where records go: a terminal, tables, W&B."""
+
+    def start(self, start: Start) -> None:
+        """A cohort begins."""
+        ...
+
+    def record(self, record: Record) -> None:
+        """A chunk ends."""
+        ...
+
+    def finish(self, outcome: Outcome) -> None:
+        """A cohort ends."""
+        ...
+
+    def close(self) -> None:
+        """No more comes, whether or not the run is finished."""
+        ...

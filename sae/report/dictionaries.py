@@ -15,7 +15,7 @@ import pandas as pd
 from sae.core.model import Sae, unit_rows
 from sae.core.types import Array
 from sae.data.feed import Feed
-from sae.data.source import Rows, Sampler
+from sae.data.source import Examples
 from sae.engine import cohort as cohorts
 from sae.engine import programs
 from sae.report import images
@@ -85,7 +85,7 @@ def look(
 
 def _look(
     results: Results,
-    data: Rows | Sampler,
+    data: Examples,
     flat: Mapping[str, Any],
     rates: Mapping[int, np.ndarray],
     members: pd.DataFrame,
@@ -108,7 +108,6 @@ def _look(
         # one reconstruction per place, not per example: all members then have one shape and one compiled program
         places = strongest[i].ravel()
         outputs = dict(zip(places.tolist(), np.asarray(_reconstruct(sae, jnp.asarray(inputs[places]))), strict=True))
-        raw = lambda x: x if isinstance(data, Sampler) else x / np.float32(data.scale) + data.shift
         W_dec = np.asarray(sae.W_dec[...])
         return Dictionary(
             row=row,
@@ -117,12 +116,12 @@ def _look(
             latents=order[i],
             rates=active[i][order[i]],
             directions=W_dec[order[i]],
-            image_shape=getattr(data, "image_shape", None),
+            image_shape=data.image_shape,
             strongest=strongest[i],
             values=values[i],
-            inputs=dict(zip(shown.tolist(), raw(inputs[shown]), strict=True)),
-            outputs={at: raw(outputs[at]) for at in shown.tolist()},
-            features=_features(data, W_dec) if isinstance(data, Sampler) else None,
+            inputs=dict(zip(shown.tolist(), data.raw(inputs[shown]), strict=True)),
+            outputs={at: data.raw(outputs[at]) for at in shown.tolist()},
+            features=_features(data, W_dec) if data.features is not None else None,
         )
 
     return [one(i, int(row)) for i, row in enumerate(members.index)]
@@ -140,7 +139,7 @@ def _words(member: pd.Series, names: Sequence[str]) -> list[str]:
 
 
 def _strongest(
-    saes: Sae, latents: Array, data: Rows | Sampler, flat: Mapping[str, Any]
+    saes: Sae, latents: Array, data: Examples, flat: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values and numbers of each latent's strongest examples, [member, n, TOP] each, and all examples [N, d_in]."""
     best = jnp.zeros((*latents.shape, TOP)), jnp.full((*latents.shape, TOP), -1)  # a value of 0: not active
@@ -157,7 +156,7 @@ def _strongest(
     return values, np.where(values > 0, strongest, -1), np.concatenate(batches)
 
 
-def _features(data: Sampler, W_dec: np.ndarray) -> pd.DataFrame:
+def _features(data: Examples, W_dec: np.ndarray) -> pd.DataFrame:
     """A row per true feature, the best found first: the closest latent, its cosine, and that of a random dictionary."""
     # a seed that no source uses: Superposition draws its features in the same way
     random = np.random.default_rng((0, 1)).standard_normal(W_dec.shape).astype(np.float32)

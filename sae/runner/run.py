@@ -36,7 +36,8 @@ from sae.store.storage import CohortFiles, DamagedError
 from sae.store.tables import Tables
 from sae.study import claims
 from sae.study.sweep import Sweep, as_sweep, member_names
-from sae.wandb.client import Trial, resolve_mode
+from sae.wandb.client import Trial
+from sae.wandb.settings import resolve_mode
 from sae.wandb.sink import Wandb
 
 B_DEC_SAMPLE = 8_192  # training examples that set b_dec at the start
@@ -276,7 +277,7 @@ def _run_cohort(
     processes.meet()  # compiling took each its time, and devices that wait for others wait only so long
     to_record = lambda chunk: Record(index, cohort, chunk[0], chunk[0] * example.batch_size, chunk[1])
     earlier = tuple(map(to_record, history))
-    image_shape = getattr(feed.data, "image_shape", None)
+    image_shape = feed.data.image_shape
     work.tell("start", Start(index, cohort, tuple(names), placement.lanes, seconds, start, earlier, image_shape))
 
     waiting: list[tuple[int, dict, tuple | None]] = []

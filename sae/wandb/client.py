@@ -1,15 +1,13 @@
 """Our end of the pipe to the process that drives W&B.
 
 wandb lives in a child process (`process.py`), and this side only puts messages in a queue. So no call waits for
-wandb, and whatever happens to the network, the server, W&B's disk or wandb itself, the sweep goes on. The sweep's own
+wandb, and the sweep goes on whatever happens to the network, the server, W&B's disk or wandb itself. The sweep's own
 tables are the record; W&B is a view of them.
 """
 
-import configparser
 import contextlib
 import dataclasses
 import json
-import netrc
 import os
 import pathlib
 import queue
@@ -18,108 +16,50 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sae.core.text import nearest
-from sae.core.types import UserError
+from sae.wandb import settings
+from sae.wandb.settings import Mode
 
-READ_SECONDS = 30.0  # for the last words of a child that has ended: they are in the pipe, but this machine may be busy
+READ_SECONDS = 30.0  # to read what an ended child left in the pipe, on a machine that may be busy
 
 Pictures = Callable[[], np.ndarray]
-"""Makes uint8 [member, height, width] or [member, height, width, 3], in the thread that feeds the child."""
+"""Makes uint8 [member, height, width] or [member, height, width, 3]; called in the thread that feeds the child."""
 
-# These describe one run, often that of a surrounding `wandb agent`, and every member here is a run of its own.
+# These describe one run, often that of a surrounding `wandb agent`, but every member is a run of its own.
 _NOT_INHERITED = (
     "WANDB_FORK_FROM WANDB_JOB_TYPE WANDB_MODE WANDB_NAME WANDB_PROJECT WANDB_REINIT WANDB_RESUME WANDB_RESUME_FROM "
     "WANDB_RUN_GROUP WANDB_RUN_ID WANDB_SERVICE WANDB_SWEEP_ID WANDB_SWEEP_PARAM_PATH"
 ).split()
 
 
-def resolve_mode(choice: str) -> Literal["online", "offline"] | None:
-    """Turn `--wandb auto|online|offline|off` into a W&B mode, without a prompt and without importing wandb.
-
-    `auto` does what WANDB_MODE or W&B's settings file says, else it is online where an API key is configured, and
-    offline where none is.
-
-    Raises:
-        UserError: `online` without a key.
-    """
-    choices = {"auto": None, "online": "online", "offline": "offline", "off": None}
-    if choice not in choices:
-        raise UserError(f"--wandb got {choice!r}; {nearest(choice, choices)}")
-    settings, source = _settings(), "--wandb online"
-    mode = choices[choice]
-    if choice == "auto":
-        mode = os.environ.get("WANDB_MODE") or settings.get("mode")
-        mode = {"dryrun": "offline", "run": "online", "shared": "online"}.get(mode, mode)
-        source = "WANDB_MODE=online"
-        if mode not in ("online", "offline", "disabled"):
-            mode = "online" if has_key() else "offline"
-    if mode == "online" and not has_key():
-        raise UserError(
-            f"{source} needs an API key for {host()}, and none is configured; "
-            "set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
-        )
-    return mode if mode in ("online", "offline") else None
-
-
-def _settings() -> dict[str, str]:
-    """What `wandb login --host`, `wandb offline` and `wandb init` wrote in the user's and the project's settings."""
-    config = pathlib.Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
-    parser = configparser.ConfigParser(interpolation=None)
-    with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
-        parser.read([config / "settings", pathlib.Path("wandb") / "settings"])
-    return dict(parser["default"]) if "default" in parser else {}
-
-
-def host() -> str:
-    """The W&B server, as configured."""
-    url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or "https://api.wandb.ai"
-    return urllib.parse.urlsplit(url).netloc
-
-
-def has_key() -> bool:
-    """Whether an API key is configured for the host."""
-    settings = _settings()
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
-        return True
-    if "NETRC" in os.environ:
-        files = [pathlib.Path(os.environ["NETRC"]).expanduser()]
-    else:
-        files = [file for name in ("~/.netrc", "~/_netrc") if (file := pathlib.Path(name).expanduser()).exists()]
-    with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
-        return any((netrc.netrc(file).authenticators(host()) or ("", "", ""))[2] for file in files[:1])
-    return False
-
-
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """The one run for which a `wandb agent` started this process. The child is told of it, it inherits nothing."""
+    """The one run for which a `wandb agent` started this process. The child is told of it; it inherits nothing."""
 
     sweep_id: str
     run_id: str
     name: str
-    """As W&B shows it."""
+    """The run's name, as W&B shows it."""
 
 
 class Client:
-    """The runs of a sweep. No method but `close` ever waits, and none raises for anything that W&B does.
+    """The runs of a sweep. Only `close` ever waits, and no method raises for anything that W&B does.
 
     `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at a time, from the thread that calls the
-    sink. With a `trial`, the only member is that run of that sweep, in the agent's project. `cohorts` are
-    those that this process works on. Without `fall_back`, runs that cannot be online are not recorded offline instead.
+    sink. With a `trial`, the only member is that run of that W&B sweep, in the agent's project. `cohorts` are the
+    cohorts that this process works on. Without `fall_back`, a run that cannot be online is not recorded offline.
     """
 
     def __init__(
         self,
         out: pathlib.Path,
         *,
-        mode: Literal["online", "offline"],
+        mode: Mode,
         project: str,
         group: str,
         token: str,
@@ -128,34 +68,34 @@ class Client:
         entity: str | None = None,
         cohorts: Sequence[int] = (),
         fall_back: bool = True,
-    ):
+    ) -> None:
         self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         root = pathlib.Path(env.get("WANDB_DIR") or out).expanduser().absolute()
-        self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # as wandb names it
+        self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # wandb's own rule
         self.log = self.folder / "wandb-process.log"
         env["WANDB_DIR"] = str(root)
         env |= {"WANDB_ENTITY": entity} if entity else {}
         env.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         env.setdefault("WANDB_CACHE_DIR", str(self.folder / "cache"))
         env.setdefault("WANDB_PROGRAM", pathlib.Path(sys.argv[0]).name)
-        env.setdefault("WANDB_ERROR_REPORTING", "false")  # telemetry about wandb itself; a dead server adds 10 s to it
-        for name, value in _settings().items():
+        env.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's telemetry takes 10 s where the server is dead
+        for name, value in settings.read().items():
             if name in ("base_url", "entity"):  # the child looks for the project's settings file elsewhere
                 env.setdefault(f"WANDB_{name.upper()}", value)
 
         if trial:
-            project = os.environ.get("WANDB_PROJECT") or _settings().get("project") or project
+            project = os.environ.get("WANDB_PROJECT") or settings.read().get("project") or project
         self.project, self.entity = project, env.get("WANDB_ENTITY")
         self._sync = f"sae sync {shlex.quote(str(out))}"
         self._queue: queue.SimpleQueue[list | None] = queue.SimpleQueue()
         self._started: set[int | str] = set()
-        self._lost: dict[int | str, str] = {}  # member, or "sweep" -> reason, as the child reports it
+        self._lost: dict[int | str, str] = {}  # member, or "sweep" -> reason, from the child
         self._n_pictures = 0
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._gone = threading.Event()  # the child is, too early, no more
+        self._gone = threading.Event()  # the child ended too early
         self._done = self._closed = False
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.log, "ab") as log:
@@ -165,7 +105,7 @@ class Client:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=env,
-                    start_new_session=True,  # Ctrl-C in the terminal is for us; the child ends when its stdin does
+                    start_new_session=True,  # Ctrl-C is for us; the child ends with its stdin
                 )
         except OSError as error:
             self._give_up(str(error))
@@ -180,10 +120,10 @@ class Client:
         threading.Thread(target=self._write, name="wandb-writer", daemon=True).start()
 
     def run_id(self, member: int | str) -> str:
-        """The W&B run id of a member.
+        """The W&B run id of a member, or of "sweep".
 
-        Only where the server vanished between two cohorts, or a run that began online goes on offline, "-offline" is
-        added to it.
+        The child adds "-offline" where the server vanished between two cohorts, or where a run that began online goes
+        on offline.
         """
         if member == "sweep":
             return f"{self.token}-sweep"
@@ -191,7 +131,7 @@ class Client:
 
     @property
     def lost(self) -> dict[int | str, str]:
-        """{member, or "sweep": why its run is not, or not wholly, in W&B}, as far as wandb knows."""
+        """{member or "sweep": why its run is missing or incomplete in W&B}, as far as wandb knows."""
         return dict(self._lost)
 
     def start_cohort(
@@ -201,10 +141,10 @@ class Client:
         names: Sequence[str],
         tags: Sequence[Sequence[str]] = (),
     ) -> None:
-        """Start one run per member. A config is flat, its names dotted ("penalty.l1")."""
+        """Start one run per member. A config is flat, with dotted names ("penalty.l1")."""
         self._started |= set(map(int, members))
-        tags = [list(of) for of in tags] or [[]] * len(members)
-        self._send("start_cohort", members=_plain(members), configs=list(configs), names=list(names), tags=tags)
+        every = [list(own) for own in tags] or [[]] * len(members)
+        self._send("start_cohort", members=_plain(members), configs=list(configs), names=list(names), tags=every)
 
     def record(
         self,
@@ -229,8 +169,8 @@ class Client:
     ) -> None:
         """Write the held-out evaluation and finish the runs.
 
-        `values` maps a key ("eval/l0") to an array [member] of summary values, `histograms` a key to edges [bin + 1]
-        and counts [member, bin]. A run whose member diverged is finished too; its summary's `status` says so.
+        `values` maps a key ("eval/l0") to an array [member] of summary values. `histograms` maps a key to edges
+        [bin + 1] and counts [member, bin]. A diverged member's run is finished too; its summary's `status` says so.
         """
         self._send(
             "finish_cohort",
@@ -250,9 +190,9 @@ class Client:
         images: Mapping[str, pathlib.Path],
         artifact: Mapping[str, pathlib.Path] | None = None,
     ) -> None:
-        """Write the run of the sweep itself, with tables, PNG files, and files to upload as an artifact."""
-        plain = {name: json.loads(table.to_json(orient="split", index=False)) for name, table in tables.items()}
-        path = lambda of: {name: str(file.absolute()) for name, file in of.items()}
+        """Write the run of the sweep itself, with tables, PNG files and the files of an artifact."""
+        plain = {name: json.loads(str(table.to_json(orient="split", index=False))) for name, table in tables.items()}
+        path = lambda files: {name: str(file.absolute()) for name, file in files.items()}
         self._started |= {"sweep"}
         self._send(
             "sweep",
@@ -265,9 +205,9 @@ class Client:
         )
 
     def close(self, timeout: float | None = None) -> None:
-        """Let the child finish, for at most `timeout` seconds, end it, and say in one line what W&B lacks.
+        """Let the child finish, for at most `timeout` seconds, then end it, and say in one line what W&B lacks.
 
-        By default it gets some seconds more than a run may take to start: one that cannot start is recorded offline.
+        The default is some seconds more than a run may take to start, as a run that cannot start is recorded offline.
         """
         if self._closed:
             return
@@ -277,7 +217,7 @@ class Client:
             self._queue.put(None)
             try:
                 self._child.wait(timeout)
-                self._reader.join(READ_SECONDS)  # it may yet tell of runs that are lost
+                self._reader.join(READ_SECONDS)  # the child may yet report lost runs
             except subprocess.TimeoutExpired:
                 if not self._gone.is_set():
                     self._gone.set()
@@ -285,8 +225,8 @@ class Client:
                         f"W&B is still not done after {timeout:g} s and is stopped; {_TABLES}; "
                         f"to upload what it lacks: {self._sync}"
                     )
-            finally:  # also for a Ctrl-C while we wait
-                self._end()
+            finally:  # also after a Ctrl-C during the wait
+                self._end(self._child)
         if self._lost and not self._gone.is_set():
             member, reason = min(self._lost.items(), key=lambda item: str(item[0]))
             line = f"W&B lost {len(self._lost)} of {len(self._started)} runs ({self.run_id(member)}: {reason}; "
@@ -299,25 +239,27 @@ class Client:
         self._tell()
 
     def _write(self) -> None:
-        """Feed the child, which may be slow or stuck: this thread waits for it, and nobody waits for this thread."""
-        pipe = self._child.stdin
+        """Feed the child, which may be slow or stuck. This thread waits for it, and nobody waits for this thread."""
+        assert self._child and self._child.stdin
+        pipe, method = self._child.stdin, ""
         try:
             while message := self._queue.get():
-                if message[0] in ("record", "finish_cohort"):
-                    message[1]["images"] = self._store(message[1]["images"])
+                method, arguments = message
+                if method in ("record", "finish_cohort"):
+                    arguments["images"] = self._store(arguments["images"])
                 pipe.write(json.dumps(message, default=_encode).encode() + b"\n")
                 pipe.flush()
         except OSError:
-            pass  # the child is gone, the reader says so
+            pass  # the child is gone, and the reader says so
         except (TypeError, ValueError) as error:
-            self._give_up(f"cannot write {message[0]} as JSON: {error}")
+            self._give_up(f"cannot write {method} as JSON: {error}")
         with contextlib.suppress(OSError):
             pipe.close()
 
     def _store(self, images: Mapping[str, Pictures]) -> dict[str, str]:
-        """Make pictures and write each key's into a file, which the child removes."""
+        """Make the pictures of each key and write them into a file, which the child removes -> {key: file}."""
         files = {}
-        with contextlib.suppress(Exception):  # a full disk, odd shapes: no picture is worth the rest
+        with contextlib.suppress(Exception):  # a full disk or odd shapes cost the picture, and nothing else
             for key, make in images.items():
                 self._n_pictures += 1
                 path = self.folder / f"pictures-{self._n_pictures}-{os.getpid()}.npy"
@@ -326,6 +268,7 @@ class Client:
         return files
 
     def _read(self) -> None:
+        assert self._child and self._child.stdout
         with contextlib.suppress(ValueError):  # half a line from a child that was killed
             for event in map(json.loads, self._child.stdout):
                 if "lost" in event:
@@ -343,7 +286,7 @@ class Client:
         if not self._done:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(1)
-            self._end()
+            self._end(self._child)
             self._give_up(f"its process ended with exit code {self._child.returncode}, see {self.log}")
 
     def _give_up(self, reason: str) -> None:
@@ -358,12 +301,12 @@ class Client:
             while True:
                 self._say(self._news.get_nowait())
 
-    def _end(self) -> None:
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
         """Leave nothing running: neither the child nor wandb-core, which is in the child's session."""
         if not self._done:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-        self._child.wait()
+                os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 _TABLES = "the sweep's own tables are complete"
@@ -380,4 +323,4 @@ def _plain(values: Any) -> list:
 
 
 def _encode(value: Any) -> float | str:
-    return float(value) if hasattr(value, "__float__") else str(value)  # bfloat16; a path in a config
+    return float(value) if hasattr(value, "__float__") else str(value)  # a bfloat16, or a path in a config

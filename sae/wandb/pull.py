@@ -1,8 +1,8 @@
-"""Tables from W&B: `sae pull ENTITY/PROJECT [--group G]` makes of runs there a run's folder here.
+"""Tables from W&B: `sae pull ENTITY/PROJECT [--group G]` makes a run's folder from the runs there.
 
-`sae.load` and `sae report` read it like one that was trained here; it has no weights. Runs are read through W&B's
-public API. They are those of `sae run`, of whoever is in the team; others come along as far as their names are alike:
-their config as hyper-parameters, numbers in their history as curves, `eval/...` in their summary as results.
+`sae.load` and `sae report` read the folder like one that was trained here; it has no weights. Runs are read through
+W&B's public API, whoever in the team made them. Runs that `sae run` did not make come along as far as their names are
+alike: their config as hyper-parameters, the numbers of their history as curves, `eval/...` in their summary as results.
 """
 
 import dataclasses
@@ -17,42 +17,42 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
-from sae.store import folder as folders
-from sae.store import storage
 from sae.core.definitions import choices, fields, kind
-from sae.experiment import Experiment
 from sae.core.files import write_json
-from sae.store.results import Results
-from sae.wandb import sink
-from sae.store.tables import plain
-from sae.store.storage import DEFINITION, CohortFiles
 from sae.core.text import count, nearest
 from sae.core.types import UserError
+from sae.experiment import Experiment
+from sae.store import folder as folders
+from sae.store import storage
+from sae.store.results import Results
+from sae.store.storage import DEFINITION, CohortFiles
+from sae.store.tables import plain
+from sae.wandb import sink
 from sae.wandb.server import Server, connect
 
-AT_ONCE = 8  # histories that are fetched side by side
-OWN = ("member", "cohort")  # of a config: what is no hyper-parameter
+AT_ONCE = 8  # histories fetched side by side
+OWN = ("member", "cohort")  # names in a config that are not hyper-parameters
 UNKNOWN = {
     "question": "",
     "packages": {},
     "python": "unknown",
     "device": {"kind": "unknown", "platform": "unknown", "count": 0},
     "git_commit": None,
-}  # of a definition, unless the sweep's own run knows it
+}  # what a definition says unless the sweep's own run says more
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to read, and where to put it."""
+    """What to read and where to write it."""
 
     group: str | None = None
-    """The runs of this group alone, as `sae run` names it after the sweep; all of the project if not given."""
+    """Read only this group, which `sae run` names after the sweep; by default the whole project."""
     out: Path | None = None
-    """The folder to write; runs/<group or project>-pulled if not given."""
+    """The folder to write; by default runs/<group or project>-pulled."""
 
 
 def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Results:
-    """Write a run's folder of W&B's runs. An older one that was pulled is replaced. Raises UserError."""
+    """Write a run's folder from W&B's runs, in place of an older pulled one. Raises UserError."""
     entity, slash, project = path.strip("/").partition("/")
     if not (entity and project) or "/" in project:
         raise UserError(f"pull: got {path!r}, allowed: ENTITY/PROJECT, as in the address of the W&B page")
@@ -89,8 +89,8 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
             "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
         },
     )
-    for index, of in enumerate(cohorts):
-        _write(CohortFiles(new, index), of, runs, members, tables)
+    for index, numbers in enumerate(cohorts):
+        _write(CohortFiles(new, index), numbers, runs, members, tables)
     results = Results(new)
     if any(cohort.finished for cohort in results.cohorts):
         storage.write_joined(new, results.cohorts)
@@ -103,7 +103,7 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
 
 
 def _refuse(out: Path) -> None:
-    """Raises UserError where something stands that was not pulled."""
+    """Raises UserError where the folder holds something that was not pulled."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if (out / DEFINITION).exists() and "pulled" in Results(out).definition:
@@ -112,7 +112,7 @@ def _refuse(out: Path) -> None:
 
 
 def _find(server: Server, group: str | None) -> tuple[list[Any], Any | None]:
-    """(runs in the order of their members, the run of the sweep itself, if it is there)."""
+    """(runs in the order of their members, the sweep's own run if there is one). Raises UserError."""
     found = server.runs({"group": group} if group else {}, there=True)
     sweeps = [run for run in found if run.jobType == "sweep"]
     runs = [run for run in found if run.jobType != "sweep" and run.config]
@@ -130,7 +130,7 @@ def _whole(value: Any) -> int:
 
 
 def _hyper(run: Any) -> dict[str, Any]:
-    """A run's config, dotted names for what is nested."""
+    """A run's config as hyper-parameters; what is nested gets dotted names."""
     flat = {"name": run.group or run.name}
     for name, value in run.config.items():
         flat |= _flat(name, value)
@@ -138,7 +138,7 @@ def _hyper(run: Any) -> dict[str, Any]:
 
 
 def _place(flat: Mapping[str, Any], name: str) -> tuple:
-    """Where a name stands in an experiment's definition, as W&B keeps no order; what is not ours comes last."""
+    """A sorting key, as W&B keeps no order: the name's place in an experiment's definition, unknown names last."""
     head, _, inner = name.partition(".")
     hints = get_type_hints(Experiment)
     if head not in hints:
@@ -151,17 +151,17 @@ def _place(flat: Mapping[str, Any], name: str) -> tuple:
 def _flat(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {name: value}
-    return {inner: v for key, of in value.items() for inner, v in _flat(f"{name}.{key}", of).items()}
+    return {inner: v for key, below in value.items() for inner, v in _flat(f"{name}.{key}", below).items()}
 
 
 def _number(value: Any) -> float | int | bool | None:
-    """A number as W&B gives it back, None for what is none."""
+    """A number as W&B returns it; None for anything else."""
     words = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
     return words.get(value) if isinstance(value, str) else value if isinstance(value, bool | int | float) else None
 
 
 def _history(rows: Sequence[Mapping[str, Any]], member: int, hyper: Mapping[str, Any]) -> pd.DataFrame:
-    """A run's rows as our history has them."""
+    """A run's rows as a table of our history."""
     table = []
     for row in rows:
         numbers = {name: number for name, value in row.items() if (number := _number(value)) is not None}
@@ -178,23 +178,29 @@ def _finished(run: Any) -> bool:
 
 
 def _cohorts(runs: Sequence[Any]) -> list[list[int]]:
-    """Members by the cohort that trained them; those that are not finished apart."""
+    """Members by the cohort that trained them, with those of one cohort that are not finished apart."""
     keys = [(str(run.group), _whole(run.config.get("cohort")), not _finished(run)) for run in runs]
     return [[i for i, key in enumerate(keys) if key == wanted] for wanted in sorted(set(keys))]
 
 
-def _write(files: CohortFiles, of: Sequence[int], runs, members, tables) -> None:
-    """One cohort's folder."""
-    history = storage.join_history([tables[i] for i in of])
-    files.mark(members=list(of), status="running", step=int(history["step"].max()) if len(history) else 0)
+def _write(
+    files: CohortFiles,
+    numbers: Sequence[int],
+    runs: Sequence[Any],
+    members: Sequence[dict[str, Any]],
+    tables: Sequence[pd.DataFrame],
+) -> None:
+    """Write the folder of one cohort, given the numbers of its members."""
+    history = storage.join_history([tables[i] for i in numbers])
+    files.mark(members=list(numbers), status="running", step=int(history["step"].max()) if len(history) else 0)
     if len(history):
         files.write_history(history)
-    if not _finished(runs[of[0]]):
+    if not _finished(runs[numbers[0]]):
         return
-    hyper = pd.DataFrame([plain(members[i]) for i in of], dtype=object)
-    values = pd.DataFrame([_evaluated(runs[i]) for i in of], index=range(len(of)))
-    status = [str(runs[i].summary_metrics.get("status", "finished")) for i in of]
-    own = pd.DataFrame({"member": list(of), "cohort": files.index, "status": status})
+    hyper = pd.DataFrame([plain(members[i]) for i in numbers], dtype=object)
+    values = pd.DataFrame([_evaluated(runs[i]) for i in numbers], index=range(len(numbers)))
+    status = [str(runs[i].summary_metrics.get("status", "finished")) for i in numbers]
+    own = pd.DataFrame({"member": list(numbers), "cohort": files.index, "status": status})
     files.finish(storage.join_members([pd.concat([hyper, own, values], axis=1)]))
 
 

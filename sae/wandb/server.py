@@ -1,23 +1,23 @@
-"""What W&B's server has, through its public API. Beside the W&B process, the only file that imports `wandb`."""
+"""What W&B's server has, read through its public API. Only this file and the W&B process import `wandb`."""
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
-from sae.wandb import client
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.wandb import settings
 
-CONNECT_SECONDS = 6  # for the server's first answer
-ANSWER_SECONDS = 30  # for every later one
+CONNECT_SECONDS = 6  # to wait for the server's first answer
+ANSWER_SECONDS = 30  # to wait for every later answer
 
 
 class Server:
     """One project of one entity at the server that wandb is configured for."""
 
-    def __init__(self, entity: str | None, project: str, host: str, api: Any):
+    def __init__(self, entity: str, project: str, host: str, api: Any) -> None:
         self.entity, self.project, self.host, self.api = entity, project, host, api
 
     @property
@@ -26,12 +26,12 @@ class Server:
         return f"{self.entity}/{self.project}"
 
     def runs(self, filters: dict[str, Any], there: bool = False) -> list[Any]:
-        """The project's runs, with all that is known of them but their histories.
+        """The project's runs that match the filters, with everything but their histories.
 
-        Where there is no project, none; or, if it is to be `there`, raises UserError.
+        A project that does not exist has no runs; with `there`, it raises UserError.
         """
         with self._told():
-            self.api.flush()  # it keeps what it was told before
+            self.api.flush()  # it caches earlier answers
             try:
                 return list(self.api.runs(self.path, filters=filters, lazy=False))
             except ValueError as error:
@@ -42,13 +42,13 @@ class Server:
                 return []
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Raises UserError for what wandb raises."""
+    def _told(self) -> Generator[None]:
+        """Turns whatever wandb raises into a UserError."""
         try:
             yield
         except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # its own, requests', asyncio's
+        except Exception as error:  # wandb's own, requests' or asyncio's
             raise UserError(f"W&B at {self.host}, {self.path}: {one_line(error)}") from None
 
     def history(self, run: Any) -> list[dict[str, Any]]:
@@ -58,12 +58,12 @@ class Server:
 
 
 def connect(entity: str | None, project: str, write: bool = False) -> Server:
-    """Ask the server whether it knows us, and, to `write`, whether an entity is one of ours.
+    """Connect to the server as this user; with `write`, also check that the entity is one of theirs.
 
-    Raises UserError, in seconds, where it does not, or is not there.
+    Raises UserError, within seconds, where the server does not answer, does not know the user, or refuses the entity.
     """
-    host = client.host()
-    if not client.has_key():
+    host = settings.host()
+    if not settings.has_key():
         raise UserError(f"not logged in at {host}: no API key is configured; set WANDB_API_KEY, or run `wandb login`")
     os.environ["WANDB_SILENT"] = "true"
     import wandb
@@ -87,6 +87,6 @@ def connect(entity: str | None, project: str, write: bool = False) -> Server:
 
 
 def one_line(error: Exception) -> str:
-    """An error of wandb's, as the end of a line."""
+    """An error of wandb's as the end of a line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"^Failed to verify credentials with \S+: ", "", text)[:300]

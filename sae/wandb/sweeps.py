@@ -1,10 +1,10 @@
-"""Sweeps that W&B steers: a sweep file's axes as its YAML, and the one run that a `wandb agent` asks for.
+"""Sweeps that W&B steers: a sweep file's axes as W&B's YAML, and the one run that a `wandb agent` asks for.
 
     sae sweep-config sweeps/superposition_width_l1.py --method bayes --metric eval/fvu --out sweep.yaml
     wandb sweep sweep.yaml
     wandb agent ENTITY/PROJECT/SWEEP    # on as many machines as there are; each run is a `sae agent-run`
 
-Every such run is one member in a program of its own: to train many members at once is what `sae run` is for.
+Every such run is one member in a program of its own. To train many members in one program, use `sae run`.
 """
 
 import dataclasses
@@ -17,34 +17,34 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from sae.core.definitions import flatten, replace
-from sae.experiment import Experiment
 from sae.core.metrics import EVALUATED
-from sae.wandb.client import Trial
-from sae.study.sweep import Sweep, as_sweep, varying
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.experiment import Experiment
+from sae.study.sweep import Sweep, as_sweep, varying
+from sae.wandb.client import Trial
 
-LOG_FACTOR = 10  # a float axis that spans at least this factor is sampled by its logarithm
+LOG_FACTOR = 10  # a float axis that spans this factor or more is sampled by its logarithm
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to ask of W&B."""
+    """How W&B shall sweep."""
 
     method: Literal["grid", "random", "bayes"] = "grid"
     """How W&B chooses values."""
     metric: str | None = None
-    """The held-out number to optimise, e.g. eval/fvu; bayes needs one."""
+    """The held-out number to optimise, such as eval/fvu; bayes needs one."""
     goal: Literal["minimize", "maximize"] = "minimize"
-    """What to do with the metric."""
+    """Whether a small or a large metric is better."""
     project: str = "sparsity-lab"
     """The W&B project."""
     out: Path | None = None
-    """A .yaml file to write; the terminal if not given."""
+    """The .yaml file to write; by default the terminal."""
 
 
 def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, question: str = "") -> str:
-    """The YAML for `wandb sweep`, of the axes of a file's sweep. Raises UserError where W&B cannot express it."""
+    """The axes of a file's sweep as the YAML for `wandb sweep`. Raises UserError for what W&B cannot express."""
     sweep = as_sweep(definition)
     axes = _axes(sweep)
     size, combinations = " x ".join(f"{len(axes[name])} {name}" for name in axes), math.prod(map(len, axes.values()))
@@ -59,7 +59,7 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
         raise UserError(f"--metric: got {options.metric!r}; {nearest(options.metric, names)}")
     if options.method == "bayes" and options.metric is None:
         raise UserError(
-            "--method bayes needs what to optimise: --metric eval/fvu, and --goal maximize where more is better"
+            "--method bayes needs a metric to optimise: --metric eval/fvu, with --goal maximize where more is better"
         )
 
     config: dict[str, Any] = {"name": sweep.name, "project": options.project}
@@ -70,21 +70,25 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
     if options.metric is not None:
         config["metric"] = {"name": options.metric, "goal": options.goal}
     if options.method != "grid":
-        config["run_cap"] = len(sweep.members)  # as many runs as the file has members; W&B would go on for ever
+        config["run_cap"] = len(sweep.members)  # the file's number of members; W&B would go on for ever
     continuous = options.method != "grid"
     config["parameters"] = {name: _parameter(values, continuous) for name, values in axes.items()}
 
-    comments = [f"The axes of {path} for W&B: {size}.", "`wandb sweep` with this file names the `wandb agent` to start"]
-    comments[-1] += ", in the folder where the program below is found."
+    comments = [
+        f"The axes of {path} for W&B: {size}.",
+        "`wandb sweep` with this file prints the `wandb agent` command. Start it in the folder of the path below.",
+    ]
     if not whole:
-        comments += [f"The {len(sweep.members)} members of that file are no full grid of these axes."]
-        comments += ["W&B also samples combinations that are not among them."]
+        comments += [
+            f"The {len(sweep.members)} members of that file are not a full grid of these axes.",
+            "W&B also samples combinations that are not among them.",
+        ]
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
     return "".join(f"# {line}\n" for line in comments) + text
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:
-    """The values of every name that varies, in the order in which the members have them."""
+    """{name: its values, in the order of the members} of every name that varies. Raises UserError."""
     flats = [flatten(member) for member in sweep.members]
     axes = {name: list(dict.fromkeys(flat.get(name, ...) for flat in flats)) for name in varying(sweep.members)}
     if not axes:
@@ -117,7 +121,7 @@ def _parameter(values: list[Any], continuous: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Without a subclass, as of numpy's float64, that YAML has no word for."""
+    """The value as a plain bool, int, float or str: YAML cannot write a subclass, such as numpy's float64."""
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -125,22 +129,22 @@ def _plain(value: Any) -> Any:
 
 
 def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Experiment, list[str], Trial]:
-    """What `wandb agent` asks for, from its environment and arguments: (base, overrides, the run's place in W&B).
+    """What a `wandb agent` asks for, by its environment and arguments -> (base, overrides, the run's place in W&B).
 
     The base is the file's experiment, or its sweep's first member under the sweep's name. Values come as
-    `--name=value` and in the file WANDB_SWEEP_PARAM_PATH; where both have a name, the arguments count.
+    `--name=value` and in the file WANDB_SWEEP_PARAM_PATH; where both give a name, the argument counts.
     Raises UserError.
     """
     sweep = as_sweep(definition)
     base = replace(sweep.members[0], {"name": sweep.name})
     if missing := [name for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID") if not os.environ.get(name)]:
         raise UserError(
-            f"agent-run is what `wandb agent` starts, and its {missing[0]} is not set; to train by hand: sae run"
+            f"agent-run is for `wandb agent` to start, and {missing[0]} is not set; to train by hand: sae run"
         )
     fields = flatten(base)
     given = {_field(token): token.split("=", 1)[1] for token in argv if token.startswith("--") and "=" in token}
     spelled = {_field(token) for token in argv if token.startswith("--")}
-    values = {name: value for name, value in _of_file().items() if _field(f"--{name}") not in spelled}
+    values = {name: value for name, value in _from_file().items() if _field(f"--{name}") not in spelled}
     values |= {name: value for name, value in given.items() if name in fields}
     rest = [token for token in argv if not ("=" in token and _field(token) in values)]
     overrides = [token for name, value in values.items() for token in _override(base, name, value)]
@@ -149,12 +153,12 @@ def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Exp
 
 
 def folder(name: str, trial: Trial) -> Path:
-    """Where a trial's results go."""
+    """The folder of a trial's results."""
     return Path("runs") / f"{name}-{trial.sweep_id}" / trial.run_id
 
 
-def _of_file() -> Mapping[str, Any]:
-    """The sweep's values in the file that the agent writes: `{wandb_version: 1, penalty.l1: {value: 3e-4}}`."""
+def _from_file() -> Mapping[str, Any]:
+    """{name: value} from the file that the agent writes: `{wandb_version: 1, penalty.l1: {value: 3e-4}}`."""
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not path:
         return {}
@@ -172,7 +176,7 @@ def _field(token: str) -> str:
 
 
 def _override(base: Experiment, name: str, value: Any) -> list[str]:
-    """A sweep's value as the flag that `sae run` would take. W&B's numbers are JSON's: 3.0 may be 3, 1 be 1.0."""
+    """A sweep's value as a flag of `sae run`. W&B's numbers are JSON's: 3.0 may come as 3, and 1 as 1.0."""
     hint, text = _hint(base, name), str(value)
     flag = f"--{name}"
     if hint is bool and text.lower() in ("true", "false"):
@@ -181,16 +185,17 @@ def _override(base: Experiment, name: str, value: Any) -> list[str]:
     if hint in (int, int | None) and text != "None":
         try:
             number = float(text)
+            whole = int(number) if number.is_integer() else None
         except ValueError:
-            number = math.nan
-        if not number.is_integer():
+            whole = None
+        if whole is None:
             raise UserError(f"{base.name!r}: {name}: got {text}, allowed: int")
-        text = str(int(text)) if text.lstrip("+-").isdigit() else str(int(number))
+        text = str(int(text)) if text.lstrip("+-").isdigit() else str(whole)
     return [f"{flag}={text}"]
 
 
 def _hint(base: Any, name: str) -> Any:
-    """The type of a dotted name; None where there is no such field."""
+    """The type of a dotted name's field; None where there is no such field."""
     *parents, last = name.split(".")
     for parent in parents:
         base = getattr(base, parent, None)

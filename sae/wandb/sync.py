@@ -1,71 +1,69 @@
-"""Upload what W&B lacks of a run, and see that it arrived: `sae sync DIR`.
+"""Upload what W&B lacks of a run, and check that it arrived: `sae sync DIR`.
 
-The run's own tables are the record, so what counts is whether W&B's server has what they have: every row of a member's
-history once, its last step, its status and held-out numbers. Where the server knows nothing of a member that was
-recorded offline, the offline run is uploaded as it is. What is lacking then is made from the tables, by the process
-that also uploads while a sweep trains: it sends no row that the server has. So nothing is ever sent twice, a second
-call finds all done, and a call that was stopped is simply repeated.
+The run's own tables are the record. W&B's server must have what they have: every row of a member's history once, its
+last step, its status and its held-out numbers. If the server knows nothing of a member that was recorded offline, the
+offline run is uploaded as it is. The rest is made from the tables, by the process that also uploads while a sweep
+trains; it sends no row that the server has. So nothing is sent twice, a second call finds everything done, and a
+stopped call can be repeated.
 """
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sae.store import folder as folders
-from sae.study.sweep import member_names
-from sae.store.results import Results
-from sae.wandb import sink
-from sae.wandb.client import Client, Trial
-from sae.store.storage import CohortFiles
 from sae.core.text import count
 from sae.core.types import UserError
+from sae.store import folder as folders
+from sae.store.results import Results
+from sae.store.storage import CohortFiles
+from sae.study.sweep import member_names
+from sae.wandb import sink
+from sae.wandb.client import Client, Trial
 from sae.wandb.server import Server, connect
 
-COUNT_SECONDS = 12.0  # until the server tells of what it was sent; 2 to 4 as a rule
-UPLOAD_SECONDS = 120.0  # for all, and
-RUN_SECONDS = 5.0  # for each run
-MOST_NAMED = 5  # of the runs that did not arrive
+COUNT_SECONDS = 12.0  # until the server's answers include what it was sent; mostly 2 to 4 s
+UPLOAD_SECONDS, RUN_SECONDS = 120.0, 5.0  # time to upload: for all runs together, and more for each run
+MOST_NAMED = 5  # most runs named that did not arrive
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where to, in W&B."""
+    """Where in W&B to upload to."""
 
     entity: str | None = None
-    """The W&B entity, a person or a team; the key's own if not given."""
+    """The W&B entity, a person or a team; by default the one of the API key."""
     project: str | None = None
-    """The W&B project; that of the run if not given."""
+    """The W&B project; by default the one of the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What the server is to have of one W&B run."""
+    """What the server must have of one W&B run."""
 
     run_id: str
     rows: int = 0
-    step: int = 0  # of the last of them
+    step: int = 0  # step of the last row
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     finished: bool = True
 
     def missing(self, run: Any | None) -> str:
-        """What the server lacks, in words; "" if nothing."""
+        """What the server lacks, in words; "" for nothing."""
         if run is None:
             return "is not there"
         rows, last = run.historyLineCount or 0, (run.historyKeys or {}).get("lastStep", -1)
         if not self.finished and rows >= self.rows:
-            return ""  # the server may know more than a table of a run that was killed; it will be the same again
+            return ""  # the server may have rows that the tables of a killed run lack, and will get the same again
         if rows > self.rows:
             return f"has {rows} rows where the tables have {self.rows}: delete it in W&B, then repeat"
         if rows < self.rows:
@@ -80,21 +78,19 @@ class Expected:
         return "" if run.state == "finished" or not self.finished else f"is {run.state}, not finished"
 
 
-def place(results: Results, options: Options) -> tuple[str | None, str]:
-    """(entity, project) in W&B of a run's folder."""
-    noted: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        noted = json.loads((results.folder / sink.PLACE).read_text())
-    project = options.project or noted.get("project") or os.environ.get("WANDB_PROJECT") or "sparsity-lab"
-    return options.entity or noted.get("entity"), project
+def place(results: Results, entity: str | None, project: str | None) -> tuple[str | None, str]:
+    """(entity, project) in W&B of a run's folder: those asked for, else those that the run noted."""
+    noted = sink.noted(results.folder)
+    project = project or noted.get("project") or os.environ.get("WANDB_PROJECT") or "sparsity-lab"
+    return entity or noted.get("entity"), project
 
 
 def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> bool:
-    """Bring a run's folder to W&B -> whether all of it arrived. Raises UserError."""
+    """Upload a run's folder to W&B -> whether all of it arrived. Raises UserError."""
     results = Results(folder)
     if "pulled" in results.definition:
         raise UserError(f"{folder} was pulled from W&B, so there is nothing to upload")
-    server = connect(*place(results, options), write=True)
+    server = connect(*place(results, options.entity, options.project), write=True)
     with contextlib.ExitStack() as stack:
         free, busy = _lock(results.cohorts, stack, say)
         upload = _Upload(results, server, free)
@@ -123,8 +119,10 @@ def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> 
     return not missing and not busy
 
 
-def _lock(cohorts: Sequence[CohortFiles], stack: contextlib.ExitStack, say) -> tuple[list[CohortFiles], bool]:
-    """(cohorts that have something to upload and that no other process works on, whether there are others)."""
+def _lock(
+    cohorts: Sequence[CohortFiles], stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> tuple[list[CohortFiles], bool]:
+    """Lock the cohorts that have a folder -> (cohorts that are free, whether other processes work on some)."""
     free, busy = [], False
     for cohort in cohorts:
         if not cohort.path.exists():
@@ -140,27 +138,29 @@ def _lock(cohorts: Sequence[CohortFiles], stack: contextlib.ExitStack, say) -> t
 
 
 class _Upload:
-    """The W&B runs of a folder: what is expected of each, by member, and "sweep" for that of the sweep itself."""
+    """The W&B runs of a folder. `expected` is {member or "sweep": what the server must have of its run}."""
 
-    def __init__(self, results: Results, server: Server, cohorts: Sequence[CohortFiles]):
+    def __init__(self, results: Results, server: Server, cohorts: Sequence[CohortFiles]) -> None:
         self.results, self.server = results, server
         self.token = results.definition["token"]
-        noted = {}
-        with contextlib.suppress(OSError, ValueError):
-            noted = json.loads((results.folder / sink.PLACE).read_text())
+        noted = sink.noted(results.folder)
         self.trial = Trial("", noted["run_id"], results.definition["name"]) if "run_id" in noted else None
         self.artifacts = bool(noted.get("artifacts"))
         self.folder = Path(os.environ.get("WANDB_DIR") or results.folder).expanduser() / "wandb"
         self.log = self.folder / "wandb-process.log"
-        self.lost: dict = {}
-        self.histories, self.members, self.cohorts = {}, {}, [c for c in cohorts if c.history() is not None]
+        self.lost: dict[int | str, str] = {}
+        self.histories: dict[int, pd.DataFrame] = {}
+        self.members: dict[int, pd.DataFrame | None] = {}
+        self.cohorts: list[CohortFiles] = []
         self.expected: dict[int | str, Expected] = {}
-        for cohort in self.cohorts:
-            self.histories[cohort.index] = history = cohort.history()
+        for cohort in cohorts:
+            if (history := cohort.history()) is None:
+                continue
             table = cohort.members().set_index("member") if cohort.finished else None
-            self.members[cohort.index] = table
-            for member, rows in history.groupby("member"):
-                self.expected[int(member)] = self._of_member(int(member), rows, table)
+            self.cohorts.append(cohort)
+            self.histories[cohort.index], self.members[cohort.index] = history, table
+            for member in sorted(history["member"].unique().tolist()):
+                self.expected[member] = self._of_member(member, history[history["member"] == member], table)
         if sink.has_sweep_run(results, self.trial):
             digest = {"digest": sink.digest(results)}
             self.expected["sweep"] = Expected(f"{self.token}-sweep", summary=digest)
@@ -171,10 +171,10 @@ class _Upload:
             return Expected(run_id, len(rows), last, finished=False)
         numbers = [name for name in table if name.startswith("eval/")]
         summary = {"status": table.at[member, "status"]} | {name: table.at[member, name] for name in numbers}
-        return Expected(run_id, len(rows) + 1, last + 1, summary)  # and the row of the histogram
+        return Expected(run_id, len(rows) + 1, last + 1, summary)  # one row more, that of the histogram
 
     def missing(self, wait: bool = False) -> dict[int | str, str]:
-        """{member: what the server lacks}; with `wait`, once it lacks nothing or has had the time to tell."""
+        """{member: what the server lacks}. With `wait`, ask until it lacks nothing or has had time to count."""
         ids = {self.trial.run_id} if self.trial else None
         name = {"$in": sorted(ids)} if ids else {"$regex": f"^{self.token}-"}
         deadline = time.monotonic() + COUNT_SECONDS
@@ -185,7 +185,7 @@ class _Upload:
                 if key == "sweep":
                     lacks = self._lacks_sweep(expected, found.get(expected.run_id))
                 else:
-                    # what began online and went on offline has a second name
+                    # a run that began online and went on offline has a second id
                     lacks = expected.missing(found.get(expected.run_id))
                     if lacks and (other := found.get(f"{expected.run_id}-offline")):
                         lacks = "" if not expected.missing(other) else lacks
@@ -202,8 +202,8 @@ class _Upload:
         same = _same(expected.summary["digest"], run.summary_metrics.get("digest"))
         return "" if same and run.state == "finished" else "is not of these results"
 
-    def offline(self, missing) -> dict[int | str, Path]:
-        """The offline run of each member of which the server knows nothing."""
+    def offline(self, missing: Iterable[int | str]) -> dict[int | str, Path]:
+        """{member: its offline run} for the members of which the server knows nothing."""
         found = {}
         for key in missing:
             run_id = self.expected[key].run_id
@@ -212,7 +212,7 @@ class _Upload:
         return found
 
     def send_offline(self, offline: dict[int | str, Path]) -> None:
-        """Upload offline runs as they are. Whether that worked is for the server to say, not for `wandb sync`."""
+        """Upload offline runs as they are. The server will say whether that worked, not `wandb sync`."""
         command = [sys.executable, "-m", "wandb", "sync", "--entity", self.server.entity]
         command += ["--project", self.server.project, "--include-synced"]
         env = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_RUN_ID")}
@@ -234,15 +234,15 @@ class _Upload:
                     os.killpg(job.pid, signal.SIGKILL)
                 job.wait()
 
-    def send_tables(self, missing) -> None:
-        """Give W&B what it lacks, row by row, from the tables."""
+    def send_tables(self, missing: Collection[int | str]) -> None:
+        """Send W&B what it lacks, row by row, from the tables."""
         client = Client(
             self.results.folder,
             mode="online",
             project=self.server.project,
             group=self.results.definition["name"],
             token=self.token,
-            say=lambda line: None,  # the server says what is lacking
+            say=lambda line: None,  # the server will say what is lacking
             trial=self.trial,
             entity=self.server.entity,
             cohorts=[cohort.index for cohort in self.cohorts],
@@ -262,23 +262,32 @@ class _Upload:
     def _send_cohort(self, client: Client, cohort: CohortFiles, members: list[int]) -> None:
         flats = self.results.definition["members"]
         names = member_names(flats, self.results.definition["name"])
-        sink.begin(client, cohort.index, members, [flats[m] for m in members], [names[m] for m in members])
+        sink.begin(
+            client, cohort.index, members, [flats[m] for m in members], [names[m] for m in members], self.results.arms
+        )
         history, table = self.histories[cohort.index], self.members[cohort.index]
         values = [name for name in history if name not in ("member", "step", "examples")]
         for step, rows in history[history["member"].isin(members)].groupby("step"):
             rows = rows.set_index("member").loc[members]
             client.record(members, step, rows["examples"].iloc[0], {name: rows[name].to_numpy() for name in values})
         if table is not None:
-            of = table.loc[members]
-            rates = cohort.firing_rates()
-            rates = np.stack([rates[m] for m in members])
+            finished, rates = table.loc[members], cohort.firing_rates()
             W_dec = np.stack([cohort.weights(m)["W_dec"] for m in members])
-            numbers = {name: of[name].to_numpy() for name in of if name.startswith("eval/")}
-            sink.end(client, members, list(of["status"]), numbers, rates, W_dec, cohort.state.get("image_shape"))
+            numbers = {str(n): finished[n].to_numpy() for n in finished if str(n).startswith("eval/")}
+            shape = cohort.state.get("image_shape")
+            sink.end(
+                client,
+                members,
+                list(finished["status"]),
+                numbers,
+                np.stack([rates[m] for m in members]),
+                W_dec,
+                tuple(shape) if shape else None,
+            )
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """W&B has no NaN or infinity in a summary, and its whole numbers may be floats."""
+    """Whether W&B holds our value. Its summaries have no NaN or infinity, and its whole numbers may be floats."""
     if isinstance(ours, float | np.floating) and not math.isfinite(ours):
         return theirs is None or isinstance(theirs, str) or not math.isfinite(theirs)
     return ours == theirs

@@ -1,0 +1,204 @@
+"""Examples that exist: rows in memory or on disk, measured and checked once.
+
+Rows that fit stay on the device. Others stream from the host, a block at a time. Both give the same batches for the
+same seed.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sae.core.types import Array, Key, UserError
+from sae.data.order import batch_rows, permute
+from sae.data.source import Block, Draw, Normalize, Put
+
+
+class Table(Protocol):
+    """What is indexed like an array [n, d_in] of real numbers: an array, a memory map, shards."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d_in)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice | np.ndarray, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Examples that are rows of a table. `rows` builds it: it measures `shift`, `scale` and `mean` and checks values.
+
+    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` hold raw values of any real dtype. An example
+    is `(row - shift) * scale` in float32. `mean [d_in]` is the mean of the training *examples* (after
+    normalisation).
+    """
+
+    train: Table
+    held_out: Table
+    shift: np.ndarray
+    scale: float
+    mean: np.ndarray
+    image_shape: tuple[int, ...] | None = None  # (height, width) or (height, width, channels)
+    features: ClassVar[None] = None  # not known
+    frequencies: ClassVar[None] = None
+
+    @property
+    def d_in(self) -> int:
+        """Width of an example."""
+        return self.train.shape[1]
+
+    @property
+    def n_train(self) -> int:
+        """Number of training rows."""
+        return len(self.train)
+
+    @functools.cached_property
+    def on_device(self) -> Array:
+        """All training examples [n_train, d_in] on the device, put there once for every cohort that trains on them."""
+        return jnp.asarray(self.training_examples())
+
+    def training_examples(self) -> np.ndarray:
+        """[n_train, d_in] all training examples, float32."""
+        return self.examples(self.train[:])
+
+    def examples(self, rows: np.ndarray) -> np.ndarray:
+        """Raw rows [n, d_in] -> normalised float32 examples [n, d_in]."""
+        return (rows.astype(np.float32) - self.shift) * np.float32(self.scale)
+
+    def raw(self, x: np.ndarray) -> np.ndarray:
+        """Examples [..., d_in] -> raw values: `examples`, undone."""
+        return x / np.float32(self.scale) + self.shift
+
+    def resident_bytes(self, most: int) -> int:
+        """Bytes of all training examples as float32, or 0 where that is above `most`."""
+        n_bytes = 4 * self.n_train * self.d_in
+        return n_bytes if n_bytes <= most else 0
+
+    def blocks(self, draw: Draw, put: Put, resident_bytes: int) -> Callable[[int], Block]:
+        """One block for every step where all rows stay on the device; else each is gathered on the host."""
+        if self.resident_bytes(resident_bytes):
+            block = Resident(put(self.on_device), draw)
+            return lambda step: block
+        return lambda step: Streamed(put(self._gather(draw, step)))
+
+    def candidates(self, key: Key, n: int) -> np.ndarray:
+        """[n, d_in] random training examples, each once."""
+        return self._pick(self.train, np.asarray(permute(key, jnp.arange(n, dtype=jnp.uint32), self.n_train)))
+
+    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[tuple[Array, int]]:
+        """(examples [size, d_in], how many count) over the first n held-out rows, or all; the last row pads."""
+        n = len(self.held_out) if n is None else min(n, len(self.held_out))
+        for start in range(0, n, size):
+            places = np.minimum(np.arange(start, start + size), n - 1)
+            yield jnp.asarray(self._pick(self.held_out, places)), min(size, n - start)
+
+    def _gather(self, draw: Draw, step: int) -> np.ndarray:
+        with jax.default_device(jax.devices("cpu")[0]):
+            places = np.asarray(_rows_of_block(step, draw=draw, n=self.n_train))
+        return self._pick(self.train, places.reshape(-1)).reshape(*places.shape, -1)
+
+    def _pick(self, table: Table, places: np.ndarray) -> np.ndarray:
+        # Reading is the cost, so each row is read once, in the order on disk.
+        unique, inverse = np.unique(places, return_inverse=True)
+        return self.examples(np.asarray(table[unique]))[inverse]
+
+
+@struct.dataclass
+class Resident:
+    """All training examples on the device, [n_train, d_in] float32; one block serves every step."""
+
+    examples: Array
+    draw: Draw = struct.field(pytree_node=False)
+
+    def batches(self, step: Array) -> Array:
+        """[steps, d_in, batch] from a step on."""
+        places = _places(step, self.draw, self.examples.shape[0])
+        return self.examples[places].transpose(0, 2, 1)
+
+
+@struct.dataclass
+class Streamed:
+    """One block that the host has gathered, [steps, batch, d_in] float32."""
+
+    block: Array
+
+    def batches(self, step: Array) -> Array:
+        """[steps, d_in, batch]: this block, whatever the step."""
+        return self.block.transpose(0, 2, 1)
+
+
+def _places(step: Array | int, draw: Draw, n: int) -> Array:
+    """Which of n rows make up each batch of a block, [steps, batch]."""
+    return jax.vmap(lambda s: batch_rows(draw.seed, s, draw.batch_size, n))(step + jnp.arange(draw.steps))
+
+
+_rows_of_block = jax.jit(_places, static_argnames=("draw", "n"))
+
+
+def rows(
+    train: Table, held_out: Table, normalize: Normalize, what: str, image_shape: tuple[int, ...] | None = None
+) -> Rows:
+    """Measure and check raw rows, once, in pieces (they may be larger than memory).
+
+    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays or are indexed like arrays. `normalize`:
+    `none` leaves rows as they are; `centre` subtracts the training mean; `unit-mean-norm` divides by the mean
+    Euclidean norm of the training rows. `what` names the data in error messages.
+
+    Raises UserError for wrong shapes, an empty split, NaN or infinite values, and data with no variance.
+    """
+    for split, table in (("train", train), ("held-out", held_out)):
+        if len(table.shape) != 2 or 0 in table.shape:
+            raise UserError(f"{what}: {split} has shape {tuple(table.shape)}; allowed: [n >= 1, d_in >= 1]")
+    if train.shape[1] != held_out.shape[1]:
+        raise UserError(f"{what}: train has {train.shape[1]} columns and held-out {held_out.shape[1]}; they must agree")
+
+    n, d_in = train.shape
+    total, norms = np.zeros(d_in), 0.0
+    first, varies = np.asarray(train[:1]).astype(np.float32), False
+    for start, piece in _pieces(train):
+        _check_finite(piece, start, f"{what} (train)")
+        varies = varies or bool(np.any(piece != first))
+        total += piece.sum(0, dtype=np.float64)
+        norms += np.linalg.norm(piece, axis=1).sum(dtype=np.float64)
+    for start, piece in _pieces(held_out):
+        _check_finite(piece, start, f"{what} (held-out)")
+    if not varies:
+        raise UserError(f"{what}: all {n} training rows are equal, so there is no variance to explain")
+
+    mean = total / n
+    shift = mean if normalize == "centre" else np.zeros(d_in)
+    scale = n / norms if normalize == "unit-mean-norm" else 1.0
+    return Rows(
+        train=train,
+        held_out=held_out,
+        shift=shift.astype(np.float32),
+        scale=float(scale),
+        mean=((mean - shift) * scale).astype(np.float32),
+        image_shape=image_shape,
+    )
+
+
+def _pieces(table: Table, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, float32 rows) over a table, in pieces of at most n_bytes, or of one row."""
+    size = max(1, n_bytes // (4 * table.shape[1]))
+    for start in range(0, len(table), size):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is reported
+            yield start, np.asarray(table[start : start + size]).astype(np.float32)
+
+
+def _check_finite(piece: np.ndarray, start: int, what: str) -> None:
+    bad = ~np.isfinite(piece)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise UserError(
+            f"{what}: {piece[row, column]} at row {start + row}, column {column} "
+            f"({int(bad.sum())} non-finite values there); remove or replace them first"
+        )
