@@ -269,9 +269,9 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
             state, values = programs.end_chunk(experiments, state, placement=FOUR)
         state = programs.revive(experiments, state, steps[-1], candidates, placement=FOUR)
         window = empty
-        for x, weight in held_out:
+        for x in held_out:
             saes = programs.trained(experiments, state, placement=FOUR)
-            window = programs.evaluate_batch(saes, window, x, weight, pivot, placement=FOUR)
+            window = programs.evaluate_batch(saes, window, x, pivot, placement=FOUR)
         return values, programs.end_evaluation(window)
 
     empty = programs.new_window(programs.init(experiments, sample, placement=FOUR), placement=FOUR)

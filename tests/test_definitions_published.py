@@ -31,7 +31,7 @@ def loss_of(activation, penalty) -> tuple[float, model.Pass]:
 
 
 def numbers(out: model.Pass) -> dict[str, float]:
-    m = metrics.moments(X, jnp.zeros(D_IN), jnp.ones(BATCH))
+    m = metrics.moments(X, jnp.zeros(D_IN))
     return {name: float(v) for name, v in metrics.finish(metrics.sums(out.latents, out.x_hat, X), m).items()}
 
 

@@ -33,16 +33,16 @@ def make(d=7, f=12, n=40, seed=0, offset=3.0):
 
 def numbers(parts, sae, pivot):
     s, m = metrics.Sums.zero(12), metrics.Moments.zero(7)
-    for x, weight in parts:
+    for x in parts:
         out = model.forward(sae, x)
-        s = jax.tree.map(jnp.add, s, metrics.sums(out.latents, out.x_hat, x, weight))
-        m = jax.tree.map(jnp.add, m, metrics.moments(x, pivot, jnp.ones(x.shape[1]) if weight is None else weight))
+        s = jax.tree.map(jnp.add, s, metrics.sums(out.latents, out.x_hat, x))
+        m = jax.tree.map(jnp.add, m, metrics.moments(x, pivot))
     return {k: float(v) for k, v in metrics.finish(s, m).items()}, s, m
 
 
 def test_every_number_is_its_formula():
     sae, x = make()
-    got, _, _ = numbers([(x, None)], sae, jnp.full(7, 2.5))
+    got, _, _ = numbers([x], sae, jnp.full(7, 2.5))
     f = np.asarray(sae.encode(x.T), np.float64)
     x64, x_hat = np.asarray(x.T, np.float64), np.asarray(sae(x.T), np.float64)
     e = x64 - x_hat
@@ -68,12 +68,10 @@ def test_every_number_is_its_formula():
         assert got[name] == pytest.approx(value, rel=2e-5, abs=1e-6), name
 
 
-def test_sums_add_and_padding_does_not_count():
+def test_sums_of_batches_of_any_size_add():
     sae, x = make()
-    whole, _, _ = numbers([(x, None)], sae, jnp.zeros(7))
-    padded = jnp.concatenate([x[:, 25:], jnp.full((7, 10), 1e3)], axis=1)
-    weight = jnp.concatenate([jnp.ones(15), jnp.zeros(10)])
-    parts, s, m = numbers([(x[:, :25], None), (padded, weight)], sae, jnp.zeros(7))
+    whole, _, _ = numbers([x], sae, jnp.zeros(7))
+    parts, _, m = numbers([x[:, :25], x[:, 25:]], sae, jnp.zeros(7))
     assert int(m.n) == 40
     for name in whole:
         assert parts[name] == pytest.approx(whole[name], rel=1e-5), name
@@ -81,7 +79,7 @@ def test_sums_add_and_padding_does_not_count():
 
 def test_a_far_mean_does_not_spoil_fvu_where_the_pivot_is_near():
     sae, x = make(offset=1000.0)
-    got, _, _ = numbers([(x, None)], sae, jnp.full(7, 1000.0))
+    got, _, _ = numbers([x], sae, jnp.full(7, 1000.0))
     x64, x_hat = np.asarray(x.T, np.float64), np.asarray(sae(x.T), np.float64)
     assert got["fvu"] == pytest.approx(((x64 - x_hat) ** 2).sum() / ((x64 - x64.mean(0)) ** 2).sum(), rel=1e-4)
 

@@ -291,6 +291,30 @@ def test_a_bare_function_of_the_pre_activations_is_an_activation(tmp_path, tiny,
 
 
 @sae.definition
+class BatchLargest(sae.Activation):
+    """The k · batch largest of whatever batch it sees."""
+
+    k: int = sae.leaf(4)
+
+    def __call__(self, one, pre_acts):
+        f = jnp.maximum(pre_acts, 0)
+        least = jnp.sort(f.ravel())[f.size - self.k * f.shape[1]]
+        return jnp.where(f >= least, f, 0.0)
+
+
+def test_held_out_batches_are_never_padded(tiny, tmp_path, quiet):
+    """397 held-out digits are less than a batch: as many latents are active as k says, and fvu is that of the rows."""
+    one = sae.replace(tiny, {"activation": BatchLargest(), "penalty.l1": 0.0})
+    results = sae.run(one, out=tmp_path / "run", wandb="off", console=quiet)
+    member = results.members.iloc[0]
+    assert member["eval/l0"] == pytest.approx(4.0, abs=1e-6)
+    data = one.data.load()
+    x = data.examples(data.held_out)
+    error = np.sum((results.sae(0)(x) - x) ** 2) / np.sum((x - x.mean(0)) ** 2)
+    assert member["eval/fvu"] == pytest.approx(error, rel=1e-4)
+
+
+@sae.definition
 class OldPenalty:
     """The contract of before: no base class, three arguments."""
 

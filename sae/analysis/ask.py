@@ -40,7 +40,7 @@ class Data:
     def held_out(self) -> np.ndarray:
         """[n_held_out, d_in] float32: all held-out examples; evaluation may use fewer, by `n_eval`."""
         with contextlib.closing(Feed(self.rows, self.data_seed, 1, 1, resident_bytes=0)) as feed:
-            return np.concatenate([np.asarray(x.T)[np.asarray(weight) > 0] for x, weight in feed.held_out()])
+            return np.concatenate([np.asarray(x.T) for x in feed.held_out()])
 
 
 def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:

@@ -106,38 +106,31 @@ class Sums:
         return cls(*[jnp.zeros(())] * 9, fired=jnp.zeros(d_sae, jnp.int32))
 
 
-def moments(x: Array, pivot: Array, weight: Array) -> Moments:
-    """The moments of examples x [d_in, batch]; weight [batch] is 1 for an example that counts, 0 for padding."""
-    deviation = (x - pivot[:, None]) * weight
+def moments(x: Array, pivot: Array) -> Moments:
+    """The moments of examples x [d_in, batch]."""
+    deviation = x - pivot[:, None]
     return Moments(
-        n=jnp.sum(weight).astype(jnp.int32), total=jnp.sum(deviation, axis=1), squares=jnp.sum(deviation * deviation)
+        n=jnp.full((), x.shape[1], jnp.int32), total=jnp.sum(deviation, axis=1), squares=jnp.sum(deviation * deviation)
     )
 
 
-def sums(latents: Array, x_hat: Array, x: Array, weight: Array | None = None) -> Sums:
-    """The sums of one pass: latents [d_sae, batch], reconstructions x_hat of x [d_in, batch].
-
-    weight [batch] as in `moments`; None where all examples count.
-    """
-    f = latents
-    one = jnp.ones(x.shape[1]) if weight is None else weight
-    count = lambda values: jnp.sum(values * one)  # over examples [batch]
-
-    size = jnp.abs(f)
-    largest, total, squares = jnp.max(size, axis=0), jnp.sum(size, axis=0), jnp.sum(f * f, axis=0)
-    fired = jnp.sum(jnp.where(f != 0, one, 0.0), axis=1)
+def sums(latents: Array, x_hat: Array, x: Array) -> Sums:
+    """The sums of one pass: latents [d_sae, batch], reconstructions x_hat of x [d_in, batch]."""
+    size = jnp.abs(latents)
+    largest, total, squares = jnp.max(size, axis=0), jnp.sum(size, axis=0), jnp.sum(latents * latents, axis=0)
+    fired = jnp.sum(jnp.where(latents != 0, 1.0, 0.0), axis=1)
     dot, x_hat_squared = jnp.sum(x * x_hat, axis=0), jnp.sum(x_hat * x_hat, axis=0)
     norms = jnp.sqrt(jnp.sum(x * x, axis=0)) * jnp.sqrt(x_hat_squared)
     return Sums(
-        n=jnp.sum(one),
-        squared_error=count(jnp.sum((x_hat - x) ** 2, axis=0)),
+        n=jnp.full((), x.shape[1], jnp.float32),
+        squared_error=jnp.sum(jnp.sum((x_hat - x) ** 2, axis=0)),
         active=jnp.sum(fired),
-        active_relative=count(jnp.sum(jnp.where(size > RELATIVE * largest, 1.0, 0.0), axis=0)),
-        effective=count(_ratio(total * total, squares)),
-        absolute=count(total),
-        cosine=count(_ratio(dot, norms)),
-        x_dot_x_hat=count(dot),
-        x_hat_squared=count(x_hat_squared),
+        active_relative=jnp.sum(jnp.sum(jnp.where(size > RELATIVE * largest, 1.0, 0.0), axis=0)),
+        effective=jnp.sum(_ratio(total * total, squares)),
+        absolute=jnp.sum(total),
+        cosine=jnp.sum(_ratio(dot, norms)),
+        x_dot_x_hat=jnp.sum(dot),
+        x_hat_squared=jnp.sum(x_hat_squared),
         fired=fired.astype(jnp.int32),
     )
 

@@ -61,11 +61,14 @@ class Feed:
         examples = self.data.candidates(key, n_batches * self.batch_size)
         return self._put(jnp.asarray(examples).reshape(n_batches, self.batch_size, -1).transpose(0, 2, 1))
 
-    def held_out(self, n_examples: int | None = None) -> Iterator[tuple[Array, Array]]:
-        """(x [d_in, EVAL_BATCH], weight [EVAL_BATCH]) over the first n_examples held-out ones, or all; 0 is padding."""
+    def held_out(self, n_examples: int | None = None) -> Iterator[Array]:
+        """The first n_examples held-out examples, or all, as x [d_in, EVAL_BATCH]; the last batch may be smaller.
+
+        Nothing pads a batch, so no activation can mistake padding for examples.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), HELD_OUT)
-        for x, n in self.data.held_out_batches(key, n_examples, EVAL_BATCH):
-            yield self._put((x.T, np.asarray(np.arange(EVAL_BATCH) < n, np.float32)))
+        for x in self.data.held_out_batches(key, n_examples, EVAL_BATCH):
+            yield self._put(x.T)
 
     def close(self) -> None:
         """Stop prefetching."""

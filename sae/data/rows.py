@@ -93,12 +93,11 @@ class Rows:
         """[n, d_in] random training examples, each once."""
         return self._pick(self.train, np.asarray(permute(key, jnp.arange(n, dtype=jnp.uint32), self.n_train)))
 
-    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[tuple[Array, int]]:
-        """(examples [size, d_in], how many count) over the first n held-out rows, or all; the last row pads."""
+    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[Array]:
+        """The first n held-out rows, None for all, as examples [size, d_in]; the last batch may be smaller."""
         n = len(self.held_out) if n is None else min(n, len(self.held_out))
         for start in range(0, n, size):
-            places = np.minimum(np.arange(start, start + size), n - 1)
-            yield jnp.asarray(self._pick(self.held_out, places)), min(size, n - start)
+            yield jnp.asarray(self._pick(self.held_out, np.arange(start, min(start + size, n))))
 
     def _gather(self, draw: Draw, step: int) -> np.ndarray:
         with jax.default_device(jax.devices("cpu")[0]):

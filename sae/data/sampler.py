@@ -41,12 +41,12 @@ class Sampler:
         """[n, d_in] fresh examples."""
         return self.sample(key, n)
 
-    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[tuple[Array, int]]:
-        """(examples [size, d_in], how many count) over n examples, or `n_held_out`; a batch is always drawn whole."""
+    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[Array]:
+        """n examples, None for `n_held_out`, as [size, d_in]; the last batch may be smaller, and is drawn whole."""
         n = self.n_held_out if n is None else n
         sample = jax.jit(self.sample, static_argnums=1)
         for start in range(0, n, size):
-            yield sample(jax.random.fold_in(key, start // size), size), min(size, n - start)
+            yield sample(jax.random.fold_in(key, start // size), size)[: n - start]
 
     def training_examples(self) -> np.ndarray:
         """Raises UserError: every batch is fresh."""

@@ -87,11 +87,8 @@ class Examples(Protocol):
         """[n, d_in] random training examples, each once; n is at most `n_train`."""
         ...
 
-    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[tuple[Array, int]]:
-        """(examples [size, d_in], how many of them count) over the first n held-out examples; None for all.
-
-        Every batch but the last counts in full. What does not count is padding: any finite values.
-        """
+    def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[Array]:
+        """The first n held-out examples, None for all, as [size, d_in]; the last batch may be smaller."""
         ...
 
     def training_examples(self) -> np.ndarray:

@@ -86,8 +86,8 @@ def evaluate(
     example, n = cohort.example, len(cohort.members)
     saes = programs.trained(experiments, state, placement=placement)
     window, pivot = programs.new_window(state, placement=placement), placement.shared(feed.data.mean)
-    for x, weight in feed.held_out(example.n_eval):
-        window = programs.evaluate_batch(saes, window, x, weight, pivot, placement=placement)
+    for x in feed.held_out(example.n_eval):
+        window = programs.evaluate_batch(saes, window, x, pivot, placement=placement)
     numbers, firing_rates = programs.end_evaluation(window)
     if feed.data.features is not None:
         features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))

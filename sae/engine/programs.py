@@ -90,7 +90,6 @@ def train_block(
     a bit of its results: it is the same program for every n.
     """
     batches = block.batches(step)  # [steps, d_in, batch]
-    weight = jnp.ones(batches.shape[2])
 
     def member(args: tuple) -> tuple[TrainState, Sums]:
         experiment, state, sums = args
@@ -103,7 +102,7 @@ def train_block(
         return jax.lax.fori_loop(0, n, one, (state, sums))
 
     def observe(i: Array, moments: Moments) -> Moments:
-        return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot, weight))
+        return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot))
 
     trained, sums = over_members(member, (experiments, state.train, state.sums), placement)
     return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments))
@@ -141,17 +140,17 @@ def trained(experiments: Experiment, state: CohortState, *, placement: Placement
 
 
 @functools.partial(jax.jit, static_argnames="placement", donate_argnames="window")
-def evaluate_batch(saes: Sae, window: Window, x: Array, weight: Array, pivot: Array, *, placement: Placement) -> Window:
+def evaluate_batch(saes: Sae, window: Window, x: Array, pivot: Array, *, placement: Placement) -> Window:
     """Add one held-out batch x [d_in, batch] to the window (Sums [member, ...], Moments)."""
     sums, moments = window
 
     def member(args: tuple[Sae, Sums]) -> Sums:
         sae, sums = args
         out = model.forward(sae, x)
-        return jax.tree.map(jnp.add, sums, metrics.sums(out.latents, out.x_hat, x, weight))
+        return jax.tree.map(jnp.add, sums, metrics.sums(out.latents, out.x_hat, x))
 
     sums = over_members(member, (saes, sums), placement)
-    return sums, jax.tree.map(jnp.add, moments, metrics.moments(x, pivot, weight))
+    return sums, jax.tree.map(jnp.add, moments, metrics.moments(x, pivot))
 
 
 @jax.jit
@@ -164,7 +163,7 @@ def end_evaluation(window: Window) -> tuple[dict[str, Array], Array]:
 
 @jax.jit
 def top_examples(
-    saes: Sae, latents: Array, best: tuple[Array, Array], x: Array, weight: Array, start: Array
+    saes: Sae, latents: Array, best: tuple[Array, Array], x: Array, start: Array | int
 ) -> tuple[Array, Array]:
     """Merge a held-out batch x [d_in, batch], whose first example is number `start`, into the strongest so far.
 
@@ -174,7 +173,7 @@ def top_examples(
 
     def member(sae: Sae, latents: Array, values: Array, examples: Array) -> tuple[Array, Array]:
         f = model.forward(sae, x).latents[latents]
-        values = jnp.concatenate([values, jnp.where(weight > 0, f, -jnp.inf)], axis=1)
+        values = jnp.concatenate([values, f], axis=1)
         examples = jnp.concatenate([examples, jnp.broadcast_to(numbers, f.shape)], axis=1)
         values, order = jax.lax.top_k(values, best[0].shape[2])
         return values, jnp.take_along_axis(examples, order, axis=1)

@@ -146,8 +146,8 @@ def _strongest(
     n = min(flat.get("n_eval") or EXAMPLES, EXAMPLES)
     feed, batches, start = Feed(data, flat["data_seed"], 1, 1, resident_bytes=0), [], 0
     try:
-        for x, weight in feed.held_out(n):
-            best = programs.top_examples(saes, latents, best, x, weight, start)
+        for x in feed.held_out(n):
+            best = programs.top_examples(saes, latents, best, x, start)
             batches.append(np.asarray(x).T)
             start += x.shape[1]
     finally:
