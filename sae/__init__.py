@@ -6,7 +6,7 @@ from sae.core.types import UserError, definition, leaf, static
 from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
-from sae.data.source import Examples
+from sae.data.source import Examples, Source
 from sae.experiment import Experiment
 from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, TopK
 from sae.methods.auxiliaries import AuxK, NoAuxiliary
@@ -85,6 +85,7 @@ __all__ = [
     "Rows",
     "Sae",
     "Sampler",
+    "Source",
     "SquaredError",
     "Superposition",
     "Sweep",

@@ -7,9 +7,9 @@ sweep axis, the W&B config key and the column of the members table.
 import dataclasses
 from typing import Any, Literal, get_type_hints
 
-from sae.core.definitions import Choice, choices, fields, file_of, floats, is_own, kind, problems
+from sae.core.definitions import Choice, adopted, choices, fields, file_of, floats, is_own, kind, problems
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
+from sae.data.source import Source
 from sae.methods.activations import Relu, elementwise
 from sae.methods.auxiliaries import NoAuxiliary
 from sae.methods.averages import Last
@@ -41,7 +41,7 @@ class Experiment:
 
     name: str = static()
     """Name of the run; it decides nothing else."""
-    data: Digits | ImagePatches | Tfds | Arrays | Superposition | Orthonormal = static()
+    data: Source = static()
     """Where examples come from."""
     d_sae: int = static(min=1)
     """Number of latents."""
@@ -91,10 +91,11 @@ def validate(experiment: Experiment) -> Experiment:
     """
     if not isinstance(experiment, Experiment):
         raise UserError(f"got {type(experiment).__name__}, allowed: an Experiment")
-    experiment = dataclasses.replace(experiment, activation=elementwise(experiment.activation))
+    data, activation = adopted(experiment.data, Source, "load"), elementwise(experiment.activation)
+    experiment = dataclasses.replace(experiment, data=data, activation=activation)
     for problem in problems(experiment):
         raise UserError(f"{experiment.name!r}: {problem}")
-    for field, choice in method(experiment).items():
+    for field, choice in {"data": experiment.data, **method(experiment)}.items():
         ours = [cls for cls in choices(get_type_hints(Experiment)[field]) if not is_own(cls)]
         if is_own(type(choice)) and kind(choice) in map(kind, ours):
             name = type(choice).__name__
@@ -114,13 +115,13 @@ def validate(experiment: Experiment) -> Experiment:
 def method(experiment: Experiment) -> dict[str, Choice]:
     """The choices that make the method, by their fields: all but the data."""
     values = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
-    return {name: value for name, value in values.items() if isinstance(value, Choice)}
+    return {name: value for name, value in values.items() if isinstance(value, Choice) and name != "data"}
 
 
 def own_files(experiment: Experiment) -> dict[str, str]:
     """The file of every choice that is a user's own class, {"activation shift": "my.py"}, as `unflatten` wants it."""
-    values = {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
-    mine = {name: type(v) for name, v in values.items() if dataclasses.is_dataclass(v) and is_own(type(v))}
+    made = {"data": experiment.data, **method(experiment)}
+    mine = {name: type(choice) for name, choice in made.items() if is_own(type(choice))}
     return {f"{name} {kind(cls)}": file_of(cls) for name, cls in mine.items()}
 
 

@@ -1,4 +1,4 @@
-"""A user's own class for every choice, in a definition file: it trains, is swept, measured, saved, resumed, read back."""
+"""A user's own class for every choice, in a definition file: trained, swept, measured, saved, resumed, read back."""
 
 import os
 import signal
@@ -374,7 +374,9 @@ WRONG = {
     "control: Mine.settle gave {}, allowed: the same as it was given, {s: an array": (
         "control", lambda: sae.definition(
             type("Mine", (sae.Control,), {
-                "init": lambda self: {"s": jnp.zeros(())}, "settle": lambda self, state, out: {}, "__module__": __name__,
+                "init": lambda self: {"s": jnp.zeros(())},
+                "settle": lambda self, state, out: {},
+                "__module__": __name__,
             })
         )(),
     ),

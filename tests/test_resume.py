@@ -166,8 +166,8 @@ def test_two_processes_on_one_folder(folder, whole):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
-    from sae.engine import cohort, programs
     from sae.data.feed import Feed
+    from sae.engine import cohort, programs
 
     experiment = Experiment(name="x", data=Digits(), d_sae=16, n_steps=10, batch_size=64)
     plan = cohort.plan(grid(experiment, {"seed": (0, 1)}))[0]

@@ -5,11 +5,12 @@ as `activation` is of an experiment; it is called by its kind (`TopK` is "top-k"
 """
 
 import dataclasses
+import functools
 import inspect
 import re
 import reprlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -17,7 +18,7 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 from sae.core.text import nearest
-from sae.core.types import UserError
+from sae.core.types import UserError, definition
 
 T = TypeVar("T")
 
@@ -97,14 +98,37 @@ def _replace_one(value: Any, name: str, path: list[str], new: Any) -> Any:
 def choices(hint: Any) -> list[type]:
     """The definitions that a field of this type may hold: the project's own, then those that a user has defined.
 
-    They are the subclasses of a kind of choice, or the members of a union. [] for a type that is neither.
+    They are the subclasses of a kind of choice; [] for another type.
     """
-    if Choice not in getattr(hint, "__bases__", ()):
-        return [option for option in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(option)]
+    if not is_kind(hint):
+        return []
     room = hint.__module__.rpartition(".")[0] + "."
     known = [cls for cls in _subclasses(hint) if is_definition(cls)]
     ours = [cls for cls in known if cls.__module__.startswith(room)]
     return ours + [cls for cls in known if is_own(cls)]
+
+
+def adopted(value: T, base: type, needs: str, body: Callable[[type], dict[str, Any]] = lambda cls: {}) -> T:
+    """A definition without a base class, made a choice of a kind; other values are returned as they are.
+
+    The result has the name, the fields and the methods of its class, and beside them what `body` makes of the class.
+    `needs` is the method without which a definition stays as it is.
+    """
+    cls = type(value)
+    bare = dataclasses.is_dataclass(cls) and cls.__bases__ == (object,) and callable(getattr(cls, needs, None))
+    frozen = bare and cls.__dataclass_params__.frozen  # ty: ignore[missing-attribute]
+    return _adopted(cls, base, body)(**vars(value)) if frozen else value
+
+
+@functools.cache
+def _adopted(cls: type, base: type, body: Callable[[type], dict[str, Any]]) -> Any:
+    named = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+    return definition(type(cls.__name__, (base, cls), named | body(cls)))
+
+
+def is_kind(hint: Any) -> bool:
+    """Whether a type is a kind of choice."""
+    return Choice in getattr(hint, "__bases__", ())
 
 
 def is_definition(cls: type) -> bool:
@@ -160,29 +184,18 @@ def problems(value: Any, prefix: str = "") -> Iterator[str]:
 
 def _wrong_type(got: Any, hint: Any) -> str | None:
     """The values that are allowed, where a value is not one of them."""
-    if is_choice := Choice in getattr(hint, "__bases__", ()):
-        if isinstance(got, hint) and is_definition(type(got)):
-            return None
-    elif is_bearable(got, hint, conf=BeartypeConf(is_pep484_tower=True)):
-        return describe(hint) if isinstance(got, bool) and hint in (int, float) else None
-    elif _loads(got, hint):
+    if not is_kind(hint):
+        sound = is_bearable(got, hint, conf=BeartypeConf(is_pep484_tower=True))
+        return None if sound and not (isinstance(got, bool) and hint in (int, float)) else describe(hint)
+    if isinstance(got, hint) and is_definition(type(got)):
         return None
-    if not (known := choices(hint)):
-        return describe(hint)
-    base = f"sae.{hint.__name__}" if is_choice else "a source, with a method load()"
     if isinstance(got, type):
         wanted = f"an instance, {got.__name__}()"
-    elif is_choice and isinstance(got, hint):
+    elif isinstance(got, hint):
         wanted = f"{type(got).__name__} decorated with sae.definition"
     else:
-        wanted = f"a class of your own made with sae.definition and derived from {base}"
-    return f"{', '.join(choice.__name__ for choice in known)}, or {wanted}"
-
-
-def _loads(got: Any, hint: Any) -> bool:
-    """Whether a definition that is not among a union of sources is a source too: it can load."""
-    like = [choice for choice in choices(hint) if callable(getattr(choice, "load", None))]
-    return bool(like) and dataclasses.is_dataclass(got) and callable(getattr(got, "load", None))
+        wanted = f"a class of your own made with sae.definition and derived from sae.{hint.__name__}"
+    return f"{', '.join(choice.__name__ for choice in choices(hint))}, or {wanted}"
 
 
 def describe(hint: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
-from sae.data.source import Normalize
+from sae.data.source import Normalize, Source
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 SAFETENSORS_DTYPES = {
@@ -26,7 +26,7 @@ SAFETENSORS_DTYPES = {
 
 
 @definition
-class Arrays:
+class Arrays(Source):
     """Rows of your own, such as a model's activations: an array [..., d_in] of real numbers.
 
     Leading axes are flattened to rows, so activations [text, position, d_in] give text · position examples. Files

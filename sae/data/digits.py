@@ -5,11 +5,11 @@ from sklearn.datasets import load_digits
 
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
-from sae.data.source import Normalize
+from sae.data.source import Normalize, Source
 
 
 @definition
-class Digits:
+class Digits(Source):
     """1,797 handwritten digits, 8x8 pixels in [0, 1] (d_in = 64), in a seeded random split. Alpaydin & Kaynak 1998.
 
     This is the test part of UCI's "Optical Recognition of Handwritten Digits", as scikit-learn ships it. Each pixel

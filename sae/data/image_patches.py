@@ -13,7 +13,7 @@ from scipy.fft import dctn, idctn
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
-from sae.data.source import Normalize
+from sae.data.source import Normalize, Source
 
 # Photographs inside the wheels themselves, never fetched. Left out are drawings, text, microscope, retina and star
 # images; moon, clock_motion and coins (blurred, or objects on a plain ground); and motorcycle_right, which shows the
@@ -41,7 +41,7 @@ LUMA = np.array([0.2125, 0.7154, 0.0721], np.float32)  # ITU-R BT.709, as skimag
 
 
 @definition
-class ImagePatches:
+class ImagePatches(Source):
     """Square patches of photographs, whitened; whole photographs are held out. Olshausen & Field 1996.
 
     Rows are grey patches [size * size], or [size * size * 3] with `colour`, of the files' own (gamma-encoded) pixel

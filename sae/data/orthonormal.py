@@ -6,10 +6,11 @@ import numpy as np
 
 from sae.core.types import Array, Key, UserError, definition, static
 from sae.data.sampler import Sampler
+from sae.data.source import Source
 
 
 @definition
-class Orthonormal:
+class Orthonormal(Source):
     """Sums of features that do not overlap, so that each feature is a one-dimensional problem of its own.
 
     x = sum_i active_i magnitude_i feature_i [d_in], i below d_in. Features are the rows of a random orthogonal matrix.

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from sae.core.definitions import Choice
 from sae.core.types import Array, Key
 
 Normalize = Literal["none", "centre", "unit-mean-norm"]
@@ -104,9 +105,9 @@ class Examples(Protocol):
         ...
 
 
-class Source(Protocol):
+class Source(Choice):
     """A definition of data. `normalize` is stated in every definition."""
 
     def load(self) -> Examples:
         """Read or prepare the data, once per run; this may take seconds. Raises UserError for unusable data."""
-        ...
+        raise NotImplementedError

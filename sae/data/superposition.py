@@ -9,11 +9,11 @@ from jax.scipy.special import ndtr
 
 from sae.core.types import Array, Key, UserError, definition, static
 from sae.data.sampler import Sampler
-from sae.data.source import Normalize
+from sae.data.source import Normalize, Source
 
 
 @definition
-class Superposition:
+class Superposition(Source):
     """Sparse sums of known features, which may outnumber the dimensions. Sharkey, Braun & Millidge 2022.
 
     x = sum_i active_i magnitude_i feature_i [d_in]. Features are random unit rows [n_features, d_in], magnitudes are

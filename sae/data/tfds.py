@@ -17,11 +17,11 @@ from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data import idx
 from sae.data.rows import Rows, rows
-from sae.data.source import Normalize
+from sae.data.source import Normalize, Source
 
 
 @definition
-class Tfds:
+class Tfds(Source):
     """A data set of TensorFlow Datasets (https://www.tensorflow.org/datasets), prepared as array_record.
 
     Examples are flattened: d_in = prod(shape of the feature). With `patch_size` they are random square patches of

@@ -1,16 +1,17 @@
 """Activations: pre-activations to latents. Feature-major: axis 0 is the latents, axis 1 the batch."""
 
-import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from sae.core.definitions import is_definition
+from sae.core.definitions import adopted
 from sae.core.model import Pass, Sae, decode, decoder_norms, own
 from sae.core.types import Array, definition, leaf, static
 from sae.methods import top_k
 from sae.methods.contract import Activation
+
+T = TypeVar("T")
 
 
 @definition
@@ -190,21 +191,13 @@ def _contribution(sae: Sae, latents: Array) -> Array:
     return jax.lax.stop_gradient(latents * decoder_norms(sae)[:, None])
 
 
-def elementwise(function: Any) -> Any:
+def elementwise(function: T) -> T:
     """A definition with `__call__(self, pre_acts)` and no base class, made an Activation of the same name and fields.
 
     A function of the pre-activations alone needs nothing else of the contract. Other values are returned as they are.
     """
-    cls = type(function)
-    bare = is_definition(cls) and cls.__bases__ == (object,) and callable(function)
-    return _elementwise(cls)(**vars(function)) if bare else function
+    return adopted(function, Activation, "__call__", _called_with_pre_acts)
 
 
-@functools.cache
-def _elementwise(cls: type) -> type:
-    def call(self: Any, sae: Sae, pre_acts: Array) -> Array:
-        return cls.__call__(self, pre_acts)
-
-    members = {"__call__": call, "__doc__": cls.__doc__, "__module__": cls.__module__}
-    adapted: Any = type(cls.__name__, (Activation, cls), members)
-    return definition(adapted)  # ty: ignore[invalid-explicit-return]
+def _called_with_pre_acts(cls: type) -> dict[str, Any]:
+    return {"__call__": lambda self, sae, pre_acts: cls.__call__(self, pre_acts)}
