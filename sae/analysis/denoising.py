@@ -257,7 +257,7 @@ class Denoising:
         known: dict[Data, _Shared] = {}
 
         def ask(saes: Sae, data: Data, rows: pd.DataFrame) -> dict[str, Any]:
-            if (shape := getattr(data.rows, "image_shape", None)) is None:
+            if (shape := data.rows.image_shape) is None:
                 raise UserError(f"Denoising: got {type(data.source).__name__}, allowed: data of images")
             if data not in known:
                 known[data] = self._controls(data, shape)

@@ -177,7 +177,7 @@ class GaborLike:
     def __call__(self, results: Results) -> pd.DataFrame:
         """The results of a run -> a row per member. Raises UserError if data cannot be read or are not grey images."""
 
-        shape_of = lambda data: getattr(data.rows, "image_shape", None)
+        shape_of = lambda data: data.rows.image_shape
 
         @functools.cache
         def share_of(data: Data, seed: int | None = None) -> float:
