@@ -82,17 +82,20 @@ class Experiment:
     n_eval: int | None = static(None, min=1)
     """Held-out examples to evaluate on; None for all of them."""
 
+    def __post_init__(self) -> None:
+        # a user's source and a user's function of the pre-activations may do without a base class
+        object.__setattr__(self, "data", adopted(self.data, Source, "load"))
+        object.__setattr__(self, "activation", elementwise(self.activation))
+
 
 def validate(experiment: Experiment) -> Experiment:
-    """The experiment in its one form: whole numbers in float fields are floats, a bare function is an activation.
+    """The experiment with whole numbers in float fields made floats, so that they have one type everywhere.
 
     Checks every field's type and range, and each choice beside the others. Raises UserError with one line that names
     the field.
     """
     if not isinstance(experiment, Experiment):
         raise UserError(f"got {type(experiment).__name__}, allowed: an Experiment")
-    data, activation = adopted(experiment.data, Source, "load"), elementwise(experiment.activation)
-    experiment = dataclasses.replace(experiment, data=data, activation=activation)
     for problem in problems(experiment):
         raise UserError(f"{experiment.name!r}: {problem}")
     for field, choice in {"data": experiment.data, **method(experiment)}.items():
@@ -127,13 +130,13 @@ def own_files(experiment: Experiment) -> dict[str, str]:
 
 def complete(flat: dict[str, Any]) -> dict[str, Any]:
     """A flattened experiment with the fields that did not exist when it was written, at their defaults."""
-    full = dict(flat)
+    full, hints = dict(flat), get_type_hints(Experiment)
     for field in fields(Experiment):
         default = field.default
         if field.name not in full and default is not dataclasses.MISSING:
-            full[field.name] = kind(default) if dataclasses.is_dataclass(default) else default
-        if field.name in full and isinstance(default, Choice):
-            known = [cls for cls in choices(get_type_hints(Experiment)[field.name]) if kind(cls) == full[field.name]]
-            for inner in fields(known[0]) if known else ():
+            full[field.name] = kind(default) if isinstance(default, Choice) else default
+        chosen = [cls for cls in choices(hints[field.name]) if kind(cls) == full.get(field.name)]
+        for inner in fields(chosen[0]) if chosen else ():
+            if inner.default is not dataclasses.MISSING:
                 full.setdefault(f"{field.name}.{inner.name}", inner.default)
     return full

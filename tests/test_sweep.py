@@ -12,7 +12,7 @@ import pytest
 import sae
 from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
 from sae.core.definitions import flatten, kind, unflatten
-from sae.experiment import validate
+from sae.experiment import complete, validate
 from sae.methods.contract import Penalty
 from sae.report import watch
 from sae.report.runs import gather
@@ -222,3 +222,10 @@ def test_a_sweep_of_nothing_and_twins_are_refused(tiny):
         as_sweep(Sweep(name="empty", members=[]))
     with pytest.raises(UserError, match="members 0 and 1 are the same"):
         as_sweep(Sweep(name="twins", members=[tiny, dataclasses.replace(tiny, name="other")]))
+
+
+def test_an_older_definition_is_completed_with_the_defaults_of_newer_fields(tiny):
+    flat = flatten(tiny)
+    new = ("reconstruction", "control", "auxiliary", "average", "penalty.weighted", "data.n_held_out", "precision")
+    assert complete({name: value for name, value in flat.items() if name not in new}) == flat
+    assert complete(flat) == flat and complete({"name": "x"})["activation"] == "relu"

@@ -123,7 +123,7 @@ def adopted(value: T, base: type, needs: str, body: Callable[[type], dict[str, A
 @functools.cache
 def _adopted(cls: type, base: type, body: Callable[[type], dict[str, Any]]) -> Any:
     named = {"__doc__": cls.__doc__, "__module__": cls.__module__}
-    return definition(type(cls.__name__, (base, cls), named | body(cls)))
+    return definition(type(cls.__name__, (cls, base), named | body(cls)))
 
 
 def is_kind(hint: Any) -> bool:
