@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import sae
-from sae.cli.main import main as cli
+from sae.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 
