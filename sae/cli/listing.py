@@ -37,4 +37,4 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-COMMAND = Command("list", "List definition files, data sources and choices.", main)
+COMMAND = Command("list [--help]", "List definition files, data sources and choices.", main)
