@@ -10,6 +10,7 @@ import io
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,8 +18,10 @@ from rich.console import Console
 
 from sae import Arrays, ElasticNet, Experiment, Sweep, grid, run
 from sae.data.feed import RESIDENT_BYTES, Feed
+from sae.engine import cohort as cohorts
+from sae.engine import programs
 from sae.engine.loop import compile_block, train_cohort
-from sae.runner.run import run as runner
+from sae.runner import training
 
 STEPS, CHUNK_STEPS, ROUNDS = 400, 20, 3
 
@@ -34,12 +37,12 @@ def main() -> None:
     sweep = Sweep(name="overhead", members=grid(base, {"seed": range(16)}))
     seconds: dict[str, list[float]] = {"alone": [], "as sae run": []}
 
-    def timed(*args, **kwargs):
+    def timed(*args, **kwargs) -> Iterator:
         begun = time.perf_counter()
         yield from train_cohort(*args, **kwargs)
         seconds["as sae run"].append(time.perf_counter() - begun)
 
-    runner.train_cohort = timed
+    training.train_cohort = timed
     for i in range(ROUNDS):
         seconds["alone"].append(alone(sweep))
         run(
@@ -54,11 +57,11 @@ def main() -> None:
 
 def alone(sweep: Sweep) -> float:
     """Seconds of the loop over steps, its numbers left on the device."""
-    cohort = runner.cohorts.plan(sweep.members)[0]
+    cohort = cohorts.plan(sweep.members)[0]
     feed = Feed(cohort.example.data.load(), 0, 1024, STEPS, RESIDENT_BYTES)
     placement = cohort.placement(144)
     experiments = cohort.stacked(placement)
-    state = runner.cohorts.init(experiments, feed.candidates(0, 8192)[0], placement=placement)
+    state = programs.init(experiments, feed.candidates(0, 8192)[0], placement=placement)
     program = compile_block(experiments, state, feed, placement)
     begun = time.perf_counter()
     *_, last = train_cohort(state, cohort, experiments, feed, placement, chunk_steps=CHUNK_STEPS, program=program)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import sae
-from sae.cli.main import main as cli
+from sae.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,24 +137,55 @@ def test_choices_and_switches_are_flags(tiny_file, capsys):
     assert row["eval/l0"] <= 5
 
 
-@pytest.mark.parametrize("command", ["report", "claims", "watch", "sync", "dashboard"])
+@pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
 def test_help_of_a_command_shows_its_options(command, capsys):
-    for argv in ([command, "--help"], [command, "runs/none", "-h"]):
+    needs_file = command.name in ("run", "agent-run", "bench")
+    for argv in (["--help"], ["-h"], *([] if needs_file or command.name == "list" else [["there", "-h"]])):
         with pytest.raises(SystemExit) as stop:
-            cli.main(argv)
+            cli.main([command.name, *argv])
         out = capsys.readouterr().out
-        assert stop.value.code == 0 and out.startswith(f"usage: sae {command} ") and "--" in out
+        assert stop.value.code == 0 and out.startswith(f"usage: sae {command.name} ") and "--" in out
+    assert command.about in " ".join(out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
+def test_a_command_without_its_arguments_is_one_line(command, capsys):
+    assert f"       sae {command.usage} " in cli.usage().replace("usage: ", "       ")
+    if command.name not in ("bench", "list"):
+        assert cli.main([command.name]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"sae: {command.name}: got no ") and err.endswith(f"allowed: sae {command.usage}\n"), err
+    assert cli.main([command.name, *["there"] * (command.name not in ("bench", "list")), "--jsn"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("sae: ") and err.count("\n") == 1, err
+
+
+def test_options_in_python_are_the_flags_of_the_command_line(tiny, tmp_path, quiet):
+    from sae.runner.options import RunOptions
+
+    options = RunOptions(out=tmp_path / "run", wandb="off")
+    results = sae.run(tiny, options, chunk_steps=30, console=quiet)
+    assert results.folder == tmp_path / "run" and list(results.history["step"]) == [30, 60]
+    assert not (tmp_path / "run/report.html").exists(), "a notebook asks for its report"
+    for wrong, message in [
+        ({"chunk_step": 30}, "run has no option 'chunk_step'; close names: chunk_steps"),
+        ({"chunk_steps": 0}, "chunk_steps: got 0, allowed: at least 1"),
+        ({"fresh": True, "only": (0,)}, "fresh: got it with a part of the sweep"),
+    ]:
+        with pytest.raises(sae.UserError, match=message):
+            sae.run(tiny, options, console=quiet, **wrong)
 
 
 def test_help_shows_every_field_with_its_docstring_and_default(tiny_file, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = sae_run(capsys, tiny_file, "--help")
     assert code == 0
-    from sae.experiment import flatten
+    from sae.core.definitions import flatten
+    from sae.experiment import method
     from sae.study.definition_files import load_file
 
-    kinds = {"data", "activation", "penalty", "constraint", "revival", "optimizer"}
-    for name in set(flatten(load_file(Path(tiny_file)))) - kinds:
+    experiment = load_file(Path(tiny_file))
+    for name in set(flatten(experiment)) - {"data", *method(experiment)}:
         assert "--" + name.replace("_", "-") in out, name
     assert "Coefficient on the sum of absolute latents." in out and "(default: 0.1)" in out
     assert "--dry-run" in out and "Is a tiny run tiny?" in out
@@ -320,10 +351,10 @@ def test_every_member_of_a_sweep_can_be_loaded_and_is_itself(tiny_file, capsys):
 OWN = '''"""A source, a penalty and an activation of one's own, in one file."""
 import jax.numpy as jnp
 import numpy as np
-from sae import Digits, Experiment, TopK, definition, grid, leaf, rows, static, Sweep
+from sae import Activation, Digits, Experiment, Penalty, Source, Sweep, TopK, definition, grid, leaf, rows, static
 
 @definition
-class Noise:
+class Noise(Source):
     """Gaussian rows."""
     scale: float = static(1.0)
     """Standard deviation."""
@@ -332,15 +363,15 @@ class Noise:
         return rows(x[:200], x[200:], "none", "Noise")
 
 @definition
-class Log:
+class Log(Penalty):
     """log(1 + f)."""
     weight: float = leaf(0.1)
-    def __call__(self, latents, norms, step):
-        return self.weight * jnp.sum(jnp.log1p(latents)) / latents.shape[1]
+    def cost(self, out):
+        return self.weight * jnp.sum(jnp.log1p(out.latents)) / out.batch
 
 @definition
-class Square:
-    def __call__(self, pre_acts):
+class Square(Activation):
+    def __call__(self, sae, pre_acts):
         return jnp.maximum(pre_acts, 0) ** 2
 
 one = Experiment(name="own", data=Noise(), d_sae=16, n_steps=20, batch_size=32, penalty=Log(), activation=Square())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sae.core.types import Interrupted, UserError
-from sae.runner.launchers import Options, Part, local, slurm
+from sae.runner.launchers import LaunchOptions, Part, local, slurm
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,7 +87,7 @@ print(max(first, there("on-")))
 os.remove(f"{folder}/on-{i}")
 """
     parts = [python(f"cohort {i}/7", code, tmp_path, i, most) for i in range(1, 8)]
-    assert local.run(parts, tmp_path / "run", workers, said.append) == []
+    assert local.run(parts, tmp_path / "run", LaunchOptions(workers=workers), said.append) == []
     logs = [(tmp_path / "run" / "logs" / f"cohort-{i}-of-7.log").read_text().splitlines() for i in range(1, 8)]
     seen = [int(lines[-1]) for lines in logs]
     assert max(seen) == most, seen
@@ -103,7 +103,7 @@ def test_a_part_that_fails_stops_no_other_and_its_last_lines_are_told(tmp_path, 
     killed = "import os, signal; print('up to here'); os.kill(os.getpid(), signal.SIGKILL)"
     parts = [python("a", noisy), python("b", killed), python("c", "print('well')"), Part("d", ["/no/such/command"])]
     for attempt in range(2):
-        failures = local.run(parts, tmp_path, 2, said.append)
+        failures = local.run(parts, tmp_path, LaunchOptions(workers=2), said.append)
         assert sorted((f.name, f.reason) for f in failures) == [
             ("a", "exit code 3"), ("b", "killed by SIGKILL"), ("d", "exit code 1"),
         ]  # fmt: skip
@@ -124,7 +124,7 @@ def test_parts_see_this_environment_and_share_what_gpus_there_are(tmp_path, said
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KEPT", "kept")
     code = f"import os; print(*[os.environ.get(name) for name in {names}])"
-    assert local.run([python("a", code), python("b", code)], tmp_path, 2, said.append) == []
+    assert local.run([python("a", code), python("b", code)], tmp_path, LaunchOptions(workers=2), said.append) == []
     assert (tmp_path / "logs" / "a.log").read_text().endswith("\nkept None 0.375\n")
 
     def seen(workers):
@@ -142,10 +142,10 @@ def test_parts_see_this_environment_and_share_what_gpus_there_are(tmp_path, said
 
 def test_bad_options_are_one_line(tmp_path, said):
     with pytest.raises(UserError, match="workers: got 0, allowed: at least 1"):
-        local.run([python("a", "")], tmp_path, 0, said.append)
+        local.run([python("a", "")], tmp_path, LaunchOptions(workers=0), said.append)
     with pytest.raises(UserError, match="slurm_minutes: got 1, allowed: at least 5"):
-        slurm.run([], tmp_path, Options(slurm_minutes=1), said.append)
-    assert local.run([], tmp_path, 2, said.append) == [] and said == []
+        slurm.run([], tmp_path, LaunchOptions(slurm_minutes=1), said.append)
+    assert local.run([], tmp_path, LaunchOptions(workers=2), said.append) == [] and said == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -154,13 +154,13 @@ def test_a_signal_has_all_processes_save_and_waits_for_them(tmp_path, said, numb
     thread = threading.Thread(target=lambda: (began(tmp_path, 2), os.kill(os.getpid(), number)))
     thread.start()
     with pytest.raises(Interrupted) as stop:
-        local.run(parts, tmp_path, 2, said.append)
+        local.run(parts, tmp_path, LaunchOptions(workers=2), said.append)
     thread.join()
     assert stop.value.exit_code == 128 + number and said[2].startswith("stopping 2 parts")
     assert not any(map(alive, began(tmp_path, 2)))
     assert all((tmp_path / f"saved-{i}").exists() for i in range(2)), "one SIGTERM, and time to save"
     assert not (tmp_path / "saved-2.began").exists(), "nothing is started any more"
-    assert local.run(parts[:2], tmp_path, 2, said.append) == []
+    assert local.run(parts[:2], tmp_path, LaunchOptions(workers=2), said.append) == []
     assert (tmp_path / "logs" / "part-0.log").read_text().endswith("\nwent on\n")
 
 
@@ -170,10 +170,10 @@ from pathlib import Path
 sys.modules["sae"] = package = types.ModuleType("sae")  # without JAX, which takes seconds
 package.__path__ = [sys.argv[1]]
 sys.modules["sae.core.types"] = types.SimpleNamespace(Interrupted=KeyboardInterrupt, UserError=Exception, count=str)
-from sae.runner.launchers import Part, local
+from sae.runner.launchers import LaunchOptions, Part, local
 folder = Path(sys.argv[2])
 command = [sys.executable, "-S", "-c", sys.argv[3]]
-local.run([Part(f"part {i}", [*command, str(folder / f"saved-{i}")]) for i in range(2)], folder, 2, print)
+local.run([Part(f"part {i}", [*command, str(folder / f"saved-{i}")]) for i in range(2)], folder, LaunchOptions(), print)
 """
 
 
@@ -212,7 +212,7 @@ time.sleep(60)
     thread.start()
     bad = python("bad", "import sys; sys.exit('broken')")
     with pytest.raises(Interrupted) as stop:
-        local.run([bad, python("deaf", code, pids)], tmp_path, 2, said.append)
+        local.run([bad, python("deaf", code, pids)], tmp_path, LaunchOptions(workers=2), said.append)
     thread.join()
     assert stop.value.exit_code == 130 and str(stop.value) == "stopped by SIGINT"
     until(lambda: not any(alive(int(pid)) for pid in pids.read_text().rstrip(".").split()))
@@ -228,7 +228,9 @@ def test_an_error_in_the_launcher_leaves_no_process(tmp_path):
             raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        local.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path, 1, lambda line: say(line))
+        local.run(
+            [python("a", RESUMABLE, tmp_path / "saved")], tmp_path, LaunchOptions(workers=1), lambda line: say(line)
+        )
     assert (tmp_path / "saved").exists()
 
 
@@ -284,7 +286,7 @@ def test_each_part_is_a_job_with_the_options_given_and_failures_are_told(tmp_pat
     bad = "import sys\nfor i in range(20): print('line', i)\nsys.exit(3)"
     light = "import os, sys; print(os.environ['SLURM_JOB_ID'], os.getcwd())"
     parts = [python("cohort 1/2", light), python("cohort 2/2", bad)]
-    options = Options(
+    options = LaunchOptions(
         slurm_partition="short", slurm_minutes=90, slurm_gpus=2, slurm_cpus=4, slurm_mem_gb=12.5,
         slurm_extra=("account=physics", "exclusive", "nice=10"),
     )  # fmt: skip
@@ -305,7 +307,7 @@ def test_each_part_is_a_job_with_the_options_given_and_failures_are_told(tmp_pat
 
 def test_a_job_imports_none_of_the_package_beside_the_part(tmp_path, said, cluster, monkeypatch):
     monkeypatch.setenv("PYTHONVERBOSE", "1")  # says on stderr what is imported
-    assert slurm.run([python("a", "print('well')")], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run([python("a", "print('well')")], tmp_path / "run", LaunchOptions(), said.append) == []
     errors = next((tmp_path / "run" / "logs" / "submitit").glob("*.err")).read_text()
     assert "import 'submitit" in errors and "import 'sae" not in errors and "import 'jax" not in errors
 
@@ -320,7 +322,7 @@ SIGNALS = {
 def test_a_job_that_is_stopped_saves_once_is_queued_again_and_goes_on(tmp_path, said, cluster, signals):
     saved = tmp_path / "saved"
     thread = cluster.during(tmp_path / "saved.began", *signals)
-    assert slurm.run([python("a", RESUMABLE, saved)], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run([python("a", RESUMABLE, saved)], tmp_path / "run", LaunchOptions(), said.append) == []
     thread.join()
     lines = (tmp_path / "run" / "logs" / "a.log").read_text().splitlines()
     assert [line for line in lines if line in ("began", "saved", "went on")] == ["began", "saved", "went on"]
@@ -340,14 +342,14 @@ open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(60)
 """
     thread = cluster.during(tmp_path / "began", "scancel 100 --signal USR2")
-    assert slurm.run([python("a", deaf, tmp_path / "began")], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run([python("a", deaf, tmp_path / "began")], tmp_path / "run", LaunchOptions(), said.append) == []
     thread.join()
     assert not alive(int((tmp_path / "began").read_text())) and cluster.read("100", "requeues") == "x"
 
 
 def test_a_cancelled_job_saves_and_is_a_failure(tmp_path, said, cluster, monkeypatch):
     thread = cluster.during(tmp_path / "saved.began", "scancel 100")
-    (failure,) = slurm.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", Options(), said.append)
+    (failure,) = slurm.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", LaunchOptions(), said.append)
     thread.join()
     assert failure.reason == "Slurm says CANCELLED, job 100"
     assert failure.log.name == "100_0_log.err" and cluster.jobs() == ["100"]
@@ -367,7 +369,7 @@ def test_a_job_that_cannot_be_queued_again_is_a_failure_with_the_reason(
     monkeypatch.setattr(slurm, "TIMEOUTS", times)
     (cluster.root / "no-requeue").touch()
     thread = cluster.during(tmp_path / "saved.began", "scancel 100 --signal USR2")
-    (failure,) = slurm.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", Options(), said.append)
+    (failure,) = slurm.run([python("a", RESUMABLE, tmp_path / "saved")], tmp_path / "run", LaunchOptions(), said.append)
     thread.join()
     assert why in failure.reason and (tmp_path / "saved").exists()
 
@@ -382,17 +384,17 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_call_waits_for_them(tmp_path, said,
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Interrupted) as stop:
-        slurm.run(parts, tmp_path / "run", Options(), said.append)
+        slurm.run(parts, tmp_path / "run", LaunchOptions(), said.append)
     thread.join()
     assert stop.value.exit_code == 130
     assert said[-1] == "1 job will go on: 100; the same command waits again, `scancel 100` ends"
     assert cluster.read("100") == "RUNNING" and not (tmp_path / "saved").exists()
 
     thread = cluster.during(tmp_path / "saved.began", "scancel 100 --signal USR2")
-    assert slurm.run(parts[:1], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run(parts[:1], tmp_path / "run", LaunchOptions(), said.append) == []
     thread.join()
     assert "a: job 100 is there already" in said and cluster.jobs() == ["100", "101"]
-    assert slurm.run(parts[1:], tmp_path / "run", Options(), said.append) == []
+    assert slurm.run(parts[1:], tmp_path / "run", LaunchOptions(), said.append) == []
     assert cluster.jobs() == ["100", "101", "102"], "a job that ended is not waited for"
 
 
@@ -400,9 +402,9 @@ def test_slurm_that_is_missing_or_refuses_is_one_line(tmp_path, said, cluster, m
     part = python("a", "print('well')")
     for extra in ("Account=x", "=x", "a b"):
         with pytest.raises(UserError, match="slurm_extra: got .*allowed: sbatch's options as key=value"):
-            slurm.run([part], tmp_path, Options(slurm_extra=(extra,)), said.append)
+            slurm.run([part], tmp_path, LaunchOptions(slurm_extra=(extra,)), said.append)
     with pytest.raises(UserError, match="Slurm refused the job: .*Invalid partition") as error:
-        slurm.run([part], tmp_path, Options(slurm_partition="nowhere"), said.append)
+        slurm.run([part], tmp_path, LaunchOptions(slurm_partition="nowhere"), said.append)
     assert "\n" not in str(error.value) and cluster.jobs() == []
 
     def say(line):
@@ -410,13 +412,13 @@ def test_slurm_that_is_missing_or_refuses_is_one_line(tmp_path, said, cluster, m
         if "submitted" in line:
             (cluster.root / "full").touch()
 
-    (failure,) = slurm.run([part, python("b", "")], tmp_path, Options(), say)
+    (failure,) = slurm.run([part, python("b", "")], tmp_path, LaunchOptions(), say)
     assert failure.name == "b" and failure.reason.startswith("not submitted: sbatch: error")
     assert any("a: job 100 finished" in line for line in said)
 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no `srun` here"):
-        slurm.run([part], tmp_path, Options(), said.append)
+        slurm.run([part], tmp_path, LaunchOptions(), said.append)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'$"):
-        slurm.run([part], tmp_path, Options(), said.append)
+        slurm.run([part], tmp_path, LaunchOptions(), said.append)

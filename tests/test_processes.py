@@ -14,7 +14,7 @@ import pytest
 
 import sae
 from sae import Sweep
-from sae.cli.main import main as cli
+from sae.cli import main as cli
 from sae.study import definition_files as loading
 
 ROOT = Path(__file__).parents[1]
@@ -178,7 +178,7 @@ def test_a_process_that_hangs_is_gone_too(folder, victim):
 def test_what_is_wrong_in_one_process_ends_both_with_the_reason(folder, whole):
     both = ends(start(folder, "--out", "other", first=("--seed", "1")))
     assert [code for code, _, _ in both] == [1, 1]
-    assert "seed of member 0: process 1 was given another than process 0: 0, there 1" in both[1][2], both[1]
+    assert "seed of member 0 differs: process 1 has 0, process 0 has 1" in both[1][2], both[1]
     assert both[0][2].startswith("sae: process 1 of 2 stopped: seed of member 0"), both[0]
     for _, _, err in both:
         assert len(err.splitlines()) == 1, err

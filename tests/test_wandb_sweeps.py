@@ -12,6 +12,7 @@ from wandb_server import WandbServer
 
 import sae
 import sae.cli.main
+import sae.cli.run
 from sae import ElasticNet, Experiment, Sweep, TopK, grid
 from sae.cli.overrides import override
 from sae.core.definitions import flatten
@@ -200,7 +201,7 @@ def asked(tiny, monkeypatch, values=None, *argv) -> Experiment:
     for name, value in agent_env(values).items():
         monkeypatch.setenv(name, value)
     base, tokens, _ = read_trial(tiny, argv)
-    definition, _ = override(base, tokens, prog="test", options=sae.cli.main.Options())
+    definition, _ = override(base, tokens, prog="test", options=sae.cli.run.Options())
     return as_sweep(definition).members[0]
 
 

@@ -1,4 +1,4 @@
-"""What a finished run says on the terminal: its answer, and the verdicts on its claims."""
+"""The answer of a finished run, and the verdicts on its claims, on the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from rich.table import Table
 
 from sae.core.text import count
 from sae.store.results import Results
+from sae.study import claims
 from sae.study.answers import AtMatched
-from sae.study.claims import measured, named
 from sae.study.sweep import Sweep, varying
 
-MOST_ROWS = 40  # of a printed table
+MOST_ROWS = 40  # rows of a table that are printed
 
 
 def print_answer(sweep: Sweep, results: Results, console: Console) -> None:
-    """The sweep's answer, or the held-out numbers where it asks for none; and where everything lies."""
-    members = results.members
-    everyone, members = members, members[members["status"] == "finished"]
+    """Print the sweep's answer, or held-out numbers where it asks for none, and the folder of the results."""
+    everyone = results.members
+    members = everyone[everyone["status"] == "finished"]
     if len(members) == 0:
         table, title = pd.DataFrame(), "every member diverged: no answer"
     elif sweep.answer is not None:
@@ -33,10 +33,8 @@ def print_answer(sweep: Sweep, results: Results, console: Console) -> None:
     else:
         axes = [name for name in varying(sweep.members) if name != "seed"]
         numbers = [f"eval/{name}" for name in ("fvu", "l0", "dead_fraction")]
-        table, title = (
-            members.groupby(axes, dropna=False)[numbers].mean() if axes else members[numbers],
-            "means over seeds",
-        )
+        means = members.groupby(axes, dropna=False)[numbers].mean() if axes else members[numbers]
+        table, title = means, "means over seeds"
     console.print(f"\n{title} ({count(len(members), 'member')}, held out)", highlight=False, markup=False)
     if len(table):
         console.print(_rich_table(table.head(MOST_ROWS)))
@@ -54,7 +52,7 @@ def print_answer(sweep: Sweep, results: Results, console: Console) -> None:
 
 
 def _rich_table(frame: pd.DataFrame) -> Table:
-    """A data frame whose index names its rows, as a table for the terminal."""
+    """A data frame as a table for the terminal. Its index names the rows."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in frame.index.names:
         table.add_column(name or "", justify="left", no_wrap=True)
@@ -80,8 +78,11 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def print_claims(runs: Mapping[str, list[dict]], console: Console, check: bool = False) -> int:
-    """The verdicts of runs by their names, a row per cell -> exit code: 2 where one fails and that is to be told."""
+def print_claims(runs: Mapping[str, list[dict[str, Any]]], console: Console, check: bool = False) -> int:
+    """Print the claims of runs, {name of the run: its claims.json}, a row per cell.
+
+    Returns the exit code: 2 where `check` is set and a claim fails, else 0.
+    """
     decided = [claim for of_run in runs.values() for claim in of_run]
     if not decided:
         return 0
@@ -94,16 +95,16 @@ def print_claims(runs: Mapping[str, list[dict]], console: Console, check: bool =
         for claim in of_run:
             for i, cell in enumerate(claim["clauses"]):
                 reason = f": {cell['reason']}" if cell["reason"] else ""
-                text = named(claim) if i == 0 else ""
-                row = (text, cell["text"], measured(cell), cell["threshold"], cell["verdict"] + reason)
+                text = claims.named(claim) if i == 0 else ""
+                row = (text, cell["text"], claims.measured(cell), cell["threshold"], cell["verdict"] + reason)
                 table.add_row(*map(escape, row))
-    of = [claim["verdict"] for claim in decided]
+    found = [claim["verdict"] for claim in decided]
     console.print()
     console.print(table)
-    verdicts = ", ".join(f"{of.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
+    verdicts = ", ".join(f"{found.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
     console.print(
-        f"claims: {len(of)}, of which {verdicts}; means over seeds [bootstrap 95 % interval]",
+        f"claims: {len(found)}, of which {verdicts}; means over seeds [bootstrap 95 % interval]",
         highlight=False,
         markup=False,
     )
-    return 2 if check and "fails" in of else 0
+    return 2 if check and "fails" in found else 0

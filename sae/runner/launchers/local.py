@@ -11,28 +11,29 @@ from pathlib import Path
 
 from sae.core.text import count
 from sae.core.types import Interrupted, UserError
-from sae.runner.launchers.parts import GRACE, Failure, Part, Say, ending, failed, make_logs, signals, start
+from sae.runner.launchers.parts import GRACE, Failure, LaunchOptions, Part, Say, ending, failed, make_logs, start
+from sae.runner.signals import all_caught
 
 POLL = 0.1  # seconds between two looks at the processes
 
 
-def run(parts: Sequence[Part], folder: Path, workers: int, say: Say) -> list[Failure]:
+def run(parts: Sequence[Part], folder: Path, options: LaunchOptions, say: Say) -> list[Failure]:
     """Run parts in processes of this machine, `workers` at once -> those that failed, after all have ended.
 
-    A part's output goes to `<folder>/logs/<part>.log`, after that of earlier attempts. SIGINT, SIGTERM or SIGHUP here
-    is SIGTERM there, once; what is not gone after 60 seconds, or at a second signal, is killed. Each part sees this
-    process's environment. Where several are to share GPUs, each gets its share of those that CUDA_VISIBLE_DEVICES
+    A part's output goes to `<folder>/logs/<part>.log`, after that of earlier attempts. At SIGINT, SIGTERM or SIGHUP
+    each part gets one SIGTERM; a part that is still there after 60 seconds, or at a second signal, is killed. Each part
+    sees this process's environment. Where several share GPUs, each gets its share of those that CUDA_VISIBLE_DEVICES
     lists, and of their memory.
-    Raises UserError for bad input, OSError where logs cannot be written, Interrupted at a signal, after the last
+    Raises UserError for bad input, OSError where logs cannot be written, and Interrupted at a signal, after the last
     process is gone.
     """
-    if workers < 1:
-        raise UserError(f"workers: got {workers}, allowed: at least 1")
+    if options.workers < 1:
+        raise UserError(f"workers: got {options.workers}, allowed: at least 1")
     logs = make_logs(folder)
-    workers = max(1, min(workers, len(parts)))
+    workers = max(1, min(options.workers, len(parts)))
     waiting, failures = collections.deque(parts), []
-    running: dict[int, tuple[Part, subprocess.Popen, float]] = {}  # by slot, as each slot has GPUs of its own
-    with signals() as caught:
+    running: dict[int, tuple[Part, subprocess.Popen[bytes], float]] = {}  # by slot, as each slot has GPUs of its own
+    with all_caught() as caught:
         try:
             while (waiting or running) and not caught:
                 for slot in range(workers):
@@ -63,7 +64,7 @@ def run(parts: Sequence[Part], folder: Path, workers: int, say: Say) -> list[Fai
 
 
 def _environment(slot: int, workers: int) -> dict[str, str]:
-    """This process's environment, and what keeps `workers` processes out of each other's way on GPUs.
+    """This process's environment, with settings that keep `workers` processes out of each other's way on GPUs.
 
     The number of CPU threads stays as it is, because it could change the last bits of results.
     """
@@ -78,8 +79,8 @@ def _environment(slot: int, workers: int) -> dict[str, str]:
     return env
 
 
-def _stop(processes: dict[str, subprocess.Popen], caught: list[int], say: Say) -> None:
-    """SIGTERM to all, and SIGKILL to those that are there after 60 seconds, or at one more signal to us."""
+def _stop(processes: dict[str, subprocess.Popen[bytes]], caught: list[int], say: Say) -> None:
+    """Send SIGTERM to all, and SIGKILL to those that are still there after 60 seconds or at one more signal to us."""
     for process in processes.values():
         process.terminate()
     if processes:

@@ -1,6 +1,5 @@
-"""A part of a sweep as a process of its own: how it is started and stopped, and what is said of one that failed."""
+"""A part of a sweep as a process of its own: its start, and what is said of one that failed."""
 
-import contextlib
 import dataclasses
 import os
 import platform
@@ -9,9 +8,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,39 +18,14 @@ Say = Callable[[str], Any]  # shows one line to the user
 GRACE = 60.0  # seconds to save in, after SIGTERM; Slurm warns 90 seconds before a time limit
 TAIL = 10  # lines of a failed part's log that are shown
 
+# A path and no import: a Slurm job gets this module by value, and is to import nothing of the package.
+_KEEPER = str(Path(__file__).with_name("keeper.py"))
 _HEADER = "=== "  # begins the line in a log that says what was started
-
-# A part is the child of this small program, which passes SIGTERM on once, however often it comes (a part that saves may
-# take a second one as "now"), stops the part where its launcher has gone (kill -9), and ends as the part does. Linux's
-# PR_SET_PDEATHSIG would be shorter, but its signal may come twice from a launcher that has threads.
-_KEEPER = """import os, signal, subprocess, sys
-part, asked, told = None, False, False
-def stop(*_):
-    global asked, told
-    asked = True
-    if part is not None and not told:
-        told = True
-        part.terminate()
-signal.signal(signal.SIGTERM, stop)
-part = subprocess.Popen(sys.argv[2:])
-while True:
-    if asked or os.getppid() != int(sys.argv[1]):
-        stop()
-    try:
-        code = part.wait(0.5)
-        break
-    except subprocess.TimeoutExpired:
-        pass
-if code < 0:
-    if -code not in (signal.SIGKILL, signal.SIGSTOP):
-        signal.signal(-code, signal.SIG_DFL)
-    os.kill(os.getpid(), -code)
-sys.exit(code)"""
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """Where the programs of a sweep run; none of it changes a result."""
+class LaunchOptions:
+    """Where the programs of a sweep run. None of it changes a result."""
 
     launcher: Literal["none", "local", "slurm"] = "none"
     """Where programs run: none, one after another in this process; local, each in a process; slurm, each in a job."""
@@ -61,7 +34,7 @@ class Options:
     slurm_partition: str | None = None
     """Slurm: the partition; the cluster's default if not given."""
     slurm_minutes: int = 240
-    """Slurm: time limit of a job; one that reaches it is saved, queued again and goes on."""
+    """Slurm: time limit of a job; a job that reaches it is saved, queued again and resumed."""
     slurm_gpus: int = 0
     """Slurm: GPUs of a job."""
     slurm_cpus: int | None = None
@@ -87,7 +60,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A part that did not get through: its name, the reason ("exit code 1"), its log and how that ends."""
+    """A part that failed: its name, the reason ("exit code 1"), its log and the last lines of that."""
 
     name: str
     reason: str
@@ -100,17 +73,17 @@ class Failure:
 
 
 def make_logs(folder: Path) -> Path:
-    """The folder of logs in a run's folder."""
+    """Make the folder of logs in a run's folder -> its path."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     return logs
 
 
-def start(command: list[str], log: Path, env: dict[str, str], cwd: str | None = None) -> subprocess.Popen:
-    """Start a command in a session of its own, its output added to the log."""
+def start(command: list[str], log: Path, env: dict[str, str], cwd: str | None = None) -> subprocess.Popen[bytes]:
+    """Start a command, under a keeper and in a session of its own; its output is added to the log."""
     shown = shlex.join(command).replace("\n", "\\n")  # a header is one line
     line = f"{_HEADER}{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()}: {shown}\n"
-    command = [sys.executable, "-I", "-S", "-c", _KEEPER, str(os.getpid()), *command]
+    command = [sys.executable, "-I", "-S", _KEEPER, str(os.getpid()), *command]
     with open(log, "ab") as file:
         file.write(line.encode())
         file.flush()
@@ -119,32 +92,13 @@ def start(command: list[str], log: Path, env: dict[str, str], cwd: str | None = 
         )
 
 
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that every SIGINT, SIGTERM and SIGHUP is written in; what is ignored (nohup) stays ignored."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread may handle signals
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: caught.append(number))
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def failed(part: Part, reason: str, log: Path) -> Failure:
     """A part's failure, with the end of its log."""
     return Failure(part.name, reason, log, _tail(log))
 
 
 def _tail(log: Path) -> tuple[str, ...]:
-    """How a log ends: lines of the last attempt only."""
+    """The last lines of a log, of the last attempt only."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 16_384))
@@ -156,5 +110,5 @@ def _tail(log: Path) -> tuple[str, ...]:
 
 
 def ending(code: int) -> str:
-    """How a process ended, in words."""
+    """A process's return code in words."""
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"

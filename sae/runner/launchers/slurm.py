@@ -17,7 +17,8 @@ from typing import Any
 
 from sae.core.text import count
 from sae.core.types import Interrupted, UserError
-from sae.runner.launchers.parts import GRACE, Failure, Options, Part, Say, ending, failed, make_logs, signals, start
+from sae.runner.launchers.parts import GRACE, Failure, LaunchOptions, Part, Say, ending, failed, make_logs, start
+from sae.runner.signals import all_caught
 
 POLL = 1.0  # seconds between two looks for results of jobs
 ASK = 30.0  # seconds between two questions to Slurm, which all users of a cluster share
@@ -26,15 +27,15 @@ LINGER = 5.0  # seconds that a job stopped by SIGTERM waits for submitit's signa
 TIMEOUTS = 50  # time limits that a job may run into and still go on by itself
 
 
-def run(parts: Sequence[Part], folder: Path, options: Options, say: Say) -> list[Failure]:
+def run(parts: Sequence[Part], folder: Path, options: LaunchOptions, say: Say) -> list[Failure]:
     """Run each part as a Slurm job, through submitit -> those that failed, after all have ended.
 
-    A part's output goes to `<folder>/logs/<part>.log`, what Slurm and submitit say to `<folder>/logs/submitit`; all
+    A part's output goes to `<folder>/logs/<part>.log`, and what Slurm and submitit say to `<folder>/logs/submitit`; all
     nodes must see the folder. A job that is preempted or reaches its time limit has its part save, and is queued again.
     At SIGINT, SIGTERM or SIGHUP only the waiting ends: jobs go on, and the next call waits for those that are still
     there instead of submitting their parts a second time.
-    Raises UserError for bad input, without submitit, without Slurm and where Slurm refuses the first job, OSError
-    where logs cannot be written, Interrupted at a signal.
+    Raises UserError for bad input, without submitit, without Slurm and where Slurm refuses the first job; OSError
+    where logs cannot be written; Interrupted at a signal.
     """
     if options.slurm_minutes < 5:
         raise UserError(f"slurm_minutes: got {options.slurm_minutes}, allowed: at least 5, as Slurm warns 1.5 before")
@@ -58,7 +59,7 @@ def run(parts: Sequence[Part], folder: Path, options: Options, say: Say) -> list
         slurm_partition=options.slurm_partition,
         slurm_additional_parameters=extra,
     )
-    with signals() as caught:
+    with all_caught() as caught:
         jobs, failures = _submit(parts, folder, logs, executor, say, caught)
         _wait(jobs, failures, logs, say, caught)
         if caught:
@@ -81,7 +82,7 @@ class _Job:
     result: Path  # what submitit writes at the end
     errors: Path
     state: str = "PENDING"
-    ended: float | None = None  # monotonic seconds, since when Slurm says so
+    ended: float | None = None  # monotonic seconds at which Slurm first said so
 
 
 def _submit(
@@ -91,9 +92,11 @@ def _submit(
     import cloudpickle
     from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
-    older, jobs, failures = _read_jobs(logs), [], []
+    older = _read_jobs(logs)
+    jobs: list[_Job] = []
+    failures: list[Failure] = []
     states = _states([job["id"] for job in older.values()])
-    # By value, or every job would import the whole package, JAX with it, beside the process that does the work.
+    # By value: else every job would import the whole package and JAX, beside the process that does the work.
     by_value = [sys.modules[__name__], sys.modules[Part.__module__]]
     for module in by_value:
         cloudpickle.register_pickle_by_value(module)
@@ -101,7 +104,7 @@ def _submit(
         for part in parts:
             if caught:
                 break
-            job = older.get(part.name)
+            job: dict[str, Any] | None = older.get(part.name)
             if job is not None and states.get(job["id"], "GONE") not in _ENDED:
                 say(f"{part.name}: job {job['id']} is there already")
             else:
@@ -131,7 +134,7 @@ def _submit(
 
 
 def _wait(jobs: list[_Job], failures: list[Failure], logs: Path, say: Say, caught: list[int]) -> None:
-    """Until a signal or the end of all jobs: take those that ended out of the list, and add failures to theirs."""
+    """Wait for a signal or the end of all jobs: jobs that end leave the list, and those that failed join `failures`."""
     asked = -float("inf")
     while jobs and not caught:
         if time.monotonic() - asked >= ASK:
@@ -149,7 +152,7 @@ def _wait(jobs: list[_Job], failures: list[Failure], logs: Path, say: Say, caugh
                 outcome, value = pickle.loads(job.result.read_bytes())
                 reason = None if outcome == "success" else _last_line(value)
                 if reason and not reason.startswith(("exit code", "killed by")):
-                    log = job.errors  # not the part, but the job around it
+                    log = job.errors  # what failed is not the part, but the job around it
             elif job.ended is not None and time.monotonic() - job.ended >= SETTLE:
                 reason, log = f"Slurm says {job.state}", job.errors
             else:
@@ -167,18 +170,18 @@ def _wait(jobs: list[_Job], failures: list[Failure], logs: Path, say: Say, caugh
 
 
 class _Run:
-    """What a Slurm job does: it runs a part as a process, and lets that save before the job ends or is queued again."""
+    """The work of a Slurm job: a part as a process, which can save before the job ends or is queued again."""
 
-    def __init__(self, command: list[str], log: str, cwd: str):
+    def __init__(self, command: list[str], log: str, cwd: str) -> None:
         self.command, self.log, self.cwd = command, log, cwd
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.stopped = False
 
     def __call__(self) -> None:
-        # submitit ignores SIGTERM. It may be all the warning there is: not every cluster sends the other one.
+        # submitit ignores SIGTERM, which may be all the warning there is: not every cluster sends the other signal.
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
-        # Blocked here, these reach submitit a little later; blocked there, they cannot kill a part that does not know
-        # them, where Slurm signals all processes of a job.
+        # The part inherits that these are blocked, so they cannot kill it where Slurm signals all processes of a job.
+        # They reach submitit a little later, when they are unblocked here.
         others = {signal.SIGUSR1, signal.SIGUSR2}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, others)
         try:
@@ -192,31 +195,32 @@ class _Run:
             time.sleep(0.2)
         code = self.process.wait()
         if self.stopped:
-            # No result is written on this way, or a job that Slurm queues again would be taken for finished.
+            # Exiting here writes no result: with one, a job that Slurm queues again would be taken for finished.
             time.sleep(LINGER)
             sys.exit(143)
         if code:
             raise RuntimeError(ending(code))
 
     def checkpoint(self) -> Any:
-        """What submitit calls when the job is preempted or reaches its time limit -> what to queue again."""
+        """Save, when the job is preempted or reaches its time limit -> what submitit queues again."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
         deadline = time.monotonic() + GRACE
         while not self.ended() and time.monotonic() < deadline:
             time.sleep(0.1)
-        if not self.ended():
+        if self.process is not None and not self.ended():
             os.killpg(self.process.pid, signal.SIGKILL)
         return DelayedSubmission(_Run(self.command, self.log, self.cwd))
 
     def stop(self) -> None:
         """Ask the process to save and exit."""
         self.stopped = True
-        if not self.ended():
+        if self.process is not None and not self.ended():
             os.kill(self.process.pid, signal.SIGTERM)
 
     def ended(self) -> bool:
+        """Whether there is no process (any more)."""
         # Popen has a lock that a signal handler would wait for in vain, so this looks without it, and without reaping.
         if self.process is None:
             return True
@@ -232,20 +236,20 @@ _ENDED = (
 
 
 def _states(ids: Sequence[str]) -> dict[str, str]:
-    """{job id: state} of the jobs that Slurm can tell about; GONE is a job that it does not know (any more).
+    """{job id: state} of the jobs that Slurm can tell about; a job that it does not know (any more) is GONE.
 
-    The controller knows every living job, and forgets it minutes after its end; accounting, which not every cluster
-    has, remembers.
+    The controller knows every living job, and forgets it minutes after its end. Accounting remembers, but not every
+    cluster has it.
     """
     if not ids:
         return {}
     code, out, err = _ask(["squeue", "--noheader", "--states=all", "--format=%i %T", f"--jobs={','.join(ids)}"])
     if code != 0 and "Invalid job id" not in err:
         return {}  # the controller is busy or away, which says nothing about jobs
-    states = dict(line.split()[:2] for line in out.splitlines() if line.strip())
+    states = {id: state for id, state, *_ in map(str.split, filter(str.strip, out.splitlines()))}
     if missing := [id for id in ids if id not in states]:
         _, out, _ = _ask(["sacct", "-X", "-n", "-P", "-o", "JobID,State", f"--jobs={','.join(missing)}"])
-        remembered = dict(line.split("|")[:2] for line in out.splitlines() if "|" in line)
+        remembered = {id: state for id, state, *_ in (line.split("|") for line in out.splitlines() if "|" in line)}
         for id in missing:
             state = remembered.get(id, "").partition(" ")[0]  # "CANCELLED by 1000"
             states[id] = state if state in _ENDED else "GONE"
@@ -260,8 +264,8 @@ def _ask(command: list[str]) -> tuple[int, str, str]:
     return run.returncode, run.stdout, run.stderr
 
 
-def _read_jobs(logs: Path) -> dict[str, dict]:
-    """{part: {"id", "submitted"}} of the jobs that an earlier call left."""
+def _read_jobs(logs: Path) -> dict[str, dict[str, Any]]:
+    """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left."""
     try:
         return json.loads((logs / "jobs.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -274,8 +278,8 @@ def _write_jobs(logs: Path, jobs: Sequence[_Job]) -> None:
 
 
 def _extra(options: Sequence[str]) -> dict[str, str | bool]:
-    """sbatch's options from key=value, or from a key alone. Raises UserError."""
-    extra: dict[str, str | bool] = {"requeue": True}  # else a cluster may refuse to queue a preempted job again
+    """sbatch's options, from `key=value` or a key alone. Raises UserError."""
+    extra: dict[str, str | bool] = {"requeue": True}  # without it, a cluster may refuse to queue a preempted job again
     for option in options:
         key, given, value = option.partition("=")
         if not re.fullmatch("[a-z][a-z0-9_-]*", key):
@@ -287,5 +291,5 @@ def _extra(options: Sequence[str]) -> dict[str, str | bool]:
 
 
 def _last_line(trace: str) -> str:
-    """What a traceback says at its end, without the exception's name."""
+    """The last line of a traceback, without the exception's name."""
     return re.sub(r"^[\w.]+: ", "", trace.strip().splitlines()[-1])

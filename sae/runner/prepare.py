@@ -1,0 +1,48 @@
+"""The folder of a run, and its sweep cut into cohorts, before anything is trained."""
+
+from collections.abc import Callable, Sequence
+
+from sae.engine import cost
+from sae.engine import plan as plans
+from sae.engine.loading import load_data
+from sae.report.notebook import Results
+from sae.runner.options import RunOptions
+from sae.store import folder as folders
+from sae.store.storage import CohortFiles, DamagedError
+from sae.study.sweep import Sweep
+
+
+def prepare(
+    sweep: Sweep, options: RunOptions, question: str, command: Sequence[str], say: Callable[[str], None]
+) -> Results:
+    """Make a run's folder and cut its sweep into cohorts, or find that done; train nothing.
+
+    Raises UserError for bad input and where the folder holds something else.
+    """
+    folder = options.folder(sweep.name)
+    older = None if options.fresh else folders.older_run(folder, sweep)
+    if older is not None:
+        folders.describe_again(older, sweep)
+        return Results(folder)
+    plan = plans.make(sweep, options.least_cohorts)
+    data = load_data(plan)  # before anything is written, so that bad data leaves no folder
+    plan = cost.fit(plan, data)
+    if options.fresh and (aside := folders.move_aside(folder)):
+        say(f"moved the older run aside: {aside}")
+    folders.make(folder)
+    with folders.lock(folder, wait=True):  # other parts may start at this moment
+        if folders.older_run(folder, sweep) is None:
+            folders.describe(folder, sweep, [cohort.members for cohort in plan], question, command)
+    return Results(folder)
+
+
+def damaged(cohorts: Sequence[CohortFiles], say: Callable[[str], None] = lambda line: None) -> set[int]:
+    """The cohorts whose finished files are not what was written. There is no other copy: they are trained again."""
+    found = set()
+    for files in cohorts:
+        try:
+            files.check()
+        except DamagedError as error:
+            say(str(error))
+            found.add(files.index)
+    return found
