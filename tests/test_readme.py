@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there, but for its size; links of all pages lead somewhere."""
+"""The snippets of the README and of docs/ run as they stand, apart from their size; every page's links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,15 @@ import pytest
 from sae.study import claims
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
-TEXT = PAGES[0].read_text()
-QUESTION, CLAIM, NOTEBOOK, ANALYSIS, PENALTY = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+def snippets(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+(QUESTION,), (CLAIM,), (NOTEBOOK, ANALYSIS) = map(snippets, ("README.md", "docs/claims.md", "docs/results.md"))
+(PENALTY,) = snippets("docs/choices.md")
 
 
 def test_the_snippets_run_one_after_another(tmp_path, monkeypatch):
@@ -20,7 +26,7 @@ def test_the_snippets_run_one_after_another(tmp_path, monkeypatch):
     assert small.count("=16") == small.count("=20") == 1
     known: dict = {}
     for code in (small, NOTEBOOK, ANALYSIS, PENALTY):
-        exec(compile(code, "README.md", "exec"), known)
+        exec(compile(code, "a page", "exec"), known)
     fvu = ((known["x"] - known["x_hat"]) ** 2).sum() / ((known["x"] - known["x"].mean(axis=0)) ** 2).sum()
     np.testing.assert_allclose(fvu, known["results"].members["eval/fvu"][3], rtol=1e-5)
     assert known["latents"].shape == (397, 16)
