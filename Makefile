@@ -1,5 +1,8 @@
-# make demo: the flagship sweep.  make papers: the small tiers of the paper suite, and one table of their claims.
-# make test: the test suite.  Each makes .venv first, from nothing but Python and make.
+# make demo       the flagship sweep
+# make papers     the small tiers of the paper suite, and one table of their claims
+# make test       the test suite;  make test-long  with the tests that take minutes
+# make lint       linter, formatter and type checker
+# Each target first makes .venv; Python 3.11 or later and make are all that it needs.
 
 VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \

@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ def main() -> None:
     sweep = Sweep(name="overhead", members=grid(base, {"seed": range(16)}))
     seconds: dict[str, list[float]] = {"alone": [], "as sae run": []}
 
-    def timed(*args, **kwargs) -> Iterator:
+    def timed(*args: Any, **kwargs: Any) -> Iterator:
         begun = time.perf_counter()
         yield from train_cohort(*args, **kwargs)
         seconds["as sae run"].append(time.perf_counter() - begun)

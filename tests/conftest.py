@@ -1,12 +1,13 @@
 import io
 import os
 
-# many small programs: keep what was compiled for the next run of the suite, on this machine only
+# The tests compile many small programs. What one process compiles, the others and the next run of the suite read: a
+# process that starts reads some eighty programs, and compiling those anew takes it longer than importing JAX.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), ".jax_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("WANDB_MODE", "offline")  # whatever this machine's user has configured, tests never upload
-os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")  # on a busy machine a start takes seconds, and so does an end
+os.environ.setdefault("WANDB_MODE", "offline")  # tests never upload, whatever the user has configured
+os.environ.setdefault("WANDB_INIT_TIMEOUT", "60")  # seconds; on a busy machine a start takes many, and so does an end
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from sae import Adam, Digits, ElasticNet, Experiment
 
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
-    """Two seconds of training on real digits; tests vary it, mostly in leaves, so that compiled programs are shared."""
+    """Two seconds of training on digits. Tests vary it, mostly in leaves, so that they share compiled programs."""
     return Experiment(
         name="tiny",
         data=Digits(),

@@ -315,10 +315,10 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
 def test_superposition_best_mmcs_over_lambda_is_near_one(run):
     """d_in 64, 128 features, 3 active, as many latents as features and twice as many: P2's clause (a), small."""
     base = Experiment(
-        name="superposition", data=Superposition(), d_sae=128, batch_size=256, n_steps=2_500, n_eval=4_096,
-        optimizer=Adam(lr=3e-3, decay_steps=800), dead_after=50_000,
+        name="superposition", data=Superposition(), d_sae=128, batch_size=256, n_steps=1_200, n_eval=4_096,
+        optimizer=Adam(lr=5e-3, decay_steps=400), dead_after=50_000,
     )  # fmt: skip
-    results = run(Sweep(name="s", members=grid(base, {"d_sae": (128, 256), "penalty.l1": (0.03, 0.06, 0.12)})))
+    results = run(Sweep(name="s", members=grid(base, {"d_sae": (128, 256), "penalty.l1": (0.06, 0.12)})))
     best = results.members.groupby("d_sae")[["eval/mmcs", "eval/mmcs_chance"]].max()
     assert (best["eval/mmcs"] >= 0.95).all(), best
     assert (best["eval/mmcs_chance"] < 0.6).all()

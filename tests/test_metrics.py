@@ -13,12 +13,13 @@ from sae.core import metrics, model
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_readme_takes_its_definitions_from_the_table_of_metrics():
+def test_the_page_takes_its_definitions_from_the_table_of_metrics():
     """A row per metric; the floors of chance are told in one sentence under them."""
     in_cell = lambda text: text.replace("|", "\\|")
     named = [(name, metric) for name, metric in metrics.METRICS.items() if not name.endswith("_chance")]
     rows = [f"| `{name}` | {in_cell(metric.caption)} |" for name, metric in named]
-    assert "\n".join(rows) in (ROOT / "README.md").read_text(), "\n".join(["README.md should have:", *rows])
+    page = ROOT / "docs" / "definitions.md"
+    assert "\n".join(rows) in page.read_text(), "\n".join([f"{page.name} should have:", *rows])
 
 
 def make(d=7, f=12, n=40, seed=0, offset=3.0):

@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there, but for its size; links of all pages lead somewhere."""
+"""The snippets of the README and of docs/ run as they stand, apart from their size; the links of all pages work."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sae
+from sae.core import model
 from sae.study import claims
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
-TEXT = PAGES[0].read_text()
-QUESTION, CLAIM, NOTEBOOK, ANALYSIS, PENALTY = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+def snippets(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+(QUESTION,), (CLAIM,), (NOTEBOOK, ANALYSIS) = map(snippets, ("README.md", "docs/claims.md", "docs/results.md"))
+OWN = snippets("docs/choices.md")
 
 
 def test_the_snippets_run_one_after_another(tmp_path, monkeypatch):
@@ -19,12 +27,17 @@ def test_the_snippets_run_one_after_another(tmp_path, monkeypatch):
     small = QUESTION.replace("d_sae=256", "d_sae=16").replace("n_steps=2_000", "n_steps=20")
     assert small.count("=16") == small.count("=20") == 1
     known: dict = {}
-    for code in (small, NOTEBOOK, ANALYSIS, PENALTY):
-        exec(compile(code, "README.md", "exec"), known)
+    for code in (small, NOTEBOOK, ANALYSIS, *OWN):
+        exec(compile(code, "a page", "exec"), known)
     fvu = ((known["x"] - known["x_hat"]) ** 2).sum() / ((known["x"] - known["x"].mean(axis=0)) ** 2).sum()
     np.testing.assert_allclose(fvu, known["results"].members["eval/fvu"][3], rtol=1e-5)
     assert known["latents"].shape == (397, 16)
-    assert float(known["Log"](weight=2.0)(np.full((3, 5), np.e - 1), None, 0)) == 6.0
+    penalty = known["Log"](weight=2.0)
+    cost = penalty.cost(model.forward(known["one"], known["x"].T))
+    np.testing.assert_allclose(cost, 2 * np.log1p(known["latents"]).sum(axis=1).mean(), rtol=1e-5)
+    choices = {"data": known["Uniform"](), "activation": known["Threshold"](), "penalty": penalty}
+    results = sae.run(sae.replace(known["base"], {**choices, "d_sae": 8}), out="own", wandb="off")
+    assert np.abs(results.sae(0).own["threshold"][...] - 0.1).max() > 0.01, "thresholds are trained"
 
 
 def test_the_claim_can_be_checked():

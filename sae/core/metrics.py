@@ -61,8 +61,8 @@ METRICS = {
 }
 """Every metric of an evaluated member; those named mmcs exist only where the true features are known.
 
-The only place where metrics are described: captions, tables of the report and the README take their words from here. A
-ratio over an example is 0 where its denominator is 0.
+The only place where metrics are described: captions, tables of the report and docs/definitions.md take their words from
+here. A ratio over an example is 0 where its denominator is 0.
 """
 EVALUATED = tuple(METRICS)
 

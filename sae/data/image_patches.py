@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
-from scipy.fft import dctn, idctn
 
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
@@ -168,6 +167,8 @@ def olshausen_field(image: np.ndarray) -> np.ndarray:
     height, width, _ = image.shape
     f = np.hypot(np.arange(height)[:, None] / height, np.arange(width) / width)
     response = (f * np.exp(-((f / 0.8) ** 4))).astype(np.float32)
+    from scipy.fft import dctn, idctn  # importing scipy takes a second, which only whitening needs
+
     return idctn(dctn(image, axes=(0, 1)) * response[:, :, None], axes=(0, 1))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike
 
 
@@ -26,7 +25,9 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     if len(xs) < 3 or np.isnan(ys).any() or np.ptp(xs) == 0 or np.ptp(ys) == 0:
         return float("nan")
-    return float(scipy.stats.spearmanr(xs, ys).statistic)
+    from scipy.stats import spearmanr  # importing scipy takes a second, which only this needs
+
+    return float(spearmanr(xs, ys).statistic)
 
 
 def falling(x: ArrayLike, y: ArrayLike) -> float:
