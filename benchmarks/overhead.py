@@ -43,7 +43,7 @@ def main() -> None:
         yield from train_cohort(*args, **kwargs)
         seconds["as sae run"].append(time.perf_counter() - begun)
 
-    training.train_cohort = timed
+    training.train_cohort = timed  # ty: ignore[invalid-assignment]  # the loop that the run calls, with a clock
     for i in range(ROUNDS):
         seconds["alone"].append(alone(sweep))
         run(

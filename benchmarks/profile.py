@@ -47,7 +47,7 @@ def main(members: int = 16, d_in: int = 144, d_sae: int = 512, batch: int = 1024
     for event in events:
         if "hlo_op" in event.get("args", {}) and not event["args"]["hlo_op"].startswith(("while", "call")):
             spent[event["args"]["hlo_op"]] += event["dur"] / (feed.steps * members)
-    what = sources(program.as_text())
+    what = sources(program.as_text() or "")
     print(f"a step of one member: {1e6 * step:,.0f} µs (while it was traced)\n")
     print("| operation | from | µs | share |\n|---|---|---|---|")
     small = 0.0

@@ -53,7 +53,7 @@ base = Experiment(
 )
 
 
-def kills(width):
+def kills(width: int) -> list[Claim]:
     """The claims of S4 d, at one width."""
     one, two = patches.arms((width,))
     dead = [Matched(arm=arm, metric="eval/dead_fraction", at=(0.2, 0.3, 0.4)) for arm in (one, two)]
@@ -61,7 +61,7 @@ def kills(width):
     return [Claim(text, AtLeast(Difference(*dead), 0.05), "founding question, S4")]
 
 
-def one_latent(widths):
+def one_latent(widths: tuple[int, ...]) -> list[Claim]:
     """The claims of S2, over some widths."""
     one, _ = patches.arms(widths)
     least = {

@@ -15,6 +15,8 @@ them too: docs/papers/founding.md. (2 CPU cores: 14 min.)
     sae run sweeps/papers/founding_patches.py
 """
 
+from collections.abc import Iterable
+
 from sae import (
     Adam,
     AtLeast,
@@ -36,6 +38,7 @@ from sae import (
 from sae.analysis.copying import Copying
 from sae.analysis.denoising import Denoising
 from sae.analysis.small_latents import SmallLatents
+from sae.study.figures import Figure
 from sae.study.quantities import Arm, AtBest, AtEnd, AtSome, Difference, Matched, Monotone, Ratio, Span
 
 D_IN = 64
@@ -58,7 +61,7 @@ base = Experiment(
 )
 
 
-def members(base, widths, l1, l2, seeds):
+def members(base: Experiment, widths: tuple, l1: tuple, l2: tuple, seeds: Iterable[int]) -> list[Experiment]:
     """Members of every width and seed: without a penalty, with each L1 and with each L2."""
     return [
         *grid(base, {"d_sae": widths, "seed": seeds}),
@@ -67,7 +70,7 @@ def members(base, widths, l1, l2, seeds):
     ]
 
 
-def arms(widths, l1=None):
+def arms(widths: tuple[int, ...], l1: tuple[float, ...] | None = None) -> tuple[Arm, Arm]:
     """The arms (L1, L2) at some widths; `l1` restricts the coefficients of L1."""
     where = {"d_sae": widths}
     return (
@@ -76,7 +79,7 @@ def arms(widths, l1=None):
     )
 
 
-def silences(widths, l1):
+def silences(widths: tuple[int, ...], l1: tuple[float, ...]) -> list[Claim]:
     """The claims of S4 a, b and c at some widths, each at least d_in = 64."""
     one, two = arms(widths)
     penalised, _ = arms(widths, l1)
@@ -100,7 +103,7 @@ def silences(widths, l1):
     ]  # fmt: skip
 
 
-def filters(width):
+def filters(width: int) -> list[Claim]:
     """The claims of S1 at one width: what the coefficient gains that is best on validation images.
 
     "The best coefficient" of the suite may mean one for all corruptions or one for each. Both readings are decided.
@@ -130,7 +133,7 @@ def filters(width):
     ]  # fmt: skip
 
 
-def copies_not(width, l1):
+def copies_not(width: int, l1: tuple[float, ...]) -> list[Claim]:
     """The claims of S3, at one width."""
     one, _ = arms((width,))
     penalised, _ = arms((width,), l1)
@@ -152,7 +155,7 @@ def copies_not(width, l1):
     ]  # fmt: skip
 
 
-def figures(along=("penalty.l1", "penalty.l2")):
+def figures(along: tuple[str, ...] = ("penalty.l1", "penalty.l2")) -> list[Figure]:
     """The figures that every part of the founding question shows."""
     return [
         Frontier(along=along),

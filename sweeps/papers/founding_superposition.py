@@ -50,7 +50,7 @@ base = Experiment(
 )
 
 
-def finds(widths):
+def finds(widths: tuple[int, ...]) -> list[Claim]:
     """The claim of S4 e: it compares the best that each penalty reaches over all widths and coefficients."""
     best = [Largest(Peak(arm=arm, metric="eval/mmcs")) for arm in patches.arms(widths)]
     text = "S4e The best MMCS under L1 less the best under L2, over all widths and coefficients"

@@ -53,7 +53,7 @@ base = Experiment(
 )
 
 
-def claims(l1):
+def claims(l1: tuple[float, ...]) -> list[Claim]:
     """The claims of P6 about L1, decided among some coefficients."""
     penalised, all_of_it = Arm(along="penalty.l1", where={"penalty.l1": l1}), Arm(along="penalty.l1")
     least = {"analysis/gabor_share": 0.6, "analysis/gabor_median_r2": 0.75}
