@@ -1,6 +1,7 @@
 """A user's own class for every choice, in a definition file: trained, swept, measured, saved, resumed, read back."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,6 +236,28 @@ def test_a_folder_is_data_and_its_file_must_be_loaded_by_hand(folder):
         lines[1]
         == f"activation: 'offset' is a class of {folder / 'own.py'}, which is not loaded; import that file first"
     )
+
+
+def test_a_report_in_another_process_takes_the_file_and_without_it_says_which_is_missing(folder):
+    command = [sys.executable, "-m", "sae.cli", "report", str(folder / "run")]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pages = []
+    for more in ([], [str(folder / "own.py")]):
+        subprocess.run([*command, *more, "-o", "page.html"], env=env, cwd=folder, check=True, capture_output=True)
+        pages.append((folder / "page.html").read_text())
+    missing = "which is not loaded; import that file first"
+    assert missing in pages[0] and missing not in pages[1]
+
+
+def test_a_definition_file_inside_a_folder_is_not_run(folder, tmp_path, capsys):
+    run = tmp_path / "theirs"
+    shutil.copytree(folder / "run", run)
+    (run / "evil.py").write_text("open('executed', 'w')")
+    text = (run / "definition.json").read_text()
+    (run / "definition.json").write_text(text.replace(str(folder / "own.py"), str(run / "evil.py")))
+    assert main(["claims", str(run)]) == 1
+    assert "lies inside it; name it: sae claims DIR FILE" in capsys.readouterr().err
+    assert not Path("executed").exists()
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):

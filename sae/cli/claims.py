@@ -55,6 +55,8 @@ def _decided(folder: Path, path: Path | None = None) -> list[dict[str, Any]]:
         path = Path(command[2]) if len(command) > 2 else None
         if path is None or not path.exists():
             raise UserError(f"{folder}: its definition file {path or ''} is not here; name it: sae claims DIR FILE")
+        if results.folder.resolve() in path.resolve().parents:  # a folder is data: what lies in it is not run
+            raise UserError(f"{folder}: its definition file {path} lies inside it; name it: sae claims DIR FILE")
     sweep = as_sweep(loading.load_file(path))
     if not sweep.claims:
         raise UserError(f"{path} makes no claims; allowed: a sweep with claims=(Claim(...), ...)")

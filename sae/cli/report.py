@@ -10,14 +10,15 @@ import sae
 from sae.cli.command import Command, read
 from sae.core.types import UserError
 from sae.engine.runtime import keep_compiled_programs
+from sae.study.definition_files import load_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """The runs, and where the page goes."""
 
-    folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR...")]
-    """The folders of runs."""
+    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR... [FILE...]")]
+    """The folders of runs, and the definition files whose own classes they use: a run's folder holds no code."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
     """The file; report.html in the first folder if not given. PNG and SVG of every figure go to a folder beside it."""
 
@@ -25,16 +26,22 @@ class Options:
 def main(argv: list[str]) -> int:
     """Write the report of some runs."""
     options = read(Options, argv, COMMAND)
-    if not options.folders:
+    folders = [path for path in options.paths if path.suffix != ".py"]
+    if not folders:
         raise UserError(f"report: got no folder of a run, allowed: sae {COMMAND.usage}")
     if options.out is not None and options.out.suffix != ".html":
         raise UserError(f"--out: got {options.out}, allowed: a .html file")
     from sae.report import build  # imports plotly and matplotlib, which takes a second
 
+    for path in options.paths:
+        if path not in folders:
+            load_file(path)
     keep_compiled_programs()
-    page = build.build([sae.load(folder) for folder in options.folders], options.out)
+    page = build.build([sae.load(folder) for folder in folders], options.out)
     print(f"wrote {page}, and its figures to {page.with_suffix('')}")
     return 0
 
 
-COMMAND = Command("report DIR... [-o FILE]", "Write one HTML page on runs, and PNG and SVG of every figure.", main)
+COMMAND = Command(
+    "report DIR... [FILE...] [-o PAGE]", "Write one HTML page on runs, and PNG and SVG of every figure.", main
+)
