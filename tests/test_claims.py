@@ -322,7 +322,7 @@ def test_a_run_ends_with_the_verdicts_and_a_failing_claim_can_be_an_exit_code(tm
     flags = ["--wandb", "off", "--no-report", "--check"]
     assert cli(["run", "x.py", *flags]) == 2
     out = capsys.readouterr().out
-    assert "claims: 4, of which 1 holds, 1 fails, 2 undecided" in out and "2 of 2 seeds have no number" in out
+    assert "claims: 4: 1 holds, 1 fails, 2 undecided" in out and "2 of 2 seeds have no number" in out
     decided = claims.read(tmp_path / "runs/x")
     assert [claim["verdict"] for claim in decided] == ["holds", "fails", "undecided", "undecided"]
     assert decided[0]["clauses"][0]["measured"] <= -0.95 and decided[3]["clauses"][0]["reason"] == "'x'"
@@ -419,7 +419,7 @@ def test_claims_of_several_runs_are_one_table(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli(["claims", "runs/one", "runs/two", "--check"]) == 2
     out = capsys.readouterr().out
-    assert "claims: 8, of which 2 holds, 2 fails, 4 undecided" in out
+    assert "claims: 8: 2 holds, 2 fails, 4 undecided" in out
     assert [line.strip() for line in out.splitlines() if line.strip() in ("one", "two")] == ["one", "two"]
     assert cli(["claims", "runs/one", "one.py", "--markdown"]) == 0
     table = capsys.readouterr().out.strip().splitlines()

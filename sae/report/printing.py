@@ -103,7 +103,7 @@ def print_claims(runs: Mapping[str, list[dict[str, Any]]], console: Console, che
     console.print(table)
     verdicts = ", ".join(f"{found.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
     console.print(
-        f"claims: {len(found)}, of which {verdicts}; means over seeds [bootstrap 95 % interval]",
+        f"claims: {len(found)}: {verdicts}; means over seeds [bootstrap 95 % interval]",
         highlight=False,
         markup=False,
     )

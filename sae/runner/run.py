@@ -53,7 +53,7 @@ def run(
 
     `fields` replace those of the options: `sae.run(sweep, out="runs/x", wandb="off")`; `RunOptions` says what each
     does. A finished run of the same definition is not run again; an unfinished one is resumed bit for bit from its last
-    checkpoint, of which one is made every `checkpoint_minutes` and one at SIGINT or SIGTERM. Several processes may each
+    checkpoint. A checkpoint is made every `checkpoint_minutes`, and at SIGINT or SIGTERM. Several processes may each
     train a part (`only`, `shard`) in one folder. `chunk_steps` and `resident_bytes` change no bit of the weights;
     `lanes` and `mesh` change them by rounding.
 

@@ -9,7 +9,7 @@
     runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
     runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
 
-A finished file that is not, byte for byte, what was written is found out by its checksum and never read.
+A finished file has a checksum. A file that differs from what was written is never read.
 """
 
 import io
@@ -41,11 +41,11 @@ RATES, MEMBER = "firing_rate", "member"  # tensors beside the parameters
 
 
 class DamagedError(UserError):
-    """A file is not what was written."""
+    """A file differs from what was written, or is missing."""
 
 
 class CohortFiles:
-    """One cohort's folder. Whoever writes holds its lock (`folder.lock`); anyone may read."""
+    """One cohort's folder. A writer holds its lock (`folder.lock`); anyone may read."""
 
     def __init__(self, folder: Path, index: int) -> None:
         self.index, self.path = index, folder / "cohorts" / f"{index:03d}"
@@ -53,7 +53,7 @@ class CohortFiles:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What cohort.json says; {} where there is none that can be read."""
+        """The contents of cohort.json; {} if it cannot be read."""
         try:
             return json.loads((self.path / STATE).read_text())
         except (OSError, ValueError):
@@ -61,30 +61,30 @@ class CohortFiles:
 
     @property
     def finished(self) -> bool:
-        """Whether its members are trained and evaluated."""
+        """Whether all members are trained and evaluated."""
         return self.state.get("status") == "finished"
 
     @property
     def has_weights(self) -> bool:
-        """Whether it has, or will have, weights: what was pulled from W&B has none."""
+        """Whether it has or will have weights. A run pulled from W&B has none."""
         return not self.finished or WEIGHTS in self.state.get("checksums", {})
 
     def mark(self, **changes) -> None:
-        """Change what cohort.json says."""
+        """Change some entries of cohort.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / STATE, self.state | changes)
 
     def check(self) -> None:
-        """Raises DamagedError, naming the file, where one of a finished cohort is not what was written."""
+        """Check the files of a finished cohort. Raises DamagedError, which names the file."""
         for name in self.state.get("checksums", {}):
             self._sound_path(name)
 
     def members(self) -> pd.DataFrame:
-        """The rows of a finished cohort. Raises DamagedError."""
+        """The members table of a finished cohort. Raises DamagedError."""
         return _read_table(self._sound_path(MEMBERS))
 
     def history(self) -> pd.DataFrame | None:
-        """The rows up to now, None where there are none yet. Raises DamagedError."""
+        """The history up to now; None if there is none yet. Raises DamagedError."""
         if not self.finished and not (self.path / HISTORY).exists():
             return None
         return _read_table(self._sound_path(HISTORY))
@@ -102,10 +102,9 @@ class CohortFiles:
         _write_table(self.path / HISTORY, table)
 
     def firing_rates(self) -> dict[int, np.ndarray]:
-        """Each finished member's firing rates [d_sae] on held-out examples; none in a folder of before they were kept,
-        or one without weights.
+        """Each finished member's firing rates [d_sae] on held-out examples.
 
-        Raises DamagedError.
+        {} for a run without weights, or older than the rates. Raises DamagedError.
         """
         if not self.has_weights:
             return {}
@@ -123,7 +122,7 @@ class CohortFiles:
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
 
     def finish(self, members: pd.DataFrame, **changes) -> None:
-        """Write the members table; history, and weights if there are any, lying there, mark the cohort finished."""
+        """Write the members table and mark the cohort finished. History and any weights have been written before."""
         _write_table(self.path / MEMBERS, members)
         there = [name for name in (HISTORY, MEMBERS, WEIGHTS) if (self.path / name).exists()]
         checksums = {name: sha256(self.path / name) for name in there}
@@ -144,7 +143,7 @@ class CohortFiles:
 
 
 def join_members(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Members tables as one, in the members' order; a field that only some cohorts have keeps its type."""
+    """Members tables joined, in the members' order. A field that only some cohorts have keeps its type."""
     own = dict.fromkeys(name for table in tables for name in table if name in OWN or name.startswith(NUMBERS))
     hyper = [table.drop(columns=[name for name in own if name in table]).astype(object) for table in tables]
     numbers = [table[[name for name in own if name in table]] for table in tables]
@@ -154,7 +153,7 @@ def join_members(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def join_history(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Histories as one, by member and step."""
+    """Histories joined, by member and step."""
     return pd.concat(tables).sort_values(["member", "step"], ignore_index=True)
 
 
@@ -168,7 +167,7 @@ def write_joined(folder: Path, cohorts: Sequence[CohortFiles]) -> None:
 
 
 def read_analysis(folder: Path) -> pd.DataFrame:
-    """What measures have found, a row per member, indexed by its number.
+    """The columns that measures have found: a row per member, indexed by its number.
 
     `attrs["asked"]` is {measure: {column: its meaning}}. Empty where there is nothing that can be read: it will be
     asked again.
@@ -180,7 +179,7 @@ def read_analysis(folder: Path) -> pd.DataFrame:
 
 
 def write_analysis(folder: Path, measure: str, found: pd.DataFrame, meanings: Mapping[str, str]) -> None:
-    """Add what one measure has found, in the columns of which `meanings` tells what they are."""
+    """Add the columns that one measure has found; `meanings` has a line on each."""
     older = read_analysis(folder)
     asked = {name: columns for name, columns in older.attrs["asked"].items() if not set(columns) & set(meanings)}
     kept = older[[name for columns in asked.values() for name in columns]]
@@ -207,7 +206,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _one_type(column: pd.Series) -> pd.Series:
-    """A column of plain values with one type: whole numbers stay whole where some members lack the field."""
+    """A column with one type. Whole numbers stay whole where some members lack the field."""
     values = column.dropna()
     if all(isinstance(value, bool | np.bool_) for value in values):
         return column.astype(bool if len(values) == len(column) else "boolean")
