@@ -234,7 +234,7 @@ def test_a_folder_is_data_and_its_file_must_be_loaded_by_hand(folder):
     assert lines[0] == "8" and lines[2] == "Offset Noise"
     assert (
         lines[1]
-        == f"activation: 'offset' is a class of {folder / 'own.py'}, which is not loaded; import that file first"
+        == f"activation: 'offset' is a class of {folder / 'own.py'}, which is not loaded; import it first, or name it after the folder"
     )
 
 
@@ -245,7 +245,7 @@ def test_a_report_in_another_process_takes_the_file_and_without_it_says_which_is
     for more in ([], [str(folder / "own.py")]):
         subprocess.run([*command, *more, "-o", "page.html"], env=env, cwd=folder, check=True, capture_output=True)
         pages.append((folder / "page.html").read_text())
-    missing = "which is not loaded; import that file first"
+    missing = "which is not loaded; import it first, or name it after the folder"
     assert missing in pages[0] and missing not in pages[1]
 
 
@@ -364,6 +364,9 @@ def made(base: type, name: str, function) -> object:
 
 
 WRONG = {
+    "penalty: Mine.cost is not written; see Penalty in sae/methods/contract.py": (
+        "penalty", lambda: made(sae.Penalty, "costs", lambda self, out: 0.0),
+    ),
     "penalty: got OldPenalty.., allowed: ElasticNet, .*, or a class of your own .* derived from sae.Penalty": (
         "penalty", lambda: OldPenalty(),
     ),
@@ -385,10 +388,10 @@ WRONG = {
     r"penalty: Mine.cost gave an array \[48\] of float32, allowed: an array \[\]": (
         "penalty", lambda: made(sae.Penalty, "cost", lambda self, out: jnp.sum(out.latents, axis=1)),
     ),
-    "penalty: Mine.cost failed on a batch of 4 examples: it needs the value of a number that JAX traces": (
+    "penalty: Mine.cost failed on a batch of 4 examples, test_own_choices.py, line .*: it needs the value of a number that JAX traces": (
         "penalty", lambda: made(sae.Penalty, "cost", lambda self, out: 1.0 if out.latents[0, 0] > 0 else 0.0),
     ),
-    "penalty: Mine.cost failed on a batch of 4 examples: ZeroDivisionError: division by zero": (
+    "penalty: Mine.cost failed on a batch of 4 examples, test_own_choices.py, line .*: ZeroDivisionError: division by zero": (
         "penalty", lambda: made(sae.Penalty, "cost", lambda self, out: 1 / 0),
     ),
     "auxiliary: Mine.cost takes .a, b., allowed: .out": (
@@ -420,3 +423,11 @@ def test_own_files_are_known_by_field_and_kind(folder):
     assert isinstance(member, Experiment)
     assert own_files(member)["activation offset"] == str(folder / "own.py")
     assert len(own_files(member)) == 10
+
+
+def test_a_normalisation_that_does_not_exist_is_refused():
+    x = np.random.default_rng(0).normal(size=(20, 4))
+    with pytest.raises(UserError, match="mine: normalize: got 'center'; close names: centre"):
+        sae.rows(x[:10], x[10:], "center", "mine")
+    with pytest.raises(UserError, match="Undecorated is not a definition; decorate the class with sae.definition"):
+        sae.replace(Undecorated(), {"t": 1.0})

@@ -68,7 +68,9 @@ def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str
     known = [choice for choice in choices(get_type_hints(cls)[field]) if is_own(choice) == bool(file)]
     named = [choice for choice in known if kind(choice) == wanted]
     if not named and file:
-        raise UserError(f"{field}: {wanted!r} is a class of {file}, which is not loaded; import that file first")
+        raise UserError(
+            f"{field}: {wanted!r} is a class of {file}, which is not loaded; import it first, or name it after the folder"
+        )
     if not named:
         raise UserError(f"{field}: got {wanted!r}, {nearest(str(wanted), map(kind, known))}")
     choice = next((choice for choice in named if file_of(choice) == file), named[-1])
@@ -85,6 +87,8 @@ def replace(value: T, changes: Mapping[str, Any]) -> T:
 def _replace_one(value: Any, name: str, path: list[str], new: Any) -> Any:
     head, *rest = path
     names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    if isinstance(value, Choice) and not is_definition(type(value)):
+        raise UserError(f"{type(value).__name__} is not a definition; decorate the class with sae.definition")
     if head not in names:
         prefix = name.removesuffix(".".join(path))
         raise UserError(

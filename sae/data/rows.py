@@ -7,13 +7,14 @@ same seed.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sae.core.text import nearest
 from sae.core.types import Array, Key, UserError
 from sae.data.order import batch_rows, permute
 from sae.data.source import Block, Draw, Normalize, Put
@@ -151,8 +152,11 @@ def rows(
     `none` leaves rows as they are; `centre` subtracts the training mean; `unit-mean-norm` divides by the mean
     Euclidean norm of the training rows. `what` names the data in error messages.
 
-    Raises UserError for wrong shapes, an empty split, NaN or infinite values, and data with no variance.
+    Raises UserError for an unknown `normalize`, wrong shapes, an empty split, NaN or infinite values, and data with no
+    variance.
     """
+    if normalize not in (allowed := get_args(Normalize)):
+        raise UserError(f"{what}: normalize: got {normalize!r}; {nearest(str(normalize), allowed)}")
     for split, table in (("train", train), ("held-out", held_out)):
         if len(table.shape) != 2 or 0 in table.shape:
             raise UserError(f"{what}: {split} has shape {tuple(table.shape)}; allowed: [n >= 1, d_in >= 1]")

@@ -7,7 +7,10 @@ as it is while training.
 
 import functools
 import inspect
+import sys
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -98,6 +101,10 @@ def _guard(e: Experiment, field: str, run: Callable[[], Any], what: str) -> Any:
         return run()
     except UserError:
         raise
+    except NotImplementedError:
+        raise UserError(
+            f"{field}: {what} is not written; see {field.capitalize()} in sae/methods/contract.py"
+        ) from None
     except Exception as error:  # whatever a user's class may raise
         if isinstance(error, jax.errors.JAXTypeError | jax.errors.NonConcreteBooleanIndexError):
             why = (
@@ -105,7 +112,18 @@ def _guard(e: Experiment, field: str, run: Callable[[], Any], what: str) -> Any:
             )
         else:
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{field}: {what} failed on a batch of {BATCH} examples: {why}") from None
+        raise UserError(f"{field}: {what} failed on a batch of {BATCH} examples{_place(error, e)}: {why}") from None
+
+
+def _place(error: Exception, e: Experiment) -> str:
+    """Where in a user's file an error was raised: ", own.py, line 12"; nothing where it was not raised there."""
+    files = {
+        getattr(sys.modules.get(type(choice).__module__), "__file__", None)
+        for choice in method(e).values()
+        if is_own(type(choice))
+    }
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f", {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
 
 
 def _parameters(function: Callable) -> str:
@@ -119,7 +137,8 @@ def _shape(words: str, shape: tuple[int, ...]) -> Check:
             number = jnp.issubdtype(jnp.result_type(got), jnp.floating)
         except TypeError:
             return f"an array {words}"
-        return None if found == shape and number else f"an array {words} = {list(shape)} of floats"
+        sizes = f" = {list(shape)}" if shape else ""
+        return None if found == shape and number else f"an array {words}{sizes} of floats"
 
     return check
 
