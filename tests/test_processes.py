@@ -136,7 +136,7 @@ def test_two_processes_of_two_devices(folder, quiet, mesh):
 
 def test_however_one_is_stopped_the_other_ends_too_and_the_same_commands_go_on(folder, whole):
     shutil.rmtree(folder / "run", ignore_errors=True)
-    flags = ("--out", "run", "--checkpoint-minutes", "0.005")
+    flags = ("--out", "run", "--checkpoint-minutes", "0.005", "--no-report")
     both = start(folder, *flags)
     wait_for(both[0], "step")
     both[1].send_signal(signal.SIGTERM)

@@ -25,8 +25,8 @@ DEFINITION = """
 from sae import Adam, Digits, ElasticNet, Experiment, Resample, Sweep, grid
 
 base = Experiment(
-    name="long", data=Digits(), d_sae=64, penalty=ElasticNet(l1=0.3), batch_size=128, n_steps=4_000, dead_after=3_000,
-    optimizer=Adam(lr=3e-3), revival=Resample(every=700, times=3, n_candidates=512),
+    name="long", data=Digits(), d_sae=64, penalty=ElasticNet(l1=0.3), batch_size=128, n_steps=2_400, dead_after=3_000,
+    optimizer=Adam(lr=3e-3), revival=Resample(every=420, times=3, n_candidates=512),
 )
 sweep = Sweep(name="long", members=grid(base, {"d_sae": (64, 96), "penalty.l1": (0.1, 0.5), "seed": (0, 1)}))
 """
