@@ -388,10 +388,10 @@ WRONG = {
     r"penalty: Mine.cost gave an array \[48\] of float32, allowed: an array \[\]": (
         "penalty", lambda: made(sae.Penalty, "cost", lambda self, out: jnp.sum(out.latents, axis=1)),
     ),
-    "penalty: Mine.cost failed on a batch of 4 examples, test_own_choices.py, line .*: it needs the value of a number that JAX traces": (
+    "penalty: Mine.cost failed on a batch of 4 .*, test_own_choices.py, line .*: it needs the value of a number": (
         "penalty", lambda: made(sae.Penalty, "cost", lambda self, out: 1.0 if out.latents[0, 0] > 0 else 0.0),
     ),
-    "penalty: Mine.cost failed on a batch of 4 examples, test_own_choices.py, line .*: ZeroDivisionError: division by zero": (
+    "penalty: Mine.cost failed on a batch of 4 .*, test_own_choices.py, line .*: ZeroDivisionError: division by zero": (
         "penalty", lambda: made(sae.Penalty, "cost", lambda self, out: 1 / 0),
     ),
     "auxiliary: Mine.cost takes .a, b., allowed: .out": (

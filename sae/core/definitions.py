@@ -68,9 +68,8 @@ def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str
     known = [choice for choice in choices(get_type_hints(cls)[field]) if is_own(choice) == bool(file)]
     named = [choice for choice in known if kind(choice) == wanted]
     if not named and file:
-        raise UserError(
-            f"{field}: {wanted!r} is a class of {file}, which is not loaded; import it first, or name it after the folder"
-        )
+        missing = f"{wanted!r} is a class of {file}, which is not loaded"
+        raise UserError(f"{field}: {missing}; import it first, or name it after the folder")
     if not named:
         raise UserError(f"{field}: got {wanted!r}, {nearest(str(wanted), map(kind, known))}")
     choice = next((choice for choice in named if file_of(choice) == file), named[-1])
