@@ -234,7 +234,8 @@ def test_a_folder_is_data_and_its_file_must_be_loaded_by_hand(folder):
     assert lines[0] == "8" and lines[2] == "Offset Noise"
     assert (
         lines[1]
-        == f"activation: 'offset' is a class of {folder / 'own.py'}, which is not loaded; import it first, or name it after the folder"
+    missing = f"'offset' is a class of {folder / 'own.py'}, which is not loaded"
+    assert lines[1] == f"activation: {missing}; import it first, or name it after the folder"
     )
 
 
