@@ -232,11 +232,8 @@ def test_a_folder_is_data_and_its_file_must_be_loaded_by_hand(folder):
     run = [sys.executable, "-c", textwrap.dedent(code)]
     lines = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
     assert lines[0] == "8" and lines[2] == "Offset Noise"
-    assert (
-        lines[1]
     missing = f"'offset' is a class of {folder / 'own.py'}, which is not loaded"
     assert lines[1] == f"activation: {missing}; import it first, or name it after the folder"
-    )
 
 
 def test_a_report_in_another_process_takes_the_file_and_without_it_says_which_is_missing(folder):
