@@ -36,7 +36,7 @@ from sae.core.definitions import choices, flatten, kind, unflatten
 from sae.engine import cohort, programs, rehearsal
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.placement import Placement
-from sae.experiment import validate
+from sae.experiment import method, validate
 from sae.methods import top_k
 
 DEAD = jnp.arange(D_SAE) < 2
