@@ -136,7 +136,7 @@ def complete(flat: dict[str, Any]) -> dict[str, Any]:
         if field.name not in full and default is not dataclasses.MISSING:
             full[field.name] = kind(default) if isinstance(default, Choice) else default
         chosen = [cls for cls in choices(hints[field.name]) if kind(cls) == full.get(field.name)]
-        for inner in fields(chosen[0]) if chosen else ():
+        for inner in fields(chosen[-1]) if chosen else ():
             if inner.default is not dataclasses.MISSING:
                 full.setdefault(f"{field.name}.{inner.name}", inner.default)
     return full

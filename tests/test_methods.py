@@ -1,6 +1,7 @@
 """The contract of methods: published numbers, one common test for every choice, and methods as they are run."""
 
 import dataclasses
+import functools
 import io
 import typing
 
@@ -32,7 +33,7 @@ from sae import (
     train,
 )  # fmt: skip
 from sae.core import model
-from sae.core.definitions import choices, flatten, kind, unflatten
+from sae.core.definitions import choices, flatten, is_own, kind, unflatten
 from sae.engine import cohort, programs, rehearsal
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.placement import Placement
@@ -81,6 +82,40 @@ def test_loss_is_the_libraries_to_six_digits(name):
     )
     assert float(value) == pytest.approx(expected, abs=3e-6)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+
+
+def test_only_the_part_that_a_paper_trains_gets_a_gradient():
+    """Gated's cost holds the decoder unless SAELens' form is asked for; AuxK holds the error that it explains."""
+    one, gradients = golden_sae(Gated()), []
+    for detached in (True, False):
+        e = golden(Gated(detached=detached))
+        cost = lambda s, e=e: e.activation.cost(train.loss(s, e, jnp.int32(0), X)[1])
+        gradients.append(jax.grad(cost)(model.using(one, None)))
+    assert float(jnp.abs(gradients[0].W_dec[...]).max()) == 0 < float(jnp.abs(gradients[1].W_dec[...]).max())
+    np.testing.assert_allclose(gradients[0].W_enc[...], gradients[1].W_enc[...], atol=1e-6)
+
+    e = golden(TopK(k=3), auxiliary=SAELENS)
+    cost = lambda s: e.auxiliary.cost(train.loss(s, e, jnp.int32(0), X, 1.0, DEAD)[1])
+    gradient = jax.grad(cost)(model.using(golden_sae(e.activation), None))
+    assert float(jnp.abs(gradient.W_dec[...][2:]).max()) == 0, "latents that are not dead have no part in it"
+    assert float(jnp.abs(gradient.W_dec[...][:2]).max()) > 0
+
+
+def test_a_member_that_diverges_keeps_its_control_and_its_average(tiny):
+    one = sae.replace(tiny, {"control": TargetL0(l0=5.0), "average": Ema(decay=0.9)})
+    x = jax.random.normal(jax.random.key(0), (64, 64))
+    before, _ = train.step(one, train.init(one, x), jnp.int32(0), x)
+    after, _ = train.step(one, before, jnp.int32(1), x.at[0, 0].set(jnp.nan))
+    assert bool(after.diverged) and not bool(before.diverged)
+    for name in ("sae", "control", "average", "silent"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+
+
+def test_structures_tell_classes_apart():
+    """Two classes of the same fields are two programs, in every comparison that JAX makes of them."""
+    for a, b in ((sae.UnitNorm(), sae.Free()), (sae.Never(), sae.AsWritten()), (Relu(), sae.Last())):
+        assert jax.tree.structure(a) != jax.tree.structure(b)
+        assert jax.tree.structure(a) == jax.tree.structure(type(a)())
 
 
 def test_the_auxiliary_loss_of_openai_is_a_share_of_the_errors_variation():
@@ -140,7 +175,12 @@ def test_the_k_largest_are_those_of_a_sort_and_of_equal_ones_the_first(n, k):
 
 HINTS = typing.get_type_hints(Experiment)
 KINDS = [(name, HINTS[name]) for name in method(golden(Relu()))]  # all but data, whose tests are per source
-CHOICES = [pytest.param(name, choice, id=f"{name}={kind(choice)}") for name, hint in KINDS for choice in choices(hint)]
+CHOICES = [
+    pytest.param(name, choice, id=f"{name}={kind(choice)}")
+    for name, hint in KINDS
+    for choice in choices(hint)
+    if not is_own(choice)
+]
 
 
 def with_choice(base: Experiment, name: str, choice: type, **fields) -> Experiment:
@@ -154,9 +194,10 @@ def test_every_choice_keeps_the_contract(name, choice, tiny):
     """It is read back from its names, every leaf may be a tracer, a step and a revival leave finite numbers."""
     one = with_choice(tiny, name, choice)
     assert unflatten(Experiment, name, flatten(one)) == getattr(one, name)
-    assert choice.__doc__ and all(flatten(one)[f"{name}.{f.name}"] is not ... for f in dataclasses.fields(choice))
-    jax.eval_shape(rehearsal._method, one)
-    assert jax.tree.structure(one) == jax.tree.structure(dataclasses.replace(one, seed=7))
+    assert len(choice.__doc__) > 10
+    jax.eval_shape(functools.partial(rehearsal._method, d_in=64), one)
+    traced = jax.tree.unflatten(jax.tree.structure(one), range(len(jax.tree.leaves(one))))
+    assert type(getattr(traced, name)) is choice, "no leaf is checked or converted on the way into a program"
 
     x = jax.random.normal(jax.random.key(0), (64, 64))
     state = train.init(one, x)

@@ -361,7 +361,20 @@ def made(base: type, name: str, function) -> object:
     return sae.definition(type("Mine", (base,), {name: function, "__module__": __name__}))()
 
 
+def numbers(found) -> object:
+    return made(sae.Control, "numbers", lambda self, state: found)
+
+
 WRONG = {
+    "control: Mine.numbers gave {l0: .*, allowed: names that no metric has, such as my_l0": (
+        "control", lambda: numbers({"l0": jnp.zeros(())}),
+    ),
+    r"control: Mine.numbers gave .*, allowed: a dict of numbers \[\] by name": (
+        "control", lambda: numbers({"mine": jnp.zeros(3)}),
+    ),
+    r"activation: Mine.init gave {t: 1.0}, allowed: a dict of arrays": (
+        "activation", lambda: made(sae.Activation, "init", lambda self, d_sae: {"t": 1.0}),
+    ),
     "penalty: Mine.cost is not written; see Penalty in sae/methods/contract.py": (
         "penalty", lambda: made(sae.Penalty, "costs", lambda self, out: 0.0),
     ),
@@ -429,3 +442,31 @@ def test_a_normalisation_that_does_not_exist_is_refused():
         sae.rows(x[:10], x[10:], "center", "mine")
     with pytest.raises(UserError, match="Undecorated is not a definition; decorate the class with sae.definition"):
         sae.replace(Undecorated(), {"t": 1.0})
+
+
+def test_two_classes_of_one_name_in_one_sweep_are_refused(tiny):
+    one, two = (made(sae.Penalty, "cost", lambda self, out, n=n: jnp.sum(out.latents) * n) for n in (1, 2))
+    members = [sae.replace(tiny, {"penalty": one}), sae.replace(tiny, {"penalty": two})]
+    with pytest.raises(UserError, match="penalty: two classes are called Mine; rename one of them"):
+        as_sweep(Sweep(name="twice", members=members))
+
+
+def test_a_class_that_was_defined_again_is_the_one_that_reads(folder, tmp_path):
+    """As in a notebook whose cell has run twice, or after the file was edited and loaded again."""
+    edited = tmp_path / "own.py"
+    edited.write_text((folder / "own.py").read_text().replace("jnp.maximum(pre_acts -", "2 * jnp.maximum(pre_acts -"))
+    x = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
+    load_file(folder / "own.py")
+    before = sae.load(folder / "run").sae(0).encode(x)
+    shutil.copy(edited, folder / "own.py")
+    load_file(folder / "own.py")
+    np.testing.assert_allclose(sae.load(folder / "run").sae(0).encode(x), 2 * before, rtol=1e-6)
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path):
+    files = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        member = as_sweep(load_file(write(tmp_path / name))).members[0]
+        files.append(own_files(member)["penalty log"])
+    assert files == [str(tmp_path / "a/own.py"), str(tmp_path / "b/own.py")]

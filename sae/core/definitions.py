@@ -72,8 +72,10 @@ def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str
         raise UserError(f"{field}: {missing}; import it first, or name it after the folder")
     if not named:
         raise UserError(f"{field}: got {wanted!r}, {nearest(str(wanted), map(kind, known))}")
-    choice = next((choice for choice in named if file_of(choice) == file), named[-1])
-    return choice(**{f.name: flat[name] for f in fields(choice) if (name := f"{field}.{f.name}") in flat})
+    named.sort(key=lambda choice: file_of(choice) == file)  # the newest of that file, or of any, comes last
+    values = {f.name: flat[name] for f in fields(named[-1]) if (name := f"{field}.{f.name}") in flat}
+    # JSON has no tuples, and a static value must be hashable
+    return named[-1](**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def replace(value: T, changes: Mapping[str, Any]) -> T:

@@ -5,7 +5,6 @@ import signal
 from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 import jax
-from flax import struct
 
 T = TypeVar("T")
 Array: TypeAlias = jax.Array
@@ -31,7 +30,21 @@ def definition(cls: type[T]) -> type[T]:
     Fields made with `leaf` may differ between members of one compiled program; fields made with
     `static` fix shapes or code, so members that differ there train in different programs.
     """
-    return struct.dataclass(cls, kw_only=True)  # ty: ignore[invalid-explicit-return]
+    made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    is_leaf = {field.name: field.metadata.get("pytree_node", True) for field in dataclasses.fields(made)}
+    leaves = [name for name, is_one in is_leaf.items() if is_one]
+    statics = [name for name, is_one in is_leaf.items() if not is_one]
+    values = lambda value, names: tuple(getattr(value, name) for name in names)
+    keys = [jax.tree_util.GetAttrKey(name) for name in leaves]
+    # not jax.tree_util.register_dataclass: tree structures of two such classes can be equal (jax 0.10), so that one
+    # class would run the compiled program of another
+    jax.tree_util.register_pytree_with_keys(
+        made,
+        lambda value: (tuple(zip(keys, values(value, leaves), strict=True)), values(value, statics)),
+        lambda aux, children: made(**dict(zip(statics, aux, strict=True)), **dict(zip(leaves, children, strict=True))),
+        lambda value: (values(value, leaves), values(value, statics)),
+    )
+    return made
 
 
 def leaf(

@@ -88,18 +88,20 @@ class Checkpoints:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 arrays, meta = self._read(step)
-                if missing := sorted(leaves.keys() - arrays.keys()):
-                    raise ValueError(f"it lacks {missing[0]}, perhaps as another version wrote it")
-                for name, leaf in leaves.items():
-                    if (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype):
-                        raise ValueError(f"{name} has shape {arrays[name].shape}, not {leaf.shape}")
-                state = [arrays[name] for name in leaves]
                 columns = [arrays[f"history.{i:03d}"] for i in range(len(meta["history"]))]
             except Exception as error:  # Orbax, JSON, zstd and the file system each have their own
                 reason = " ".join(str(error).split())[:200]
                 self._say(f"checkpoint {self.folder / str(step)} is damaged and is passed over: {reason}")
                 manager.delete(step)
                 continue
+            described = lambda tree: {name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()}
+            kept = {name: array for name, array in arrays.items() if name.startswith("state.")}
+            if other := sorted(described(kept).items() ^ described(leaves).items(), key=str):
+                self._say(
+                    f"checkpoint {self.folder / str(step)} is of another version: {other[0][0]} differs; passed over"
+                )
+                continue
+            state = [arrays[name] for name in leaves]
             numbers = [dict(zip(meta["history"], row, strict=True)) for row in zip(*columns, strict=True)]
             history = list(zip(meta["steps"], numbers, strict=True))
             return step, state, history

@@ -6,16 +6,11 @@ from sae.core.types import UserError
 from sae.engine import cohort as cohorts
 from sae.engine.cohort import Cohort
 from sae.engine.cost import work
-from sae.engine.rehearsal import rehearse
 from sae.study.sweep import Sweep
 
 
 def make(sweep: Sweep, shards: int = 1) -> list[Cohort]:
-    """The cohorts of a sweep, divided into at least as many as there are shards, where it has the members.
-
-    Raises UserError for a class of the user's own that does not keep the contract.
-    """
-    rehearse(sweep.members)
+    """The cohorts of a sweep, divided into at least as many as there are shards, where it has the members."""
     plan = cohorts.plan(sweep.members)
     while len(plan) < shards and max(len(cohort.members) for cohort in plan) > 1:
         largest = max((i for i, cohort in enumerate(plan) if len(cohort.members) > 1), key=lambda i: work(plan[i]))

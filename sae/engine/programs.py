@@ -56,12 +56,12 @@ def over_members(function: Callable[[Any], Any], members: Any, placement: Placem
     """Apply a function of one member to trees with a leading member axis: on every device to its own, in lanes."""
     # one at a time needs no vmap: a batched matrix product of one is slower than a matrix product
     lanes = placement.lanes if placement.lanes > 1 else None
-    here = lambda members: jax.lax.map(function, members, batch_size=lanes)
+    on_device = lambda members: jax.lax.map(function, members, batch_size=lanes)
     if placement.mesh is None:
-        return here(members)
+        return on_device(members)
     # the compiler sees one device's members, so it cannot move any; only the latents' axis is its to divide
     spread = jax.shard_map(
-        here, mesh=placement.mesh, in_specs=P("member"), out_specs=P("member"), axis_names={"member"}
+        on_device, mesh=placement.mesh, in_specs=P("member"), out_specs=P("member"), axis_names={"member"}
     )
     return placement.laid(spread(members))
 

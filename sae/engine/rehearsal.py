@@ -9,43 +9,45 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sae import train
 from sae.core import model
 from sae.core.definitions import is_own
+from sae.core.metrics import METRICS
 from sae.core.model import Pass, Sae
 from sae.core.types import Array, UserError
+from sae.data.source import Examples, Source
+from sae.engine.cohort import Cohort
 from sae.experiment import Experiment, method
 from sae.methods import contract
 
-D_IN, BATCH = 8, 4
+BATCH = 4
 Check = Callable[[Any], str | None]  # a result -> what is wrong with it
 
 
-def rehearse(members: Iterable[Experiment]) -> None:
-    """Try the method of every kind of member that has a class of the user's own. Raises UserError."""
-    seen = set()
-    for member in members:
-        kinds = tuple(type(choice) for choice in method(member).values())
-        if any(map(is_own, kinds)) and (kinds, member.d_sae) not in seen:
-            seen.add((kinds, member.d_sae))
-            jax.eval_shape(_method, member)
+def rehearse(plan: Sequence[Cohort], data: Mapping[Source, Examples]) -> None:
+    """Try the method of every cohort that has a class of the user's own. Raises UserError."""
+    for cohort in plan:
+        if any(is_own(type(choice)) for choice in method(cohort.example).values()):
+            d_in = data[cohort.example.data].d_in
+            jax.eval_shape(functools.partial(_method, d_in=d_in), cohort.example)
 
 
-def _method(e: Experiment) -> None:
-    d_sae, x = e.d_sae, jnp.zeros((D_IN, BATCH))
+def _method(e: Experiment, d_in: int) -> None:
+    d_sae, x = e.d_sae, jnp.zeros((d_in, BATCH))
     latents, scalar = _shape("[d_sae, batch]", (d_sae, BATCH)), _shape("[]", ())
     key, step, dead = jax.random.key(0), jnp.int32(0), jnp.zeros(d_sae, bool)
 
     own = _call(e, "activation", "init", d_sae, check=_own(d_sae))
-    W, zeros = jnp.zeros((d_sae, D_IN)), jnp.zeros(d_sae)
-    sae = Sae(W, zeros, W, jnp.zeros(D_IN), e.activation, e.apply_b_dec_to_input, e.precision, own)
+    W, zeros = jnp.zeros((d_sae, d_in)), jnp.zeros(d_sae)
+    sae = Sae(W, zeros, W, jnp.zeros(d_in), e.activation, e.apply_b_dec_to_input, e.precision, own)
     alone, z = model.using(sae, None), model.pre_acts(sae, x)
     f = _call(e, "activation", "__call__", sae, z, check=latents)
     charged = _call(e, "activation", "training", sae, z, check=_pair(latents, latents))[1]
@@ -62,7 +64,7 @@ def _method(e: Experiment) -> None:
     state = _call(e, "control", "init")
     _call(e, "control", "factor", state, check=scalar)
     _call(e, "control", "settle", state, out, check=_like(state))
-    _call(e, "control", "numbers", state, check=lambda got: None if isinstance(got, dict) else "a dict of numbers")
+    _call(e, "control", "numbers", state, check=_numbers)
     _call(e, "constraint", "gradient", alone, alone, check=_like(alone))
     _call(e, "constraint", "project", alone, check=_like(alone))
     state = _call(e, "average", "init", alone)
@@ -153,10 +155,18 @@ def _pair(*checks: Check) -> Check:
     return check
 
 
+def _numbers(got: Any) -> str | None:
+    if not isinstance(got, dict) or any(jnp.shape(value) != () for value in got.values()):
+        return "a dict of numbers [] by name"
+    taken = sorted(got.keys() & {*METRICS, "diverged"})
+    return f"names that no metric has, such as my_{taken[0]}" if taken else None
+
+
 def _own(d_sae: int) -> Check:
     def check(got: Any) -> str | None:
         named = isinstance(got, dict) and all(isinstance(name, str) and name.isidentifier() for name in got)
-        sound = named and all(jnp.shape(value)[:1] in ((), (d_sae,)) for value in got.values())
+        arrays = named and all(isinstance(value, Array | np.ndarray) for value in got.values())
+        sound = arrays and all(jnp.shape(value)[:1] in ((), (d_sae,)) for value in got.values())
         return None if sound else f"a dict of arrays [d_sae, ...] or [] by name, d_sae = {d_sae}"
 
     return check
@@ -183,5 +193,5 @@ def _describe(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_describe, value))})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_describe(of)}" for name, of in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {_describe(inner)}" for name, inner in value.items()) + "}"
     return type(value).__name__ if isinstance(value, Sae) or not isinstance(value, int | float | None) else repr(value)

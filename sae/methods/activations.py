@@ -1,6 +1,6 @@
 """Activations: pre-activations to latents. Feature-major: axis 0 is the latents, axis 1 the batch."""
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class BatchTopK(Activation):
         smallest = jnp.min(jnp.where(contribution > 0, contribution, jnp.inf))
         before = out.sae.own["threshold"][...]
         after = self.decay * before + (1 - self.decay) * smallest
-        return {"threshold": jnp.where(jnp.isfinite(smallest), after, before)}
+        return {**own, "threshold": jnp.where(jnp.isfinite(smallest), after, before)}
 
     def check(self, experiment: Any) -> str | None:
         """k is at most d_sae."""
@@ -102,8 +102,6 @@ class JumpRelu(Activation):
     (`bandwidth`): -1/ε where |z - θ| < ε/2, so the derivative of a latent by θ is -θ/ε there. Use it with the penalty
     `L0`. The defaults are those of SAELens; the paper has ε = .001, for inputs of unit mean square.
     """
-
-    has_active_gradient: ClassVar[bool] = True
 
     threshold: float = leaf(0.01, min=0)
     """Threshold of every latent at the start."""
@@ -127,7 +125,7 @@ class JumpRelu(Activation):
 
     def settle(self, own: dict[str, Array], out: Pass) -> dict[str, Array]:
         """Thresholds stay at 0 or above."""
-        return {"threshold": jnp.maximum(own["threshold"], 0.0)}
+        return {**own, "threshold": jnp.maximum(own["threshold"], 0.0)}
 
 
 @definition

@@ -39,10 +39,10 @@ class AuxK(Auxiliary):
 
     def cost(self, out: Pass) -> Array:
         """The cost, []; 0 where no latent is dead."""
-        k = min(self.k or max(1, out.y.shape[0] // 2), out.dead.shape[0])
+        k = self.k or max(1, out.y.shape[0] // 2)
         dead, n_dead = out.dead[:, None], jnp.sum(out.dead)
         error = jax.lax.stop_gradient(out.y - out.x_hat)
-        chosen = k_largest(jnp.where(dead, out.pre_acts, -jnp.inf), k) & dead
+        chosen = k_largest(jnp.where(dead, out.pre_acts, -jnp.inf), min(k, out.dead.shape[0])) & dead
         values = relu(out.pre_acts) if self.form == "openai" else out.pre_acts
         rest = error - matmul(out.sae.W_dec[...].T, jnp.where(chosen, values, 0.0), out.sae.precision)
         squared = jnp.sum(rest**2)

@@ -11,7 +11,7 @@ Everything is written for one member and feature-major (see `core/model.py`). Te
 initial state, and `settle` gives the state after an update.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -27,9 +27,6 @@ State = dict[str, Array]  # numbers by name
 class Activation(Choice):
     """Pre-activations to latents."""
 
-    has_active_gradient: ClassVar[bool] = False
-    """Whether `active` has a gradient, which a penalty on the number of active latents needs."""
-
     def init(self, d_sae: int) -> dict[str, Array]:
         """The parameters that it brings, [d_sae, ...] or [], by name: `sae.own` at step 0 and of a revived latent."""
         return {}
@@ -44,7 +41,7 @@ class Activation(Choice):
         return latents, latents
 
     def active(self, sae: Sae, pre_acts: Array) -> Array:
-        """1 where a latent is active, else 0, [d_sae, batch]."""
+        """1 where a latent is active, else 0, [d_sae, batch]. This one has no gradient; `L0` needs one that has."""
         return jnp.where(self(sae, pre_acts) != 0, 1.0, 0.0)
 
     def cost(self, out: Pass) -> Array | float:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from sae.core.model import Pass
 from sae.core.types import Array, definition, leaf, static
-from sae.methods.contract import Penalty
+from sae.methods.contract import Activation, Penalty
 from sae.methods.schedules import anneal
 
 
@@ -39,16 +39,16 @@ class ElasticNet(Penalty):
 class Lp(Penalty):
     """`weight * mean_b sum_i f_bi^p`: the smaller p, the closer to a count of the active latents.
 
-    p falls in a straight line from `p_start` to `p`, from the share `anneal_from` of training to its end. This is
-    "p-annealing", Karvonen et al. 2024, arXiv 2408.00113. Latents up to `floor` cost nothing, as f^p has no bounded
-    derivative at 0.
+    p falls in a straight line from `p_start` to `p`, from the share `anneal_from` of training to its end, after
+    Karvonen et al. 2024, arXiv 2408.00113; they also rescale the coefficient as p falls, which is not done here. Latents
+    up to `floor` cost nothing, as f^p has no bounded derivative at 0.
     """
 
     weight: float = leaf(0.1, min=0, arm=True)
     """Coefficient."""
-    p: float = leaf(0.5, min=0, max=2)
+    p: float = leaf(0.5, min=0.01, max=2)
     """Exponent at the end of training."""
-    p_start: float = leaf(1.0, min=0, max=2)
+    p_start: float = leaf(1.0, min=0.01, max=2)
     """Exponent at the start."""
     anneal_from: float = leaf(0.0, min=0, max=1)
     """Share of training after which p begins to fall."""
@@ -92,10 +92,10 @@ class L0(Penalty):
 
     def check(self, experiment: Any) -> str | None:
         """The activation has a gradient of the count."""
-        activation = experiment.activation
-        if activation.has_active_gradient:
+        cls = type(experiment.activation)
+        if cls.active is not Activation.active:
             return None
-        return f"L0 has no gradient with {type(activation).__name__}, allowed: an activation that has, such as JumpRelu"
+        return f"L0 has no gradient with {cls.__name__}, allowed: an activation that has, such as JumpRelu"
 
 
 def charged(out: Pass, weighted: bool) -> Array:

@@ -10,6 +10,7 @@ from sae.engine import cost, runtime
 from sae.engine import plan as plans
 from sae.engine.lanes import expected as expected_lanes
 from sae.engine.loading import load_data
+from sae.engine.rehearsal import rehearse
 from sae.study.sweep import Sweep, varying
 
 
@@ -17,6 +18,7 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, piec
     """Print members, cohorts and why they split, parameters, FLOPs, expected memory. Loads the data for its width."""
     plan, axes = plans.make(sweep, pieces), varying(sweep.members)
     data = load_data(plan)
+    rehearse(plan, data)
     whole, plan = len(plan), cost.fit(plan, data)
     split = cohorts.splits(plan)
     say = lambda line: console.print(line, highlight=False, soft_wrap=True)

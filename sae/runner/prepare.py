@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from sae.engine import cost
 from sae.engine import plan as plans
 from sae.engine.loading import load_data
+from sae.engine.rehearsal import rehearse
 from sae.report.notebook import Results
 from sae.runner.options import RunOptions
 from sae.store import folder as folders
@@ -26,6 +27,7 @@ def prepare(
         return Results(folder)
     plan = plans.make(sweep, options.least_cohorts)
     data = load_data(plan)  # before anything is written, so that bad data leaves no folder
+    rehearse(plan, data)
     plan = cost.fit(plan, data)
     if options.fresh and (aside := folders.move_aside(folder)):
         say(f"moved the older run aside: {aside}")

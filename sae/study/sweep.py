@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sae.core.definitions import flatten, replace
+from sae.core.definitions import flatten, kind, replace
 from sae.core.types import UserError
-from sae.experiment import Experiment, validate
+from sae.experiment import Experiment, method, validate
 from sae.study import figures as figure_definitions
 from sae.study import measures as measure_definitions
 from sae.study.answers import Answer
@@ -73,6 +73,12 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
     if not isinstance(value.name, str) or not re.fullmatch(r"\w[\w .,=+-]{0,100}", value.name):
         raise UserError(f"name: got {value.name!r}, allowed: letters, digits, '_', '-', '.', as it names a folder")
     value = dataclasses.replace(value, members=[validate(member) for member in value.members])
+    classes: dict[str, type] = {}
+    for member in value.members:
+        for field, choice in {"data": member.data, **method(member)}.items():
+            if classes.setdefault(f"{field} {kind(choice)}", type(choice)) is not type(choice):
+                name = type(choice).__name__
+                raise UserError(f"sweep {value.name!r}: {field}: two classes are called {name}; rename one of them")
     names = dict.fromkeys(name for member in value.members for name in flatten(member))
     for measure in value.measures:
         measure_definitions.check(measure, f"sweep {value.name!r}: measures")
