@@ -40,8 +40,8 @@ class Lp(Penalty):
     """`weight * mean_b sum_i f_bi^p`: the smaller p, the closer to a count of the active latents.
 
     p falls in a straight line from `p_start` to `p`, from the share `anneal_from` of training to its end, after
-    Karvonen et al. 2024, arXiv 2408.00113; they also rescale the coefficient as p falls, which is not done here. Latents
-    up to `floor` cost nothing, as f^p has no bounded derivative at 0.
+    Karvonen et al. 2024, arXiv 2408.00113; they also rescale the coefficient as p falls, which is not done here.
+    Latents up to `floor` cost nothing, as f^p has no bounded derivative at 0.
     """
 
     weight: float = leaf(0.1, min=0, arm=True)

@@ -57,9 +57,9 @@ def _execute(path: Path) -> ModuleType:
         sys.path[:] = [str(folder), *(other for other in sys.path if other != str(folder))]
     for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:
         del sys.modules[name]  # imported for an earlier file, perhaps from another checkout
-    spec = importlib.util.spec_from_file_location(
-        f"definition_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}", path
-    )
+    # two files of one name in two folders are two modules
+    name = f"definition_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: got a file of another kind, allowed: a Python file, {path.stem}.py")
     module = importlib.util.module_from_spec(spec)
