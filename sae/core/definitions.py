@@ -200,7 +200,8 @@ def _wrong_type(got: Any, hint: Any) -> str | None:
         wanted = f"{type(got).__name__} decorated with sae.definition"
     else:
         wanted = f"a class of your own made with sae.definition and derived from sae.{hint.__name__}"
-    return f"{', '.join(choice.__name__ for choice in choices(hint))}, or {wanted}"
+    ours = [choice.__name__ for choice in choices(hint) if not is_own(choice)]
+    return f"{', '.join(ours)}, or {wanted}"
 
 
 def describe(hint: Any) -> str:
