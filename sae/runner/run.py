@@ -18,6 +18,7 @@ from sae.engine.cohort import Cohort
 from sae.engine.lanes import choose
 from sae.engine.loading import load_data
 from sae.engine.placement import Placement, parse_mesh
+from sae.engine.records import Sink
 from sae.engine.runtime import keep_compiled_programs
 from sae.experiment import Experiment
 from sae.report.notebook import Results
@@ -26,7 +27,7 @@ from sae.runner.finish import finish
 from sae.runner.options import RunOptions
 from sae.runner.prepare import damaged, prepare
 from sae.runner.signals import first_caught
-from sae.runner.training import Sink, Work, run_cohort
+from sae.runner.training import Work, run_cohort
 from sae.store import folder as folders
 from sae.store import storage
 from sae.store.storage import CohortFiles

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +17,10 @@ from sae.engine.cohort import Cohort
 from sae.engine.loop import compile_block, evaluate, train_cohort
 from sae.engine.placement import Placement, fetch
 from sae.engine.programs import CohortState
-from sae.engine.records import Outcome, Record, Start
-from sae.report.terminal import Terminal
+from sae.engine.records import Outcome, Record, Sink, Start
 from sae.runner.options import RunOptions
 from sae.store.storage import CohortFiles
 from sae.store.tables import Tables
-from sae.wandb.sink import Wandb
-
-Sink: TypeAlias = Terminal | Tables | Wandb
 
 B_DEC_SAMPLE = 8_192  # training examples that set b_dec at the start
 
