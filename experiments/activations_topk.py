@@ -1,7 +1,8 @@
 """Which directions does TopK find in activations of your own, given as rows in files?
 
 The files are .npy, .npz or .safetensors, or a folder of .npy shards; they may be larger than memory. Give their place
-with `--data.path`. Rows are scaled to unit mean norm, so that a learning rate suits activations of any scale.
+with `--data.path`. Every dimension is standardized, so that a few of large variance do not decide what is learned, and
+rows of more than ten times the median norm (attention sinks) are left out.
 
     sae run experiments/activations_topk.py --data.path layer8.npy
     sae run experiments/activations_topk.py --data.path shards/ --activation.k 64 --d-sae 16384
@@ -11,7 +12,7 @@ from sae import Adam, Arrays, Experiment, Resample, TopK, UnitNorm
 
 experiment = Experiment(
     name="activations_topk",
-    data=Arrays(path="activations.npy", normalize="unit-mean-norm"),
+    data=Arrays(path="activations.npy", normalize="standardize", max_norm=10.0),
     d_sae=4_096,
     activation=TopK(k=32),
     constraint=UnitNorm(),

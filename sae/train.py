@@ -87,7 +87,7 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
 
     active = jnp.max(jnp.abs(out.latents), axis=1) > 0  # on any example
     silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1])
-    healthy = _all_finite(updated) & jnp.isfinite(sums.squared_error) & ~state.diverged
+    healthy = _all_finite(updated) & jnp.isfinite(jnp.sum(sums.squared_error)) & ~state.diverged
     # a gradient that is not finite spoils the parameters too; the moments of a member that has diverged are never read
     kept = jax.tree.map(
         lambda new, old: jnp.where(healthy, new, old),

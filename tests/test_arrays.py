@@ -230,7 +230,8 @@ def test_load_needs_less_memory_than_the_data(tmp_path):
     del array
     body = """
     rows = Arrays(path=path).load()
-    print(len(rows.train), rows.held_out[-1][0], rows.mean.max(), round(float(rows.shift[0] * len(rows.train)), 3))
+    first = rows.normalization.shift[0]
+    print(len(rows.train), rows.held_out[-1][0], rows.mean.max(), round(float(first * len(rows.train)), 3))
     """
     assert limited(body, str(tmp_path / "x.npy"), 384 * 2**20) == "58982 2.0 0.0 1.0\n"
 
@@ -249,8 +250,8 @@ def test_more_shards_than_file_descriptors(tmp_path):
 def test_loading_twice_is_the_same(tmp_path):
     path = write_shards(tmp_path / "s", [values(), values() + 1])
     a, b = Arrays(path=path).load(), Arrays(path=path).load()
-    for name in ("shift", "scale", "mean"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    for one, other in ((a.normalization.shift, b.normalization.shift), (a.mean, b.mean)):
+        np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(a.train[:], b.train[:])
 
 

@@ -77,8 +77,7 @@ def test_a_run_answers_and_says_where_results_are(tiny_file, capsys):
     assert list(results.history["step"]) == [20, 40, 60]
     assert list(results.history["examples"]) == [20 * 64, 40 * 64, 60 * 64]
     one = results.sae(0)
-    data = sae.Digits().load()
-    x = data.examples(data.held_out)
+    x = results.data(0).held_out  # raw rows
     assert one.encode(x).shape == (397, 48) and one(x).shape == x.shape
     l0 = float((one.encode(x) != 0).sum(1).mean())
     assert row["eval/l0"] == pytest.approx(l0, rel=1e-5)
@@ -343,7 +342,7 @@ def test_every_member_of_a_sweep_can_be_loaded_and_is_itself(tiny_file, capsys):
     sae_run(capsys, "sweep.py", "--wandb", "off")
     results = sae.load("runs/tiny_sweep")
     data = sae.Digits().load()
-    x = data.examples(data.held_out)
+    x = data.held_out
     for member, l0 in zip(results.members.member, results.members["eval/l0"], strict=True):
         assert float((results.sae(member).encode(x) != 0).sum(1).mean()) == pytest.approx(l0, rel=1e-5)
     assert results.members["eval/l0"].nunique() == 6

@@ -82,7 +82,7 @@ def test_examples_are_normalised_and_held_out_ones_all_come_once():
     data = Digits(normalize="unit-mean-norm").load()
     feed = Feed(data, 0, 100, 100)
     x = np.concatenate([np.asarray(x.T) for x in feed.held_out()])
-    np.testing.assert_allclose(x, data.held_out * data.scale, rtol=1e-6)
+    np.testing.assert_allclose(x, data.held_out * data.normalization.scale, rtol=1e-6)
     assert np.linalg.norm(data.examples(data.train), axis=1).mean() == pytest.approx(1, rel=1e-5)
     some = [x.shape[1] for x in feed.held_out(250)]
     assert some == [250]

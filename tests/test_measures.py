@@ -20,6 +20,7 @@ from sae.analysis.denoising import Denoising
 from sae.analysis.one_latent import OneLatent
 from sae.analysis.small_latents import SmallLatents, small_latents
 from sae.cli.main import main as cli
+from sae.core.model import on_examples
 from sae.core.types import Interrupted
 from sae.report import build
 from sae.store import storage
@@ -58,7 +59,7 @@ def test_the_members_table_gains_the_columns_of_each_member(results):
     x = Digits().load()
     x = jnp.asarray(x.examples(x.held_out)[:100])
     for row in members.to_dict("records"):
-        one = copying.copying(results.sae(row["member"]), x, jax.random.key(0))
+        one = copying.copying(on_examples(results.sae(row["member"])), x, jax.random.key(0))
         for name in ("fvu_permuted", "degrees_of_freedom", "copy_index"):
             np.testing.assert_allclose(row[f"analysis/{name}"], one[name], rtol=1e-5)
     pd.testing.assert_frame_equal(sae.load(results.folder).members, members)
@@ -159,7 +160,7 @@ def test_small_latents_of_each_member(results):
     rows = Digits().load()
     x = jnp.asarray(rows.examples(rows.held_out)[:50])
     for member, row in table.iterrows():
-        found = small_latents(results.sae(member), x)
+        found = small_latents(on_examples(results.sae(member)), x)
         np.testing.assert_allclose(row["analysis/small_latents"], np.mean(found["count"]), rtol=1e-6)
         np.testing.assert_allclose(row["analysis/small_share"], found["share"], rtol=1e-6)
 
@@ -170,7 +171,7 @@ def test_one_latent_of_each_member_beside_its_controls(results):
     source = Digits()
     rows, labels = source.load(), source.labels()[1]
     x, train = rows.examples(rows.held_out), rows.examples(rows.train)
-    found = one_latent.one_latent(results.sae(1), x, jnp.asarray(labels), train, jax.random.key(0))
+    found = one_latent.one_latent(on_examples(results.sae(1)), x, jnp.asarray(labels), train, jax.random.key(0))
     row = table.loc[1]
     for name, of in (("tau_1", "tau_1"), ("one_latent_share", "share"), ("purity", "purity"), ("winners", "winners")):
         np.testing.assert_allclose(row[f"analysis/{name}"], found[of], rtol=1e-5)
@@ -196,7 +197,7 @@ def test_denoising_of_each_member_beside_its_controls(results):
     x, scale = jnp.asarray(rows.examples(rows.held_out)[100:200]), denoising.scale_of(rows.examples(rows.train))
     key = jax.random.split(jax.random.fold_in(jax.random.key(0), 2))[1]  # the third corruption, the test half
     seen, _ = denoising.Gaussian(sigma=0.3)(key, x, scale, (8, 8))
-    gains = [float(denoising.mean_delta_psnr(results.sae(member), seen, x)) for member in table.index]
+    gains = [float(denoising.mean_delta_psnr(on_examples(results.sae(member)), seen, x)) for member in table.index]
     np.testing.assert_allclose(table["analysis/gain_gaussian_0.3"], gains, atol=1e-4)
     from sae.analysis import controls
 
@@ -217,10 +218,12 @@ def test_denoising_chooses_on_one_half_of_the_images_and_reports_the_other(resul
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
         for key, half, suffix in ((keys[0], x[:100], "_validation"), (keys[1], x[100:], "")):
             seen, mask = corruption(key, half, scale, (8, 8))
-            gains = [float(denoising.mean_delta_psnr(results.sae(member), seen, half)) for member in table.index]
+            gains = [
+                float(denoising.mean_delta_psnr(on_examples(results.sae(member)), seen, half)) for member in table.index
+            ]
             np.testing.assert_allclose(table[f"analysis/gain_{name}{suffix}"], gains, atol=1e-4)
         if name in denoising.LOCAL:
-            off = np.abs(np.asarray(seen - results.sae(2)(seen)))
+            off = np.abs(np.asarray(seen - on_examples(results.sae(2))(seen)))
             by_hand = roc_auc_score(np.asarray(mask).ravel(), off.ravel())
             assert table["analysis/auroc_" + name][2] == pytest.approx(by_hand, abs=1e-6)
             off = np.abs(np.asarray(seen) - rows.examples(rows.train).mean(axis=0))

@@ -33,7 +33,7 @@ def make(d=7, f=12, n=40, seed=0, offset=3.0):
 
 
 def numbers(parts, sae, pivot):
-    s, m = metrics.Sums.zero(12), metrics.Moments.zero(7)
+    s, m = metrics.Sums.zero(7, 12), metrics.Moments.zero(7)
     for x in parts:
         out = model.forward(sae, x)
         s = jax.tree.map(jnp.add, s, metrics.sums(out.latents, out.x_hat, x))
@@ -54,6 +54,7 @@ def test_every_number_is_its_formula():
     expected = {
         "mse": (e**2).sum(1).mean(),
         "fvu": (e**2).sum() / ((x64 - x64.mean(0)) ** 2).sum(),
+        "r2_median": np.median(1 - (e**2).sum(0) / ((x64 - x64.mean(0)) ** 2).sum(0)),
         "l0": (f != 0).sum(1).mean(),
         "l0_relative": (f > 0.01 * f.max(1, keepdims=True)).sum(1).mean(),
         "n_eff": np.where(some, total**2 / np.where(some, squares, 1), 0).mean(),

@@ -330,7 +330,7 @@ def test_held_out_batches_are_never_padded(tiny, tmp_path, quiet):
     member = results.members.iloc[0]
     assert member["eval/l0"] == pytest.approx(4.0, abs=1e-6)
     data = one.data.load()
-    x = data.examples(data.held_out)
+    x = data.held_out
     error = float(np.sum((results.sae(0)(x) - x) ** 2) / np.sum((x - x.mean(0)) ** 2))
     assert member["eval/fvu"] == pytest.approx(error, rel=1e-4)
 

@@ -63,9 +63,17 @@ def test_factors_are_rounded_and_sums_are_not():
     assert np.abs(got - np.asarray(a, np.float64) @ np.asarray(b, np.float64)).max() > 0.02
 
 
+@sae.definition
+class Softplus:
+    """log(1 + e^z): no latent switches on or off by rounding."""
+
+    def __call__(self, pre_acts):
+        return jax.nn.softplus(pre_acts)
+
+
 def test_the_gradient_is_that_of_float32_to_the_accuracy_of_bfloat16(tiny):
     gradients = []
-    for experiment in at_both(tiny):
+    for experiment in at_both(sae.replace(tiny, {"activation": Softplus()})):
         one = train.init(experiment, X).sae
         gradients.append(jax.grad(lambda s, e=experiment: train.loss(s, e, jnp.int32(100), X)[0])(one))
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
@@ -101,9 +109,43 @@ def test_the_frontier_on_digits_is_that_of_float32(both):
 def test_an_autoencoder_is_read_back_at_its_own_precision(both):
     one = both.sae(4)
     assert (both.sae(0).precision, one.precision) == ("float32", "bfloat16")
+    one = model.on_examples(one)
     np.testing.assert_allclose(one(X.T), model.forward(one, X).x_hat.T, atol=1e-5)
     older = sae.load(both.folder)
     for flat in older.definition["members"]:
         del flat["precision"]  # as in a folder from before there was a choice
     assert older.sae(4).precision == "float32"
-    assert np.abs(one(X.T) - older.sae(4)(X.T)).max() > 1e-3
+    assert np.abs(one(X.T) - model.on_examples(older.sae(4))(X.T)).max() > 1e-3
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_data_far_from_zero_are_not_rounded_away(apply_b_dec_to_input):
+    """Rounding rows of |mean| / std = 350 to bfloat16 would leave nothing of their deviations."""
+    rng = np.random.default_rng(0)
+    W = model.unit_rows(jnp.asarray(rng.normal(size=(48, 64)), jnp.float32))
+    x = jnp.asarray(350 * rng.choice([-1, 1], 64)[:, None] + rng.normal(size=(64, 200)), jnp.float32)
+    z = []
+    for precision in ("float32", "bfloat16"):
+        one = sae.Sae(W, jnp.zeros(48), W, x.mean(1), sae.Relu(), apply_b_dec_to_input, precision)
+        z.append(np.asarray(model.pre_acts(one, x), np.float64))
+    assert np.abs(z[1] - z[0]).max() < 0.02
+
+
+def test_a_run_on_uncentred_data_reaches_the_fvu_of_float32(tmp_path):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(64, 32)) / math.sqrt(32)
+    rows = (rng.random((4_000, 64)) < 4 / 64) * rng.exponential(size=(4_000, 64)) @ features
+    np.save(tmp_path / "x.npy", (rows + 180 * rng.choice([-1, 1], 32)).astype(np.float32))
+    base = sae.Experiment(
+        name="uncentred",
+        data=sae.Arrays(path=str(tmp_path / "x.npy"), normalize="none"),
+        d_sae=64,
+        penalty=sae.ElasticNet(l1=0.1),
+        optimizer=sae.Adam(lr=3e-3),
+        b_dec_init="mean",
+        batch_size=256,
+        n_steps=300,
+    )
+    sweep = Sweep(name="uncentred", members=at_both(base))
+    fvu = sae.run(sweep, out=tmp_path / "run", wandb="off").members["eval/fvu"].to_numpy()
+    assert fvu[0] < 0.1 and fvu[1] == pytest.approx(fvu[0], rel=0.02)

@@ -17,6 +17,7 @@ from PIL import Image
 import sae
 from sae import AtMatched, Digits, Sweep, UserError, grid, replace
 from sae.cli import main as cli
+from sae.core.model import on_examples
 from sae.report import captions, data, dictionaries, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
 from sae.runner import run as runner
@@ -134,7 +135,7 @@ def test_dictionaries_show_the_examples_that_activate_each_latent_most(results):
     members = results.members.assign(number=results.members["member"])
     row = dictionaries.choose(members, Dictionaries(along=("penalty.l1", "penalty.l2"), near=0.3))[1]
     shown = dictionaries.look(results, members, [row], Dictionaries(latents=32))[0]
-    one, held_out = results.sae(row), Digits().load()
+    one, held_out = on_examples(results.sae(row)), Digits().load()
     x = held_out.examples(held_out.held_out)
     latents = np.asarray(one.encode(x))
     k = int(np.argmax(shown.rates))
@@ -144,7 +145,7 @@ def test_dictionaries_show_the_examples_that_activate_each_latent_most(results):
     np.testing.assert_allclose(shown.rates, np.mean(latents[:, shown.latents] != 0, axis=0), atol=1e-6)
     at = int(shown.strongest[k, 0])
     np.testing.assert_allclose(shown.inputs[at], held_out.held_out[at], atol=1e-6)
-    np.testing.assert_allclose(shown.outputs[at], np.asarray(one(x[at])) + held_out.shift, atol=1e-4)
+    np.testing.assert_allclose(shown.outputs[at], np.asarray(one(x[at])) + held_out.normalization.shift, atol=1e-4)
     assert shown.image_shape == (8, 8)
 
 
@@ -394,7 +395,7 @@ def large(results, folder, n=500, points=200):
     members = grid(base, {"penalty.l1": np.geomspace(1e-3, 10, n // 10), "seed": range(10)})
     files = storage.CohortFiles(folder, 0)
     folder.mkdir()
-    folders.describe(folder, Sweep(name="large", members=members), [range(n)], "How large?", [])
+    folders.describe(folder, Sweep(name="large", members=members), [range(n)], [], "How large?", [])
     rng, strength = np.random.default_rng(0), np.array([member.penalty.l1 for member in members])
     noise = lambda: rng.uniform(0.9, 1.1, n)
     table = results.members[results.members["d_sae"] == 32].iloc[[0] * n].reset_index(drop=True)
@@ -406,7 +407,7 @@ def large(results, folder, n=500, points=200):
     files.mark(status="running", step=points, members=list(range(n)), seconds=1.0)
     files.write_history(pd.DataFrame(past))
     saes = sae.engine.cohort.stack([results.sae(0)] * n)
-    files.write_weights(range(n), saes, rng.random((n, 32)) ** 4)
+    files.write_weights(range(n), saes, rng.random((n, 32)) ** 4, None)
     files.finish(table)
     return sae.load(folder)
 

@@ -12,6 +12,6 @@
 `controls` has PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them.
 `members` puts a question to many autoencoders at once, `ask` to all members of a run.
 
-Functions take one autoencoder (`sae.load(DIR).sae(i)`) and examples as rows [n, d_in]; `members.each` maps a function
-over stacked autoencoders.
+Functions take one autoencoder (`sae.load(DIR).sae(i)`) and raw rows [n, d_in]; `members.each` maps a function over
+stacked autoencoders. The measures of a sweep give them `model.on_examples(sae)` and normalized examples instead.
 """

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sae.analysis.members import stack
-from sae.core.model import Sae
+from sae.core.model import Sae, on_examples
 from sae.core.types import Array, UserError
 from sae.data.feed import Feed
 from sae.data.source import Examples, Source
@@ -23,13 +23,13 @@ Ask = Callable[[Sae, "Data", pd.DataFrame], Mapping[str, Array]]
 class Data:
     """The data that a cohort was trained on, loaded once: the definition `source`, its `rows`, examples as arrays."""
 
-    def __init__(self, source: Source, data_seed: int) -> None:
-        self.source, self.data_seed = source, data_seed
+    def __init__(self, source: Source, data_seed: int, load: Callable[[], Examples]) -> None:
+        self.source, self.data_seed, self._load = source, data_seed, load
 
     @functools.cached_property
     def rows(self) -> Examples:
-        """As `source.load()` gives it."""
-        return self.source.load()
+        """As `source.load()` gives it. Raises UserError where the data are others than those of the run."""
+        return self._load()
 
     @functools.cached_property
     def train(self) -> np.ndarray:
@@ -46,8 +46,9 @@ class Data:
 def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
     """Put a question to each cohort of a run -> a table with a row per finished member, indexed by its number.
 
-    ask(stacked autoencoders, their data, their rows of the members table) -> {column: values [member]}. Members that
-    diverged are left out. Raises UserError if all diverged, or if data or weights cannot be read.
+    ask(stacked autoencoders, their data, their rows of the members table) -> {column: values [member]}. The
+    autoencoders take normalized examples, as `Data` has them. Members that diverged are left out. Raises UserError if
+    all diverged, or if data or weights cannot be read.
     """
     members = results.members
     sound = members[members["status"] == "finished"]
@@ -58,8 +59,8 @@ def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
     for _, rows in sound.groupby("cohort"):
         numbers = [int(member) for member in rows["member"]]
         key = results.source(numbers[0]), results.definition["members"][numbers[0]]["data_seed"]
-        data = known.setdefault(key, Data(*key))
-        found = ask(stack([results.sae(member) for member in numbers]), data, rows)
+        data = known.setdefault(key, Data(*key, functools.partial(results.data, numbers[0])))
+        found = ask(stack([on_examples(results.sae(member)) for member in numbers]), data, rows)
         columns = {name: np.asarray(jax.device_get(value)) for name, value in found.items()}
         parts.append(pd.DataFrame(columns, index=pd.Index(numbers, name="member")))
     return pd.concat(parts)

@@ -15,7 +15,7 @@ import pandas as pd
 from sae.analysis import controls, members
 from sae.analysis.ask import Data, by_cohort
 from sae.analysis.members import over_examples
-from sae.core.model import Sae, unit_rows
+from sae.core.model import Sae, normalized, unit_rows
 from sae.core.types import Array, Key, UserError
 from sae.store.results import Results
 
@@ -26,6 +26,7 @@ def tau_1(sae: Sae, x: Array) -> tuple[Array, Array]:
 
     0 where no latent is active, 1 where only one is.
     """
+    sae, x = normalized(sae, x)
     W = unit_rows(sae.W_dec[...])
 
     def best(rows: Array) -> tuple[Array, Array]:
@@ -44,6 +45,7 @@ def nearest_cosine(sae: Sae, train: Array) -> Array:
 
     b_dec is subtracted because two images share most of what they have in common with the mean image.
     """
+    sae, train = normalized(sae, train)
     images = unit_rows(train - sae.b_dec[...])
     best = lambda rows: jnp.max(jnp.matmul(rows, images.T, precision="highest"), axis=1)
     return over_examples(best, unit_rows(sae.W_dec[...]), at_once=64)

@@ -36,6 +36,10 @@ class Metric:
 METRICS = {
     "mse": Metric("squared error of an example, summed over d_in; mean over examples", "⟨‖x − x̂‖²⟩"),
     "fvu": Metric("fraction of variance unexplained; 0 is a perfect reconstruction", "Σ‖x − x̂‖² / Σ‖x − ⟨x⟩‖²"),
+    "r2_median": Metric(
+        "R² of an input dimension, median over dimensions; unlike fvu, a few of large variance do not decide it",
+        "medianⱼ 1 − Σ(xⱼ − x̂ⱼ)² / Σ(xⱼ − ⟨xⱼ⟩)²",
+    ),
     "l0": Metric("mean active units: latents that are not 0, per example", "⟨#{i: fᵢ ≠ 0}⟩"),
     "l0_relative": Metric("latents above 1 % of the example's largest, per example", "⟨#{i: |fᵢ| > .01 max |f|}⟩"),
     "n_eff": Metric("effective number of active units, per example", "⟨(Σ|fᵢ|)² / Σfᵢ²⟩"),
@@ -47,6 +51,7 @@ METRICS = {
     ),
     "dead_fraction": Metric("share of latents that are dead", "dead / d_sae"),
     "examples": Metric("number of held-out examples"),
+    "norm_max_ratio": Metric("largest norm of a raw row of the data, in units of the median norm of training rows"),
     "firing_rate_q10": Metric("share of examples on which a latent is active: the 10 % quantile over latents"),
     "firing_rate_q50": Metric("share of examples on which a latent is active: the median over latents"),
     "firing_rate_q90": Metric("share of examples on which a latent is active: the 90 % quantile over latents"),
@@ -59,7 +64,8 @@ METRICS = {
     "mmcs_weighted_chance": Metric("mmcs_weighted of random dictionaries of the same shape"),
     "mmcs_reverse_chance": Metric("mmcs_reverse of random dictionaries of the same shape"),
 }
-"""Every metric of an evaluated member; those named mmcs exist only where the true features are known.
+"""Every metric of an evaluated member; those named mmcs exist only where the true features are known,
+`norm_max_ratio` only where the data are rows.
 
 The only place where metrics are described: captions, tables of the report and docs/definitions.md take their words from
 here. A ratio over an example is 0 where its denominator is 0.
@@ -73,24 +79,24 @@ class Moments:
 
     n: Array  # [], their number
     total: Array  # [d_in], sum of x - pivot
-    squares: Array  # [], sum of ‖x - pivot‖²
+    squares: Array  # [d_in], sum of (x - pivot)²
 
     @classmethod
     def zero(cls, d_in: int) -> "Moments":
         """The moments of no examples."""
-        return cls(n=jnp.zeros((), jnp.int32), total=jnp.zeros(d_in), squares=jnp.zeros(()))
+        return cls(n=jnp.zeros((), jnp.int32), total=jnp.zeros(d_in), squares=jnp.zeros(d_in))
 
     def variation(self) -> Array:
-        """The variation sum_b ‖x_b - x̄‖², x̄ the window's mean. A pivot near x̄ keeps it exact in float32."""
-        return self.squares - jnp.sum(self.total**2) / jnp.maximum(self.n, 1)
+        """The variation sum_b (x_b - x̄)², [d_in], x̄ the window's mean. A pivot near x̄ keeps it exact in float32."""
+        return self.squares - self.total**2 / jnp.maximum(self.n, 1)
 
 
 @struct.dataclass
 class Sums:
-    """Sums of one member over a window of examples, all of shape [] but `fired`."""
+    """Sums of one member over a window of examples, all of shape [] but `squared_error` and `fired`."""
 
     n: Array
-    squared_error: Array
+    squared_error: Array  # [d_in]
     active: Array
     absolute: Array
     active_relative: Array
@@ -101,16 +107,17 @@ class Sums:
     fired: Array  # [d_sae], on how many examples each latent was active
 
     @classmethod
-    def zero(cls, d_sae: int) -> "Sums":
+    def zero(cls, d_in: int, d_sae: int) -> "Sums":
         """The sums of no examples."""
-        return cls(*[jnp.zeros(())] * 9, fired=jnp.zeros(d_sae, jnp.int32))
+        nothing = jnp.zeros(())
+        return cls(nothing, jnp.zeros(d_in), *[nothing] * 7, fired=jnp.zeros(d_sae, jnp.int32))
 
 
 def moments(x: Array, pivot: Array) -> Moments:
     """The moments of examples x [d_in, batch]."""
     deviation = x - pivot[:, None]
     return Moments(
-        n=jnp.full((), x.shape[1], jnp.int32), total=jnp.sum(deviation, axis=1), squares=jnp.sum(deviation * deviation)
+        n=jnp.full((), x.shape[1], jnp.int32), total=jnp.sum(deviation, axis=1), squares=jnp.sum(deviation**2, axis=1)
     )
 
 
@@ -123,7 +130,7 @@ def sums(latents: Array, x_hat: Array, x: Array) -> Sums:
     norms = jnp.sqrt(jnp.sum(x * x, axis=0)) * jnp.sqrt(x_hat_squared)
     return Sums(
         n=jnp.full((), x.shape[1], jnp.float32),
-        squared_error=jnp.sum(jnp.sum((x_hat - x) ** 2, axis=0)),
+        squared_error=jnp.sum((x_hat - x) ** 2, axis=1),
         active=jnp.sum(fired),
         active_relative=jnp.sum(jnp.sum(jnp.where(size > RELATIVE * largest, 1.0, 0.0), axis=0)),
         effective=jnp.sum(_ratio(total * total, squares)),
@@ -146,7 +153,7 @@ def probe(latents: Array, x_hat: Array, x: Array) -> Sums:
     some = sums(first(latents), first(x_hat), first(x))
     # without the barrier XLA merges the two sums into one and writes its terms to memory first
     rows = jax.lax.optimization_barrier(jnp.sum((x_hat - x) ** 2, axis=1))
-    return dataclasses.replace(some, squared_error=jnp.sum(rows))
+    return dataclasses.replace(some, squared_error=rows)
 
 
 def finish(s: Sums, m: Moments) -> dict[str, Array]:
@@ -154,12 +161,16 @@ def finish(s: Sums, m: Moments) -> dict[str, Array]:
 
     `fvu` is NaN if all examples are equal.
     """
-    n = jnp.maximum(s.n, 1)
-    rates, variation = s.fired / n, m.variation()
+    n, rates = jnp.maximum(s.n, 1), s.fired / jnp.maximum(s.n, 1)
+    by_dimension = m.variation()
+    error, variation = jnp.sum(s.squared_error), jnp.sum(by_dimension)
+    varies = by_dimension > 1e-12 * variation  # a constant dimension has no R²
+    r2 = 1 - s.squared_error / jnp.where(varies, by_dimension, 1)
     q10, q50, q90 = jnp.quantile(rates, jnp.array([0.1, 0.5, 0.9]))
     return {
-        "mse": s.squared_error / jnp.maximum(m.n, 1),
-        "fvu": jnp.where(variation > 0, s.squared_error / variation, jnp.nan),
+        "mse": error / jnp.maximum(m.n, 1),
+        "fvu": jnp.where(variation > 0, error / variation, jnp.nan),
+        "r2_median": jnp.nanmedian(jnp.where(varies, r2, jnp.nan)),
         "l0": s.active / n,
         "l0_relative": s.active_relative / n,
         "n_eff": s.effective / n,

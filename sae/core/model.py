@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae.core.types import Array, Key
+from sae.core.normalization import Normalization
+from sae.core.types import Array, Key, UserError
 
 
 class Sae(nnx.Module):
@@ -22,6 +23,10 @@ class Sae(nnx.Module):
     Parameters, all float32: `W_enc [d_sae, d_in]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` (one row, a *direction*, per
     latent), `b_dec [d_in]`, and in `own` those that the activation brings, by name, `[d_sae, ...]` or `[]`. `precision`
     is what the matrix products round their factors to. A Sae is a pytree; change parameters with `replace` only.
+
+    `normalization` is what its source did to raw rows. A Sae that a run has kept holds it: `encode` takes raw rows, and
+    `decode` and a call give raw reconstructions. The parameters belong to the normalized examples. Without one (None),
+    rows are such examples already.
 
     A training state keeps the parameters alone: its `activation` is None (see `using`), so the optimizer never sees the
     numbers of a choice.
@@ -37,6 +42,7 @@ class Sae(nnx.Module):
         apply_b_dec_to_input: bool = True,
         precision: str = "float32",
         own: Mapping[str, Array] | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         own = activation.init(b_enc.shape[0]) if own is None else own
         self.W_enc = nnx.Param(W_enc)
@@ -47,17 +53,20 @@ class Sae(nnx.Module):
         self.activation = nnx.data(activation)  # its numbers are leaves: autoencoders of different k can be stacked
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.precision = precision
+        self.normalization = nnx.data(normalization)
 
     def encode(self, x: Array) -> Array:
-        """Examples [..., d_in] -> latents [..., d_sae]."""
+        """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
+        x = jnp.asarray(x) if self.normalization is None else self.normalization.apply(jnp.asarray(x, jnp.float32))
         return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), x)
 
     def decode(self, latents: Array) -> Array:
-        """Latents [..., d_sae] -> reconstructions [..., d_in]."""
-        return _rows(lambda columns: decode(self, columns), latents)
+        """Latents [..., d_sae] -> reconstructions [..., d_in], raw: the normalization is undone."""
+        x_hat = _rows(lambda columns: decode(self, columns), latents)
+        return x_hat if self.normalization is None else self.normalization.undo(x_hat)
 
     def __call__(self, x: Array) -> Array:
-        """Examples [..., d_in] -> reconstructions [..., d_in]."""
+        """Raw rows [..., d_in] -> raw reconstructions [..., d_in]."""
         return self.decode(self.encode(x))
 
 
@@ -99,10 +108,18 @@ def pre_acts(sae: Sae, x: Array) -> Array:
 
     `W_enc (x - b_dec)` is written `W_enc x - W_enc b_dec`: the gradient of `b_dec` then needs a
     matrix-vector product, where the literal form would cost a sixth matrix product in every step.
+
+    In bfloat16 the batch's mean m is taken off before rounding, `W_enc (x - m) + W_enc (m - b_dec)`: rounding x itself
+    would cost the deviations of data that are far from 0. m depends on x alone, so all members share x - m.
     """
     W_enc, offset = sae.W_enc[...], sae.b_enc[...]
-    if sae.apply_b_dec_to_input:
-        offset = offset - matmul(W_enc, sae.b_dec[...])
+    origin = sae.b_dec[...] if sae.apply_b_dec_to_input else jnp.zeros_like(sae.b_dec[...])
+    if sae.precision != "float32":
+        mean = jax.lax.stop_gradient(jnp.mean(x, axis=1))
+        x, origin = x - mean[:, None], origin - mean
+    elif not sae.apply_b_dec_to_input:
+        return matmul(W_enc, x) + offset[:, None]
+    offset = offset - matmul(W_enc, origin)
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
@@ -188,18 +205,64 @@ def parameters(sae: Sae) -> dict[str, Array]:
 
 
 def from_parameters(
-    parameters: Mapping[str, Array], activation: Any, apply_b_dec_to_input: bool = True, precision: str = "float32"
+    parameters: Mapping[str, Array],
+    activation: Any,
+    apply_b_dec_to_input: bool = True,
+    precision: str = "float32",
+    normalization: Normalization | None = None,
 ) -> Sae:
     """The Sae whose `parameters` these are."""
     own = {name.removeprefix("own."): value for name, value in parameters.items() if name.startswith("own.")}
-    shared = {name: value for name, value in parameters.items() if not name.startswith("own.")}
-    return Sae(**shared, own=own, activation=activation, apply_b_dec_to_input=apply_b_dec_to_input, precision=precision)
+    four = (parameters["W_enc"], parameters["b_enc"], parameters["W_dec"], parameters["b_dec"])
+    return Sae(*four, activation, apply_b_dec_to_input, precision, own, normalization)
 
 
 def using(sae: Sae, activation: Any) -> Sae:
-    """The same parameters under an activation, or under None: the parameters alone, as a training state keeps them."""
+    """The same parameters under an activation, or under None: the parameters alone, as a training state keeps them.
+
+    The result has no normalization.
+    """
     four = (sae.W_enc[...], sae.b_enc[...], sae.W_dec[...], sae.b_dec[...])
     return Sae(*four, activation, sae.apply_b_dec_to_input, sae.precision, own(sae))
+
+
+def on_examples(sae: Sae) -> Sae:
+    """The same autoencoder without its normalization: it takes and gives normalized examples, as its source does."""
+    return using(sae, sae.activation)
+
+
+def normalized(sae: Sae, rows: Array) -> tuple[Sae, Array]:
+    """The autoencoder without its normalization, and raw rows [..., d_in] as the examples that it then takes."""
+    return on_examples(sae), rows if sae.normalization is None else sae.normalization.apply(rows)
+
+
+def fold(sae: Sae) -> Sae:
+    """The same function of raw rows with the normalization in its weights, for tools that know no normalization.
+
+    With `example = (row - shift) * scale`: `W_enc' = W_enc * scale`, `W_dec' = W_dec / scale` and
+    `b_dec' = b_dec / scale + shift`; `b_enc' = b_enc`, or `b_enc - W_enc (shift * scale)` where the encoder does not
+    subtract `b_dec`. Latents stay as they are; the norms of decoder rows do not.
+
+    Raises UserError where the activation reads the weights (BatchTopK weighs latents by the norms of decoder rows) so
+    that folded weights would change its latents.
+    """
+    if sae.normalization is None:
+        return sae
+    shift, scale = jnp.asarray(sae.normalization.shift), jnp.asarray(sae.normalization.scale)
+    W_enc, b_enc = sae.W_enc[...], sae.b_enc[...]
+    folded = replace(
+        on_examples(sae),
+        W_enc=W_enc * scale,
+        b_enc=b_enc if sae.apply_b_dec_to_input else b_enc - matmul(W_enc, shift * scale),
+        W_dec=sae.W_dec[...] / scale,
+        b_dec=sae.b_dec[...] / scale + shift,
+    )
+    sizes = jnp.logspace(-6, 6, 500)  # close enough for a threshold that moves by 3 % to show
+    z = jnp.broadcast_to(jnp.concatenate([-sizes, sizes]), (W_enc.shape[0], 1_000))
+    if not jnp.allclose(sae.activation(sae, z), sae.activation(folded, z), rtol=1e-3):
+        name = type(sae.activation).__name__
+        raise UserError(f"{name} reads the weights, so folding would change its latents; keep sae.normalization")
+    return folded
 
 
 def select(latents: Array, a: Sae, b: Sae) -> Sae:

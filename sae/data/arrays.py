@@ -14,7 +14,7 @@ import numpy as np
 
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
-from sae.data.rows import Rows, rows
+from sae.data.rows import Rows, rows, table_fingerprint
 from sae.data.source import Normalize, Source
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -43,27 +43,38 @@ class Arrays(Source):
     held_out_fraction: float = static(0.1, min=0, max=1)
     """Share of `path` that is held out: the last rows, in one piece, so that neighbours in a text do not leak."""
     normalize: Normalize = static("centre")
-    """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm)."""
+    """What is done to rows: none, centre, unit-mean-norm, centre-unit-mean-norm or standardize (see `sae.rows`)."""
+
+    max_norm: float | None = static(None, min=1)
+    """Leave out rows whose norm exceeds this multiple of the median norm, such as attention sinks; None for none."""
 
     def load(self) -> Rows:
         """Map the files and measure their rows in one pass. Raises UserError for a file that cannot be mapped."""
+        train, held_out = self._tables()
+        return rows(train, held_out, self.normalize, f"Arrays {self.path}", max_norm=self.max_norm)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Shapes, dtypes and the hash of a fixed sample of rows."""
+        train, held_out = self._tables()
+        return table_fingerprint(train, "training") | table_fingerprint(held_out, "held-out")
+
+    def _tables(self) -> "tuple[np.ndarray | Shards, np.ndarray | Shards]":
+        """Raw training and held-out rows."""
         train = _open(self.path, self.key)
         if self.held_out_path is not None:
             if Path(self.held_out_path).expanduser().resolve() == Path(self.path).expanduser().resolve():
                 raise UserError(
                     f"{self.path}: held_out_path is the same as path; leave it out to hold out the last rows"
                 )
-            held_out = _open(self.held_out_path, self.key)
-        else:
-            n = len(train)
-            n_train = n - max(1, round(n * self.held_out_fraction))
-            if n_train < 1:
-                raise UserError(
-                    f"{self.path}: none of its {n} rows are left to train on with held_out_fraction = "
-                    f"{self.held_out_fraction:g}; give more rows, a smaller fraction or held_out_path"
-                )
-            train, held_out = _part(train, 0, n_train), _part(train, n_train, n)
-        return rows(train, held_out, self.normalize, f"Arrays {self.path}")
+            return train, _open(self.held_out_path, self.key)
+        n = len(train)
+        n_train = n - max(1, round(n * self.held_out_fraction))
+        if n_train < 1:
+            raise UserError(
+                f"{self.path}: none of its {n} rows are left to train on with held_out_fraction = "
+                f"{self.held_out_fraction:g}; give more rows, a smaller fraction or held_out_path"
+            )
+        return _part(train, 0, n_train), _part(train, n_train, n)
 
 
 class Shards:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sae.core.files import sha256
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
 from sae.data.source import Normalize, Source
@@ -26,7 +27,11 @@ class Digits(Source):
     split_seed: int = static(0, min=0)
     """Seed of the choice of held-out images."""
     normalize: Normalize = static("centre")
-    """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm)."""
+    """What is done to rows: none, centre, unit-mean-norm, centre-unit-mean-norm or standardize (see `sae.rows`)."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """The hash of the file in scikit-learn."""
+        return {FILE: sha256(_path())[:16]}
 
     def load(self) -> Rows:
         """Training rows [1797 - n_held_out, 64] and held-out rows [n_held_out, 64]."""
@@ -47,7 +52,11 @@ class Digits(Source):
 
 def _table() -> np.ndarray:
     """scikit-learn's own table, [1797, 65]: the ink of 64 pixels, and the digit."""
+    return np.loadtxt(_path(), delimiter=",")
+
+
+def _path() -> Path:
     spec = importlib.util.find_spec("sklearn")  # importing it takes as long as importing JAX
     if spec is None or spec.origin is None or not (path := Path(spec.origin).parent / FILE).is_file():
         raise UserError(f"Digits: the installed scikit-learn has no {FILE}; use the version that constraints.txt names")
-    return np.loadtxt(path, delimiter=",")
+    return path

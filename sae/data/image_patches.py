@@ -1,6 +1,7 @@
 """Patches of photographs, whitened or not: the kind of data of Olshausen & Field, without a download."""
 
 import contextlib
+import hashlib
 import importlib.util
 from collections.abc import Generator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from sae.core.files import sha256
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
@@ -36,6 +38,7 @@ GREY_PHOTOS = {
 HELD_OUT_PHOTOS = ("coffee.png", "motorcycle_left.png")
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+HASHED = 64  # images whose contents are part of the fingerprint
 LUMA = np.array([0.2125, 0.7154, 0.0721], np.float32)  # ITU-R BT.709, as skimage.color.rgb2gray
 
 
@@ -76,11 +79,20 @@ class ImagePatches(Source):
     split_seed: int = static(0, min=0)
     """Seed of the places where patches are cut. The choice of held-out images does not depend on it."""
     normalize: Normalize = static("centre")
-    """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm); after whitening."""
+    """What is done to patches after whitening: none, centre, unit-mean-norm, ... (see `sae.rows`)."""
     folder: str | None = static(None)
     """Folder of your own images, searched with its subfolders; None for those of scikit-image and scikit-learn."""
     held_out_images: tuple[str, ...] | None = static(None)
     """Names of the images to hold out, as in the folder; None for two built-in ones, or every fifth of your files."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """The names and sizes of the images, and the hash of some of them."""
+        images = self._images()
+        some = list(images)[:: max(1, len(images) // HASHED)]
+        sizes = repr([(name, path.stat().st_size) for name, path in images.items()])
+        contents = "".join(sha256(images[name]) for name in some)
+        digest = lambda text: hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {"images": f"{len(images)}", "names and sizes": digest(sizes), "sample of images": digest(contents)}
 
     def load(self) -> Rows:
         """Training rows [n_train, d_in] and held-out rows [n_held_out, d_in], float32."""

@@ -31,6 +31,10 @@ class Orthonormal(Source):
     n_held_out: int = static(16_384, min=1)
     """Number of held-out examples."""
 
+    def fingerprint(self) -> dict[str, str]:
+        """{}: the definition says everything."""
+        return {}
+
     def load(self) -> Sampler:
         """The sampler. Raises UserError for frequency 0, and for low not below high."""
         if not self.frequency > 0:

@@ -6,6 +6,7 @@ same seed.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol, get_args
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sae.core.normalization import Normalization
 from sae.core.text import nearest
 from sae.core.types import Array, Key, UserError
 from sae.data.order import batch_rows, permute
@@ -35,18 +37,18 @@ class Table(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Examples that are rows of a table. `rows` builds it: it measures `shift`, `scale` and `mean` and checks values.
+    """Examples that are rows of a table. `rows` builds it: it measures `normalization` and `mean` and checks values.
 
     `train [n_train, d_in]` and `held_out [n_held_out, d_in]` hold raw values of any real dtype. An example
     is `(row - shift) * scale` in float32. `mean [d_in]` is the mean of the training *examples* (after
-    normalisation).
+    normalization).
     """
 
     train: Table
     held_out: Table
-    shift: np.ndarray
-    scale: float
+    normalization: Normalization
     mean: np.ndarray
+    norm_max_ratio: float  # the largest norm of a raw row, in units of the median norm of training rows
     image_shape: tuple[int, ...] | None = None  # (height, width) or (height, width, channels)
     features: ClassVar[None] = None  # not known
     frequencies: ClassVar[None] = None
@@ -71,12 +73,13 @@ class Rows:
         return self.examples(self.train[:])
 
     def examples(self, rows: np.ndarray) -> np.ndarray:
-        """Raw rows [n, d_in] -> normalised float32 examples [n, d_in]."""
-        return (rows.astype(np.float32) - self.shift) * np.float32(self.scale)
+        """Raw rows [n, d_in] -> normalized float32 examples [n, d_in]."""
+        return self.normalization.apply(rows.astype(np.float32))
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
-        """Examples [..., d_in] -> raw values: `examples`, undone."""
-        return x / np.float32(self.scale) + self.shift
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells these rows from others (see `table_fingerprint`)."""
+        return table_fingerprint(self.train, "training") | table_fingerprint(self.held_out, "held-out")
 
     def resident_bytes(self, most: int) -> int:
         """Bytes of all training examples as float32, or 0 where that is above `most`."""
@@ -144,13 +147,27 @@ _rows_of_block = jax.jit(_places, static_argnames=("draw", "n"))
 
 
 def rows(
-    train: Table, held_out: Table, normalize: Normalize, what: str, image_shape: tuple[int, ...] | None = None
+    train: Table,
+    held_out: Table,
+    normalize: Normalize,
+    what: str,
+    image_shape: tuple[int, ...] | None = None,
+    max_norm: float | None = None,
 ) -> Rows:
     """Measure and check raw rows, once, in pieces (they may be larger than memory).
 
-    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays or are indexed like arrays. `normalize`:
-    `none` leaves rows as they are; `centre` subtracts the training mean; `unit-mean-norm` divides by the mean
-    Euclidean norm of the training rows. `what` names the data in error messages.
+    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays or are indexed like arrays. `what` names the
+    data in error messages. `normalize` says what is done to every row; the numbers come from the training rows:
+
+    - `none`: nothing;
+    - `centre`: their mean is subtracted;
+    - `unit-mean-norm`: rows are divided by the mean of their Euclidean norms;
+    - `centre-unit-mean-norm`: their mean is subtracted, then rows are divided by the mean norm of what is left;
+    - `standardize`: their mean is subtracted, and each dimension is divided by its standard deviation. A dimension that
+      is constant is only centred.
+
+    `max_norm` leaves out the rows, of both splits, whose norm exceeds that multiple of the median norm of the training
+    rows, such as attention sinks; None keeps all rows.
 
     Raises UserError for an unknown `normalize`, wrong shapes, an empty split, NaN or infinite values, and data with no
     variance.
@@ -162,31 +179,97 @@ def rows(
             raise UserError(f"{what}: {split} has shape {tuple(table.shape)}; allowed: [n >= 1, d_in >= 1]")
     if train.shape[1] != held_out.shape[1]:
         raise UserError(f"{what}: train has {train.shape[1]} columns and held-out {held_out.shape[1]}; they must agree")
+    if max_norm is not None:
+        train, held_out = _without_outliers(train, held_out, max_norm, what)
 
     n, d_in = train.shape
-    total, norms = np.zeros(d_in), 0.0
+    total, norms, some, largest = np.zeros(d_in), 0.0, [], 0.0
     first, varies = np.asarray(train[:1]).astype(np.float32), False
     for start, piece in _pieces(train):
         _check_finite(piece, start, f"{what} (train)")
         varies = varies or bool(np.any(piece != first))
         total += piece.sum(0, dtype=np.float64)
-        norms += np.linalg.norm(piece, axis=1).sum(dtype=np.float64)
+        sizes = np.linalg.norm(piece, axis=1)
+        norms += sizes.sum(dtype=np.float64)
+        some.append(_some(sizes, start, train))
+        largest = max(largest, float(sizes.max()))
     for start, piece in _pieces(held_out):
         _check_finite(piece, start, f"{what} (held-out)")
+        largest = max(largest, float(np.linalg.norm(piece, axis=1).max()))
     if not varies:
         raise UserError(f"{what}: all {n} training rows are equal, so there is no variance to explain")
 
-    mean = total / n
-    shift = mean if normalize == "centre" else np.zeros(d_in)
-    scale = n / norms if normalize == "unit-mean-norm" else 1.0
+    mean, shift, scale = total / n, np.zeros(d_in), np.ones(d_in)
+    if normalize in ("centre", "centre-unit-mean-norm", "standardize"):
+        shift = mean
+    if normalize == "unit-mean-norm":
+        scale *= n / norms
+    elif normalize in ("centre-unit-mean-norm", "standardize"):  # deviations, in a second pass: data may be far from 0
+        squares, norms = np.zeros(d_in), 0.0
+        for _, piece in _pieces(train):
+            deviation = piece - mean
+            squares += np.square(deviation).sum(0)
+            norms += np.linalg.norm(deviation, axis=1).sum()
+        deviation = np.sqrt(squares / n)
+        constant = deviation <= 1e-6 * np.abs(mean)  # what float32 can tell from a constant
+        scale = np.where(constant, 1, 1 / np.where(constant, 1, deviation)) if normalize == "standardize" else n / norms
+    scale = np.broadcast_to(scale, d_in).astype(np.float32)
     return Rows(
         train=train,
         held_out=held_out,
-        shift=shift.astype(np.float32),
-        scale=float(scale),
+        normalization=Normalization(shift.astype(np.float32), scale),
         mean=((mean - shift) * scale).astype(np.float32),
+        norm_max_ratio=largest / max(float(np.median(np.concatenate(some))), 1e-30),
         image_shape=image_shape,
     )
+
+
+def table_fingerprint(table: Table, what: str, n_rows: int = 256) -> dict[str, str]:
+    """What tells a table from another: its shape, its dtype and the hash of a fixed sample of rows, first and last too.
+
+    Only these rows are read, so it is cheap for large files; a change in other rows alone is not seen.
+    """
+    places = np.unique(np.linspace(0, len(table) - 1, n_rows).astype(np.int64))
+    some = np.ascontiguousarray(table[places])
+    digest = hashlib.sha256(some.tobytes()).hexdigest()[:16]
+    shape = " x ".join(map(str, table.shape))
+    return {f"{what} rows": f"{shape} {some.dtype}", f"sample of {what} rows": digest}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Some rows of a table, [len(places), d_in]."""
+
+    table: Table
+    places: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.places), self.table.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return self.table[self.places[index]]
+
+
+def _without_outliers(train: Table, held_out: Table, max_norm: float, what: str) -> tuple[Table, Table]:
+    norms = np.concatenate([_some(np.linalg.norm(piece, axis=1), start, train) for start, piece in _pieces(train)])
+    most, kept = max_norm * float(np.median(norms)), []
+    for split, table in (("train", train), ("held-out", held_out)):
+        # what is not finite is kept, to be reported
+        inside = np.concatenate([~(np.linalg.norm(piece, axis=1) > most) for _, piece in _pieces(table)])
+        if not inside.any():
+            raise UserError(f"{what}: max_norm = {max_norm:g} leaves no {split} row; allowed: a larger one, or None")
+        kept.append(table if inside.all() else _Kept(table, np.flatnonzero(inside)))
+    return kept[0], kept[1]
+
+
+def _some(norms: np.ndarray, start: int, table: Table, most: int = 2**20) -> np.ndarray:
+    """At most so many of a table's norms, evenly spaced, those of a piece: enough for a median."""
+    step = -(-len(table) // most)
+    return norms[-start % step :: step]
 
 
 def _pieces(table: Table, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarray]]:

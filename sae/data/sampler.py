@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sae.core.normalization import Normalization
 from sae.core.types import Array, Key, UserError
 from sae.data.order import TRAIN
 from sae.data.source import Block, Draw, Put
@@ -30,6 +31,7 @@ class Sampler:
     features: np.ndarray | None = None
     frequencies: np.ndarray | None = None
     image_shape: tuple[int, ...] | None = None  # (height, width) or (height, width, channels)
+    normalization: Normalization | None = None  # of what the source means by a raw row
     n_train: ClassVar[None] = None  # there is no end of them
 
     def blocks(self, draw: Draw, put: Put, resident_bytes: int) -> Callable[[int], Block]:
@@ -55,10 +57,6 @@ class Sampler:
     def resident_bytes(self, most: int) -> int:
         """0: nothing is kept."""
         return 0
-
-    def raw(self, x: np.ndarray) -> np.ndarray:
-        """Examples as they are: they have no other units."""
-        return x
 
 
 @struct.dataclass

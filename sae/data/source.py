@@ -14,9 +14,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from sae.core.definitions import Choice
+from sae.core.normalization import Normalization
 from sae.core.types import Array, Key
 
-Normalize = Literal["none", "centre", "unit-mean-norm"]
+Normalize = Literal["none", "centre", "unit-mean-norm", "centre-unit-mean-norm", "standardize"]
 
 Put = Callable[[Any], Any]
 """Moves arrays from the host, or from one device, to where training wants them."""
@@ -100,8 +101,9 @@ class Examples(Protocol):
         """Bytes of training examples that stay on the device where at most `most` may; 0 for none."""
         ...
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
-        """Examples [..., d_in] in the units of the source, before normalisation: what a picture shows."""
+    @property
+    def normalization(self) -> Normalization | None:
+        """What made examples of raw rows; None where examples have no other units. It is kept with the weights."""
         ...
 
 
@@ -111,3 +113,11 @@ class Source(Choice):
     def load(self) -> Examples:
         """Read or prepare the data, once per run; this may take seconds. Raises UserError for unusable data."""
         raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, str] | None:
+        """What tells these data from others that the same definition may name, in words and their values.
+
+        A run keeps it and refuses to go on with other data. {} where the definition says everything. None, the default,
+        takes that of what `load` gives; a source that reads files can say it sooner. Raises UserError as `load` does.
+        """
+        return None

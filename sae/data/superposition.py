@@ -1,5 +1,6 @@
 """Sparse sums of known features, sampled inside the program: the data of "Taking features out of superposition"."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from sae.core.normalization import Normalization
 from sae.core.types import Array, Key, UserError, definition, static
 from sae.data.sampler import Sampler
 from sae.data.source import Normalize, Source
@@ -53,7 +55,11 @@ class Superposition(Source):
     n_held_out: int = static(16_384, min=1)
     """Number of held-out examples."""
     normalize: Normalize = static("none")
-    """none, centre (subtract the estimated mean) or unit-mean-norm (divide by the estimated mean norm)."""
+    """What is done to examples (see `sae.rows`), by estimated numbers: none, centre, unit-mean-norm, ..."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """{}: the definition says everything."""
+        return {}
 
     def load(self) -> Sampler:
         """The sampler. Frequencies, mean and mean norm are estimated once, from fixed keys."""
@@ -87,18 +93,29 @@ class Superposition(Source):
                 f"{frequencies.sum():.3g}, as no probability exceeds 1; allowed: above 0 and lower, or more features"
             )
         mean = 0.5 * frequencies @ features  # a magnitude is independent of its being active
-        shift = mean if self.normalize == "centre" else np.zeros_like(mean)
-        scale = np.float32(1)
-        if self.normalize == "unit-mean-norm":
-            scale = 1 / _mean(lambda key, n: jnp.linalg.norm(sums(key, n), axis=1))
+        normalization = _measured(sums, mean, self.normalize)
         return Sampler(
             d_in=self.d_in,
-            sample=lambda key, n: (sums(key, n) - shift) * scale,
+            sample=lambda key, n: normalization.apply(sums(key, n)),
             features=features,
             frequencies=frequencies,
-            mean=(mean - shift) * scale,
+            mean=normalization.apply(mean),
             n_held_out=self.n_held_out,
+            normalization=normalization,
         )
+
+
+def _measured(draw: Callable[[Key, int], Array], mean: np.ndarray, normalize: Normalize) -> Normalization:
+    """The normalization of `sae.rows` for draws [n, d_in] with this mean; what it divides by is estimated."""
+    plain = Normalization.none(len(mean))
+    shift = np.asarray(mean, np.float32) if normalize not in ("none", "unit-mean-norm") else plain.shift
+    if normalize in ("unit-mean-norm", "centre-unit-mean-norm"):
+        scale = 1 / _mean(lambda key, n: jnp.linalg.norm(draw(key, n) - shift, axis=1))
+    elif normalize == "standardize":
+        scale = 1 / np.sqrt(_mean(lambda key, n: (draw(key, n) - shift) ** 2))
+    else:
+        scale = 1.0
+    return Normalization(shift, scale * plain.scale)
 
 
 def _mixing(generator: str, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import math
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.core.normalization import Normalization
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data import idx
@@ -51,7 +53,7 @@ class Tfds(Source):
     max_gib: float = static(8.0, min=0)
     """Most memory, in GiB, that the examples of one split may take as stored; loading more is an error."""
     normalize: Normalize = static("centre")
-    """none, centre (subtract the training mean) or unit-mean-norm (divide by the mean norm)."""
+    """What is done to rows: none, centre, unit-mean-norm, centre-unit-mean-norm or standardize (see `sae.rows`)."""
 
     def load(self) -> Rows:
         """Read both splits into memory (70,000 MNIST images: 9 s). Raises UserError, within seconds with no network."""
@@ -73,12 +75,26 @@ class Tfds(Source):
                 height_width = [self.patch_size] * 2
             image_shape = (*height_width,) if channels == 1 else (*height_width, channels)
         loaded = rows(train, held_out, self.normalize, self._what, image_shape)
-        if (
-            image_shape and train.dtype.kind == "u" and self.normalize != "unit-mean-norm"
-        ):  # unit-mean-norm undoes any scale
-            unit = 1 / np.iinfo(train.dtype).max
-            loaded = dataclasses.replace(loaded, scale=loaded.scale * unit, mean=loaded.mean * np.float32(unit))
+        if image_shape and train.dtype.kind == "u" and self.normalize in ("none", "centre"):  # others undo any scale
+            unit = np.float32(1 / np.iinfo(train.dtype).max)
+            scaled = Normalization(loaded.normalization.shift, loaded.normalization.scale * unit)
+            loaded = dataclasses.replace(loaded, normalization=scaled, mean=loaded.mean * unit)
         return loaded
+
+    def fingerprint(self) -> dict[str, str]:
+        """Its full name and version, and the sizes of the shards of each split."""
+        with _quietly() as tfds:
+            builder = self._open(tfds)
+            self._check_splits(builder)
+            splits = builder.info.splits
+            shards = [
+                (part.filename, part.skip, part.take)
+                for split in (self.split, self.held_out_split)
+                for part in splits[split].file_instructions
+            ]
+        lengths = {name: (split.num_bytes, split.shard_lengths) for name, split in splits.items()}
+        digest = hashlib.sha256(repr(([(Path(name).name, *cut) for name, *cut in shards], lengths)).encode())
+        return {"version": builder.info.full_name, "shards": digest.hexdigest()[:16]}
 
     @property
     def _what(self) -> str:

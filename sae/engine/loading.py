@@ -1,30 +1,60 @@
-"""The data of a plan, loaded once for all cohorts that share a source."""
+"""The data of a plan: each source is loaded once for all cohorts that share it, and tells what it is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sae.core.definitions import kind
 from sae.core.types import UserError
 from sae.data import feed as feeds
-from sae.data.source import Examples
+from sae.data.source import Examples, Source
 from sae.engine.cohort import Cohort
 
+Loaded = dict[Source, Examples]
 
-def load_data(plan: Sequence[Cohort]) -> dict:
-    """{source: its data} for every source of a plan. Raises UserError, also for what a user's own source does wrong."""
-    data = {}
+
+def load_data(plan: Sequence[Cohort], loaded: Loaded | None = None) -> Loaded:
+    """{source: its data} for every source of a plan; `loaded` holds those that are there already, and gets the others.
+
+    Raises UserError, also for what a user's own source does wrong.
+    """
+    loaded = {} if loaded is None else loaded
     for cohort in plan:
         source = cohort.example.data
-        if source not in data:
-            try:
-                data[source] = source.load()
-            except (UserError, MemoryError, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                raise UserError(f"{kind(source)}: load() raised {type(error).__name__}: {error}") from error
-            if not isinstance(data[source], Examples):
-                got = type(data[source]).__name__
-                raise UserError(
-                    f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or sae.Examples"
-                )
-        feeds.check(data[source], cohort.example.batch_size)
+        if source not in loaded:
+            loaded[source] = load(source)
+        feeds.check(loaded[source], cohort.example.batch_size)
+    return loaded
+
+
+def load(source: Source) -> Examples:
+    """The data of a source. Raises UserError, also for what a user's own source does wrong."""
+    try:
+        data = source.load()
+    except (UserError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise UserError(f"{kind(source)}: load() raised {type(error).__name__}: {error}") from error
+    if not isinstance(data, Examples):
+        got = type(data).__name__
+        raise UserError(f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or sae.Examples")
     return data
+
+
+def fingerprint(source: Source, loaded: Mapping[Source, Examples]) -> dict[str, str]:
+    """What tells the data of a source from others. Raises UserError, also for what a user's own source does wrong."""
+    try:
+        found = source.fingerprint()
+    except (UserError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise UserError(f"{kind(source)}: fingerprint() raised {type(error).__name__}: {error}") from error
+    if found is None:
+        found = getattr(loaded.get(source) or load(source), "fingerprint", {})
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+    """The first difference between two fingerprints of one source, in words; None where there is none."""
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            return f"{name}: was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+    return None

@@ -95,6 +95,8 @@ def evaluate(
         numbers |= programs.recovery_chance(saes, features, frequencies)
     numbers, firing_rates, diverged = fetch((numbers, firing_rates, state.train.diverged), n)
     numbers |= {"examples": np.full(n, int(window[1].n))}
+    if (ratio := getattr(feed.data, "norm_max_ratio", None)) is not None:
+        numbers |= {"norm_max_ratio": np.full(n, ratio)}
     # weights can be finite and still too large to compute with
     diverged = diverged | ~np.isfinite(numbers["mse"])
     return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged, fetch(saes, n)

@@ -69,7 +69,7 @@ def over_members(function: Callable[[Any], Any], members: Any, placement: Placem
 @functools.partial(jax.jit, static_argnames="placement")
 def init(experiments: Experiment, sample: Array, *, placement: Placement) -> CohortState:
     """States before the first step. sample [d_in, n]."""
-    member = lambda experiment: (train.init(experiment, sample), Sums.zero(experiment.d_sae))
+    member = lambda experiment: (train.init(experiment, sample), Sums.zero(sample.shape[0], experiment.d_sae))
     return CohortState(*over_members(member, experiments, placement), Moments.zero(sample.shape[0]))
 
 

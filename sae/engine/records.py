@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from sae.core.model import Sae
+from sae.core.normalization import Normalization
 from sae.engine.cohort import Cohort
 
 
@@ -57,6 +58,8 @@ class Outcome:
     """[member, d_sae] share of held-out examples on which a latent is active."""
     saes: Sae
     """Parameters [member, ...]."""
+    normalization: Normalization | None
+    """What the source did to raw rows; it is kept with the parameters."""
 
 
 class Sink(Protocol):

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from sae.core.model import Sae, unit_rows
+from sae.core.model import Sae, on_examples, unit_rows
 from sae.core.types import Array
 from sae.data.feed import Feed
 from sae.data.source import Examples
 from sae.engine import cohort as cohorts
 from sae.engine import programs
+from sae.engine.loading import load
 from sae.report import images
 from sae.report.data import hyper, label, lines, number
 from sae.store.results import Results
@@ -78,7 +79,9 @@ def look(
     for index, in_cohort in members.loc[list(rows)].groupby("cohort"):
         first = results.definition["cohorts"][index][0]
         flat = results.definition["members"][first]
-        data = (sweep.members[first].data if sweep else results.source(first)).load()
+        source = sweep.members[first].data if sweep else results.source(first)
+        results.check_data(first, source)
+        data = load(source)
         found += _look(results, data, flat, results.cohorts[index].firing_rates(), in_cohort, hyper(members), figure)
     return sorted(found, key=lambda d: list(rows).index(d.row))
 
@@ -94,7 +97,8 @@ def _look(
 ) -> list[Dictionary]:
     """The dictionaries of members of one cohort. flat: one of them, flattened; names: what sets members apart."""
     numbers = [int(n) for n in members["number"]]
-    saes = cohorts.stack([results.sae(n) for n in numbers])
+    saes = cohorts.stack([on_examples(results.sae(n)) for n in numbers])
+    raw = data.normalization.undo if data.normalization is not None else lambda examples: examples
     n = min(flat["d_sae"], figure.latents)
     active = np.stack([rates.get(m, np.full(flat["d_sae"], np.nan)) for m in numbers])
     order = images.most_active_first(active)
@@ -119,8 +123,8 @@ def _look(
             image_shape=data.image_shape,
             strongest=strongest[i],
             values=values[i],
-            inputs=dict(zip(shown.tolist(), data.raw(inputs[shown]), strict=True)),
-            outputs={at: data.raw(outputs[at]) for at in shown.tolist()},
+            inputs=dict(zip(shown.tolist(), raw(inputs[shown]), strict=True)),
+            outputs={at: raw(outputs[at]) for at in shown.tolist()},
             features=_features(data, W_dec) if data.features is not None else None,
         )
 

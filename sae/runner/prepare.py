@@ -2,31 +2,40 @@
 
 from collections.abc import Callable, Sequence
 
+from sae.core.types import UserError
 from sae.engine import cost
 from sae.engine import plan as plans
-from sae.engine.loading import load_data
+from sae.engine.loading import Loaded, load_data
 from sae.engine.rehearsal import rehearse
 from sae.report.notebook import Results
 from sae.runner.options import RunOptions
 from sae.store import folder as folders
+from sae.store import results
 from sae.store.storage import CohortFiles, DamagedError
 from sae.study.sweep import Sweep
 
 
 def prepare(
-    sweep: Sweep, options: RunOptions, question: str, command: Sequence[str], say: Callable[[str], None]
+    sweep: Sweep,
+    options: RunOptions,
+    question: str,
+    command: Sequence[str],
+    say: Callable[[str], None],
+    loaded: Loaded | None = None,
 ) -> Results:
     """Make a run's folder and cut its sweep into cohorts, or find that done; train nothing.
 
-    Raises UserError for bad input and where the folder holds something else.
+    `loaded` gets the data that had to be loaded. Raises UserError for bad input, and where the folder holds something
+    else or was trained on other data.
     """
     folder = options.folder(sweep.name)
     older = None if options.fresh else folders.older_run(folder, sweep)
     if older is not None:
+        _check_data(older, sweep, say)
         folders.describe_again(older, sweep)
         return Results(folder)
     plan = plans.make(sweep, options.least_cohorts)
-    data = load_data(plan)  # before anything is written, so that bad data leaves no folder
+    data = load_data(plan, loaded)  # before anything is written, so that bad data leaves no folder
     rehearse(plan, data)
     plan = cost.fit(plan, data)
     if options.fresh and (aside := folders.move_aside(folder)):
@@ -34,8 +43,23 @@ def prepare(
     folders.make(folder)
     with folders.lock(folder, wait=True):  # other parts may start at this moment
         if folders.older_run(folder, sweep) is None:
-            folders.describe(folder, sweep, [cohort.members for cohort in plan], question, command)
+            fingerprints = folders.fingerprints(sweep, data)
+            folders.describe(folder, sweep, [cohort.members for cohort in plan], fingerprints, question, command)
     return Results(folder)
+
+
+def _check_data(older: results.Results, sweep: Sweep, say: Callable[[str], None]) -> None:
+    """Check that a run's data are those that it began with; a finished run may have lost them. Raises UserError."""
+    for entry in older.definition.get("data", []):
+        member = entry["member"]
+        try:
+            older.check_data(member, sweep.members[member].data)
+        except results.ChangedError:
+            raise
+        except UserError as error:
+            if not older.finished:
+                raise
+            say(f"{older.folder}: whether its data are still the same cannot be seen: {error}")
 
 
 def damaged(cohorts: Sequence[CohortFiles], say: Callable[[str], None] = lambda line: None) -> set[int]:

@@ -16,7 +16,7 @@ from sae.engine import processes
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.cohort import Cohort
 from sae.engine.lanes import choose
-from sae.engine.loading import load_data
+from sae.engine.loading import Loaded, load_data
 from sae.engine.placement import Placement, parse_mesh
 from sae.engine.records import Sink
 from sae.engine.runtime import keep_compiled_programs
@@ -74,7 +74,8 @@ def run(
     with processes.watch(), contextlib.ExitStack() as stack:
         _check_same(sweep, options)
         mode = processes.of_lead(lambda: resolve_mode(options.wandb))
-        results = processes.of_lead(lambda: prepare(sweep, options, question, command, say))
+        loaded: Loaded = {}
+        results = processes.of_lead(lambda: prepare(sweep, options, question, command, say, loaded))
         plan = plans.stored(sweep, processes.shared(results and results.definition["cohorts"]))
         part = plans.part(plan, options.only, options.shard)
         if processes.decided(lambda: results is not None and results.finished and not damaged(results.cohorts)):
@@ -83,7 +84,7 @@ def run(
                 finish(sweep, results, options, say)
             return results
 
-        data = load_data([plan[index] for index in part])
+        data = load_data([plan[index] for index in part], loaded)
         mesh = parse_mesh(options.mesh)
         for index in part:  # raises UserError, before any cohort is trained
             plan[index].placement(data[plan[index].example.data].d_in, options.lanes, mesh)

@@ -147,5 +147,5 @@ def run_cohort(work: Work, index: int, cohort: Cohort, feed: Feed, names: Sequen
 
         values, firing_rates, diverged, saes = evaluate(cohort, experiments, feed, state, placement)
         status = tuple("diverged" if bad else "finished" for bad in diverged)
-        work.tell(Outcome(index, cohort, status, values, firing_rates, saes))
+        work.tell(Outcome(index, cohort, status, values, firing_rates, saes, feed.data.normalization))
     checkpoints.remove()

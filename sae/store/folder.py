@@ -10,7 +10,7 @@ import platform
 import secrets
 import subprocess
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import jax
 from sae.core.definitions import flatten
 from sae.core.files import write_json
 from sae.core.types import UserError
+from sae.data.source import Examples, Source
+from sae.engine.loading import fingerprint
 from sae.experiment import complete, own_files
 from sae.store.results import Results
 from sae.store.storage import DEFINITION
@@ -98,11 +100,24 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
         yield
 
 
+def fingerprints(sweep: Sweep, loaded: Mapping[Source, Examples]) -> list[dict[str, Any]]:
+    """What tells the data of each source of a sweep from others, with the first member that trains on it."""
+    first: dict[Source, int] = {}
+    for i, member in enumerate(sweep.members):
+        first.setdefault(member.data, i)
+    return [{"member": i, "fingerprint": fingerprint(source, loaded)} for source, i in first.items()]
+
+
 def describe(
-    folder: Path, sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, command: Sequence[str]
+    folder: Path,
+    sweep: Sweep,
+    cohorts: Sequence[Sequence[int]],
+    data: Sequence[Mapping[str, Any]],
+    question: str,
+    command: Sequence[str],
 ) -> None:
-    """Write definition.json for a new run. cohorts: the numbers of the members of each cohort."""
-    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command))
+    """Write definition.json for a new run. cohorts: the numbers of the members of each; data: as by `fingerprints`."""
+    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command) | {"data": list(data)})
 
 
 def describe_again(results: Results, sweep: Sweep) -> None:

@@ -11,7 +11,8 @@ from sae.core.definitions import unflatten
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
-from sae.data.source import Source
+from sae.data.source import Examples, Source
+from sae.engine.loading import change, fingerprint, load
 from sae.experiment import Experiment
 from sae.store import storage
 from sae.store.storage import DEFINITION, CohortFiles
@@ -19,6 +20,10 @@ from sae.study import arms, figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
 from sae.study.measures import Measure
+
+
+class ChangedError(UserError):
+    """The data of a run are not those that it was trained on."""
 
 
 class Results:
@@ -96,6 +101,31 @@ class Results:
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
         return unflatten(Experiment, "data", flat, self.definition.get("own"))
 
+    def data(self, member: int) -> Examples:
+        """The data that a member was trained on, loaded: `data.train[:]` and `data.held_out[:]` are raw rows.
+
+        Raises UserError where they cannot be loaded, and ChangedError where they are others than then.
+        """
+        source = self.source(member)
+        self.check_data(member, source)
+        return load(source)
+
+    def check_data(self, member: int, source: Source) -> None:
+        """Check that a member's source has the data that it was trained on. Raises ChangedError, and UserError.
+
+        A run that is older than the fingerprints of data, or was pulled from W&B, says nothing of them.
+        """
+        flat = [
+            {n: v for n, v in m.items() if n == "data" or n.startswith("data.")} for m in self.definition["members"]
+        ]
+        for entry in self.definition.get("data", []):
+            if flat[entry["member"]] == flat[member]:
+                if difference := change(entry["fingerprint"], fingerprint(source, {})):
+                    raise ChangedError(
+                        f"{self.folder}: the data have changed since it began: {difference}; "
+                        "--fresh moves the run aside and starts again, --out DIR keeps both"
+                    )
+
     @property
     def answer(self) -> Answer | None:
         """The sweep's answer: how to read its question off the members table. None where it has none."""
@@ -121,7 +151,11 @@ class Results:
         return bool(tables) and all("eval/mmcs" in table for table in tables)
 
     def sae(self, member: int) -> Sae:
-        """The trained autoencoder of a member. Raises UserError if there is none, or if its file is damaged."""
+        """The trained autoencoder of a member: it takes raw rows of its source and gives raw reconstructions.
+
+        `model.on_examples` makes one that takes normalized examples instead. Raises UserError if there is no such
+        member, or if its file is damaged.
+        """
         finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
         if member not in finished:
             raise UserError(
@@ -133,7 +167,8 @@ class Results:
         parameters = {name: jnp.asarray(value) for name, value in weights.items()}
         activation = unflatten(Experiment, "activation", flat, self.definition.get("own"))
         # a folder older than `precision` has no such name
-        return from_parameters(parameters, activation, flat["apply_b_dec_to_input"], flat.get("precision", "float32"))
+        precision, normalization = flat.get("precision", "float32"), self.cohorts[cohort].normalization()
+        return from_parameters(parameters, activation, flat["apply_b_dec_to_input"], precision, normalization)
 
     def _some(self, tables: list[pd.DataFrame], what: str) -> list[pd.DataFrame]:
         if not tables:

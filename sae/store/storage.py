@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from sae.core.files import sha256, write_atomically, write_json
 from sae.core.model import Sae, parameters
+from sae.core.normalization import Normalization
 from sae.core.types import UserError
 from sae.study.measures import PREFIX
 
@@ -37,7 +38,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
 NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
-RATES, MEMBER = "firing_rate", "member"  # tensors beside the parameters
+RATES, MEMBER, SHIFT, SCALE = "firing_rate", "member", "shift", "scale"  # tensors beside the parameters
 
 
 class DamagedError(UserError):
@@ -95,7 +96,15 @@ class CohortFiles:
             raise UserError(f"{self.path} has no weights: it was pulled from W&B")
         with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
             place = int(np.flatnonzero(file.get_tensor(MEMBER) == member)[0])
-            return {name: file.get_slice(name)[place] for name in file.keys() if name not in (RATES, MEMBER)}
+            beside = (RATES, MEMBER, SHIFT, SCALE)
+            return {name: file.get_slice(name)[place] for name in file.keys() if name not in beside}
+
+    def normalization(self) -> Normalization | None:
+        """What the source did to raw rows; None where it did nothing, or for an older run. Raises DamagedError."""
+        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
+            if SHIFT not in file.keys():
+                return None
+            return Normalization(file.get_tensor(SHIFT), file.get_tensor(SCALE))
 
     def write_history(self, table: pd.DataFrame) -> None:
         """Write history.parquet."""
@@ -113,12 +122,15 @@ class CohortFiles:
                 return {}
             return dict(zip(file.get_tensor(MEMBER).tolist(), file.get_tensor(RATES), strict=True))
 
-    def write_weights(self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray) -> None:
-        """Write weights.safetensors: the parameters of members, and firing_rates [member, d_sae]."""
+    def write_weights(
+        self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray, normalization: Normalization | None
+    ) -> None:
+        """Write weights.safetensors: the parameters of members, firing_rates [member, d_sae], and the normalization."""
+        tensors = parameters(saes) | {RATES: np.asarray(firing_rates, np.float32), MEMBER: np.array(members, np.int64)}
+        if normalization is not None:
+            tensors |= {SHIFT: normalization.shift, SCALE: normalization.scale}
         # safetensors writes scrambled values from a non-contiguous array, without a word
-        tensors = {name: np.ascontiguousarray(np.asarray(value)) for name, value in parameters(saes).items()}
-        tensors |= {RATES: np.ascontiguousarray(firing_rates, np.float32)}
-        data = safetensors.numpy.save(tensors | {MEMBER: np.asarray(members, np.int64)})
+        data = safetensors.numpy.save({name: np.ascontiguousarray(np.asarray(t)) for name, t in tensors.items()})
         write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
 
     def finish(self, members: pd.DataFrame, **changes) -> None:
@@ -213,5 +225,5 @@ def _one_type(column: pd.Series) -> pd.Series:
     if all(isinstance(value, int | np.integer) for value in values):
         return column.astype("int64" if len(values) == len(column) else "Int64")
     if all(isinstance(value, int | float | np.number) for value in values):
-        return column.astype(float)
+        return values.astype(float).reindex(column.index)  # what is missing may be None, NaN or pandas' NA
     return column.map(str, na_action="ignore")

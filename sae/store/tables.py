@@ -63,7 +63,7 @@ class Tables:
         self._write("running", n_steps)
         members = storage.join_members([pd.concat([hyper, pd.DataFrame(row)], axis=1)])
         known = {"step": n_steps, "seconds": self._seconds(), "peak_bytes": peak_bytes()}
-        self.files.write_weights(cohort.members, outcome.saes, outcome.firing_rates)
+        self.files.write_weights(cohort.members, outcome.saes, outcome.firing_rates, outcome.normalization)
         self.files.finish(members, **known)
 
     def close(self) -> None:
