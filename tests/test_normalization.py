@@ -175,7 +175,7 @@ def outlier_dimensions(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("data", [sinks, outlier_dimensions], ids=["rows", "dimensions"])
 def test_the_shipped_recipe_is_right_for_outliers(tmp_path, data):
-    """FVU of ordinary rows in ordinary dimensions, and dead latents. With unit mean norm: .35 and .52 dead; .82 and .91 dead."""
+    """FVU of ordinary rows in ordinary dimensions. With unit mean norm it is .35 and .82; .52 and .91 are dead."""
     shipped = load_file(Path(__file__).parents[1] / "experiments/activations_topk.py").data
     x = data(4_000)
     np.save(tmp_path / "x.npy", x)
