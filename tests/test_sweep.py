@@ -110,7 +110,7 @@ def test_at_matched_interpolates_along_each_arm_in_logarithms():
         AtMatched(arms=answer.arms, metrics=("eval/lo",)).check(members)
     with pytest.raises(UserError, match="no 'penalty.l3'; close names: penalty.l"):
         AtMatched(arms={"L3": "penalty.l3"}).check(members)
-    with pytest.raises(UserError, match="differ in something else"):
+    with pytest.raises(UserError, match="several members have equal d_sae, seed and penalty.l1"):
         answer.table(pd.concat([members, members]))
 
 
@@ -201,7 +201,7 @@ def test_a_penalty_of_ones_own_is_an_arm_of_the_report_and_of_watch(tiny, tmp_pa
     assert results.figures[0] == Frontier(along=("penalty.weight",), group=("d_sae", "penalty.sharpness"))
     assert gather([results]).along == ("penalty.weight",)
     quiet.print(watch.frame(results))
-    assert "● weight" in quiet.file.getvalue() and "sharpness" not in quiet.file.getvalue()
+    assert "● Own weight" in quiet.file.getvalue() and "sharpness" not in quiet.file.getvalue()
 
 
 def test_a_figure_of_names_that_are_not_there_is_refused(tiny):

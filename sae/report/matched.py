@@ -29,6 +29,8 @@ def _clause(row: Mapping[Any, Any], figure: AtMatched) -> str:
     if row["seeds"]:
         some = f" ({row['seeds']} of {row['of_seeds']} seeds reach it)" if row["seeds"] < row["of_seeds"] else ""
         return f"{row['arm']} reaches {row['metric']} {number(row['mean'])}{interval(row['low'], row['high'])}{some}"
+    if not row["of_seeds"]:
+        return f"{row['arm']} has no member here"
     if row["value"] < row["lowest"]:
         return f"{row['arm']} cannot reach it (its least {matched} is {number(row['lowest'])})"
     if row["value"] > row["highest"]:
