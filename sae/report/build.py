@@ -82,7 +82,7 @@ def write_page(shown: Shown, out: Path) -> None:
         summary=_summary(runs),
         answers=_answers(runs) if len(runs.sound) else [],
         claims=[claim for one in results for claim in claims.read(one.folder)],
-        warnings=[*_unfinished(results), *warnings(runs.members, runs.history, runs.along, runs.group)],
+        warnings=[*_unfinished(results), *warnings(brief(runs.members), runs.history, runs.along, runs.group)],
         drawn=shown.drawn,
         dictionaries=shown.dictionaries,
         recovery=_recovery(shown.dictionaries),

@@ -1,6 +1,8 @@
 """From tables to the contents of figures: lines with their bands, grids, labels and colours. Nothing is drawn."""
 
 import dataclasses
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import pandas as pd
 from sae.core.metrics import METRICS
 from sae.core.text import abbreviated, unquoted
 from sae.study import replicates
-from sae.study.answers import bootstrap, of_arm, short
+from sae.study.answers import AtMatched, bootstrap, of_arm, short
 from sae.study.figures import Profile, arm_names
 from sae.study.measures import PREFIX
 from sae.study.replicates import is_seed, over_seeds
@@ -18,7 +20,7 @@ from sae.study.replicates import is_seed, over_seeds
 ARMS = ("#3b76c4", "#d9722e", "#2f9e6e", "#a45cb8", "#b89b2b", "#4aa8c0")  # one hue per arm, for light and dark pages
 GROUPS = ("#5578d8", "#2f9fb8", "#3fa860", "#a9a52c", "#dd8a30", "#d4553d")  # a scale over the groups of a single arm
 SWATCHES = (*ARMS, *GROUPS)  # one per chosen member
-LONG = 28  # characters of the longest word of a hyper-parameter that is shown in full
+LONG = 20  # characters of the longest word of a hyper-parameter that is shown in full
 WIDE = 30  # values that span a larger factor are shown on a log scale
 
 
@@ -47,7 +49,8 @@ class Line:
 
 
 def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Line]:
-    """A line per arm and per combination of values of the names in `group`."""
+    """A line per arm and per combination of values of the names in `group`; the names that vary name it."""
+    group = varied(group, members)
     found: list[Line] = []
     marks: dict[tuple[str, ...], int] = {}
     choices = [name for name in members if name in {*along, *(name.rpartition(".")[0] for name in along)}]
@@ -111,7 +114,7 @@ def along(members: pd.DataFrame, figure: Profile) -> tuple[pd.DataFrame, bool]:
 
 def hyper(members: pd.DataFrame) -> list[str]:
     """The hyper-parameters that differ between members."""
-    return [name for name in replicates.hyper(members) if members[name].astype(str).nunique() > 1]
+    return varied(replicates.hyper(members), members)
 
 
 def brief(members: pd.DataFrame) -> pd.DataFrame:
@@ -127,11 +130,11 @@ def brief(members: pd.DataFrame) -> pd.DataFrame:
 
 def held_out(members: pd.DataFrame, names: Sequence[str]) -> tuple[str, pd.DataFrame]:
     """(what its numbers are, a row of these metrics for each combination of hyper-parameters, or for each seed)."""
-    varied = hyper(members)
-    axes, metrics = [name for name in varied if not is_seed(name)], list(names)
+    names_of_rows = hyper(members)
+    axes, metrics = [name for name in names_of_rows if not is_seed(name)], list(names)
     if axes:
         return over_seeds(members), members.groupby(axes, dropna=False)[metrics].mean()
-    return "each member", members.set_index(varied or ["member"])[metrics]
+    return "each member", members.set_index(names_of_rows or ["member"])[metrics]
 
 
 def metrics(members: pd.DataFrame) -> list[str]:
@@ -224,6 +227,25 @@ def thin(history: pd.DataFrame, points: int = 200) -> pd.DataFrame:
     place = history.groupby("member").cumcount(ascending=False)
     every = -(-int(place.max() + 1) // points) if len(history) else 1
     return history[place % every == 0]
+
+
+def in_lines(text: str, width: int) -> list[str]:
+    """A text of words between commas in lines of about this width, which end at commas where they can."""
+    kept = re.sub(r"(?<!,) ", "\u00a0", text)  # wrap takes no such space for one
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(kept, width)] or [""]
+
+
+def varied(names: Sequence[str], table: pd.DataFrame) -> list[str]:
+    """Those of the names whose columns hold several values."""
+    return [name for name in names if name in table and table[name].astype(str).nunique() > 1]
+
+
+def rows_of(compared: pd.DataFrame, figure: AtMatched) -> list[str]:
+    """What the rows of a comparison are, "d_sae 64, l0 = 20", by the names that vary."""
+    names = varied(figure.groups, compared)
+    words = [[f"{label(name)} {text}" for text in numbers(compared[name])] for name in names]
+    words.append([f"{label(figure.matched)} = {value:g}" for value in compared["value"]])
+    return [", ".join(row) for row in zip(*words, strict=True)]
 
 
 def interval(low: float, high: float) -> str:

@@ -87,7 +87,8 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     log = wide(values)
     scale = np.log10 if log else np.asarray
     written = max(grid.shape[1] for _, _, grid in panels) <= 14  # more columns leave no room for numbers in the cells
-    rows, gap = [34 * len(grid) for _, _, grid in panels], 84  # pixels
+    deep = max(len(data.in_lines(title, LINE)) for title, _, _ in panels)
+    rows, gap = [34 * len(grid) for _, _, grid in panels], 60 + 17 * deep  # pixels
     area = sum(rows) + gap * (len(panels) - 1)
     drawn = make_subplots(
         rows=len(panels),
@@ -96,6 +97,7 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
         row_heights=rows,
         vertical_spacing=gap / area if len(panels) > 1 else 0,
     )
+    drawn.update_annotations(font_size=12)
     for row, (_, coefficient, grid) in enumerate(panels, 1):
         across, upwards, z = _text(label(coefficient)), _text(label(figure.y)), grid.to_numpy(float)
         text = [[number(value, 2) for value in line] for line in z]
@@ -119,7 +121,8 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     low, high = scale(np.array([values.min(), values.max()])) if values.size else (0, 1)
     ends = {"cmin": low, "cmax": high if high > low else low + 1}
     drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **ends})
-    return _finish(drawn, _meta(figure, members), height=area + 80)
+    top = 14 + 17 * deep
+    return _finish(drawn, _meta(figure, members), height=area + 50 + top, margin={"t": top, "l": 60, "r": 20, "b": 50})
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
@@ -170,9 +173,8 @@ def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
         axis = _log(metric, means) if wide(means) else {"title": _text(metric), "rangemode": "tozero"}
         drawn.update_xaxes(**axis, row=1, col=column)
     one = table[(table["metric"] == names[0]) & (table["arm"] == next(iter(figure.arms)))]
-    ticks = [", ".join(f"{label(n)} {number(row[n])}" for n in figure.groups) for row in one.to_dict("records")]
-    ticks = [f"{tick}  ·  {label(figure.matched)} = {value:g}" for tick, value in zip(ticks, one["value"], strict=True)]
-    deep = max(len(textwrap.wrap(tick, LINE)) for tick in ticks)
+    ticks = data.rows_of(one, figure)
+    deep = max(len(data.in_lines(tick, LINE)) for tick in ticks)
     drawn.update_yaxes(tickvals=np.arange(len(ticks)), range=[len(ticks) - 0.4, -0.6], zeroline=False)
     drawn.update_yaxes(ticktext=[_wrapped(tick) for tick in ticks], row=1, col=1)
     return _finish(drawn, _meta(figure, members), height=120 + (18 + 16 * deep) * len(ticks))
@@ -269,7 +271,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     for line in drawn_lines:
         means, solid = line.means(x, y), rgba(line.colour, line.strength)
         mark = {} if line.mark is None else {"symbol": MARKS[line.mark % len(MARKS)], "size": 7, "color": solid}
-        common = {"legendgroup": line.name, "name": _text(line.name)}
+        common = {"legendgroup": line.name, "name": _wrapped(line.name)}
         band = means.dropna()
         if len(band) > 1:
             drawn.add_scatter(
@@ -358,6 +360,10 @@ def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
 
 def _finish(drawn: go.Figure, meta: dict[str, str], **layout: Any) -> go.Figure:
     """Add the title and the caption. The template, which is slow to set, is left to the page and the notebook."""
+    # a legend above the plot makes the figure higher; about 110 characters fit side by side
+    names = [trace.name for trace in drawn.data if trace.name and trace.showlegend is not False]
+    across = max(1, 110 // (8 + max((len(line) for name in names for line in name.split("<br>")), default=0)))
+    layout["height"] += 19 * (sum(name.count("<br>") + 1 for name in names) // across)
     lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
@@ -383,4 +389,4 @@ def _text(text: str) -> str:
 
 def _wrapped(text: str) -> str:
     """A text in short lines."""
-    return "<br>".join(map(_text, textwrap.wrap(text, LINE))) or " "
+    return "<br>".join(map(_text, data.in_lines(text, LINE)))

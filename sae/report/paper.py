@@ -4,7 +4,6 @@ Matplotlib reads mathematics between two dollars, so every text that comes from 
 """
 
 import io
-import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +87,7 @@ def dictionary(shown: Dictionary, image_shape: Sequence[int]) -> Canvas:
         canvas = Canvas(figsize=(WIDTH, WIDTH * height / width + 0.25), layout="constrained")
         axes = canvas.subplots()
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
-        axes.set_title(textwrap.fill(_text(shown.name), 96), size=8, loc="left")
+        axes.set_title(_wrapped(shown.name, 96), size=8, loc="left")
         axes.axis("off")
     return canvas
 
@@ -105,7 +104,7 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
         means = line.means(x, y)
         style = {"color": line.colour, "alpha": line.strength}
         mark = {} if line.mark is None else {"marker": MARKS[line.mark % len(MARKS)], "ms": 3.6, "mew": 0}
-        axes.plot(means["x"], means["y"], lw=1.1, label=_text(line.name), **mark, **style)
+        axes.plot(means["x"], means["y"], lw=1.1, label=line.name, **mark, **style)
         axes.plot(line.members[x], line.members[y], "o", ms=1.4 if mark else 2, mew=0, **style)
         axes.fill_between(
             means["x"].astype(float),
@@ -133,7 +132,7 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
 def _legend(canvas: Canvas, axes: Any) -> None:
     """A legend above the axes, which makes the canvas higher, so that it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
-    labels = [textwrap.fill(text, 84) for text in labels]
+    labels = [_wrapped(text, 84) for text in labels]
     widest = max((len(line) for text in labels for line in text.split("\n")), default=0)
     columns = max(1, min(len(labels), int(WIDTH / (0.06 * widest + 0.45))))
     lines = -(-len(labels) // columns) * max((text.count("\n") + 1 for text in labels), default=0)
@@ -146,7 +145,7 @@ def _heatmap(members: pd.DataFrame, figure: Heatmap) -> Canvas:
     values = np.concatenate([grid.to_numpy(float).ravel() for _, _, grid in panels])
     values = values[np.isfinite(values)]
     rows = sum(len(grid) for _, _, grid in panels)
-    titles = [textwrap.fill(_text(title), 60) for title, _, _ in panels]
+    titles = [_wrapped(title, 60) for title, _, _ in panels]
     lines_of_titles = sum(title.count("\n") + 1 for title in titles)
     canvas, axes = _new(len(panels), height=0.28 * rows + 0.6 * len(panels) + 0.15 * lines_of_titles)
     norm = matplotlib.colors.LogNorm if wide(values) else matplotlib.colors.Normalize
@@ -196,11 +195,7 @@ def _matched(members: pd.DataFrame, figure: AtMatched) -> Canvas:
     table = figure.compare(members)
     names = list(dict.fromkeys(table["metric"]))
     one = table[(table["metric"] == names[0]) & (table["arm"] == next(iter(figure.arms)))]
-    words = [", ".join(f"{data.label(n)} {number(row[n])}" for n in figure.groups) for row in one.to_dict("records")]
-    ticks = [
-        textwrap.fill(_text(f"{text}, {data.label(figure.matched)} {value:g}"), 34)
-        for text, value in zip(words, one["value"], strict=True)
-    ]
+    ticks = [_wrapped(text, 34) for text in data.rows_of(one, figure)]
     lines_of_ticks = sum(tick.count("\n") + 1 for tick in ticks)
     canvas, axes = _new(1, len(names), height=0.8 + 0.08 * len(ticks) + 0.13 * lines_of_ticks, sharey=True)
     for panel, metric in zip(axes[0], names, strict=True):
@@ -208,7 +203,7 @@ def _matched(members: pd.DataFrame, figure: AtMatched) -> Canvas:
             rows = table[(table["metric"] == metric) & (table["arm"] == arm)]
             place = np.arange(len(rows)) + 0.16 * (i - (len(figure.arms) - 1) / 2)
             errors = np.abs(rows[["low", "high"]].to_numpy() - rows[["mean"]].to_numpy()).T
-            style = {"fmt": "o", "ms": 3, "lw": 1, "color": data.ARMS[i % len(data.ARMS)], "label": _text(arm)}
+            style = {"fmt": "o", "ms": 3, "lw": 1, "color": data.ARMS[i % len(data.ARMS)], "label": arm}
             panel.errorbar(rows["mean"], place, xerr=np.nan_to_num(errors), **style)
         if wide(table[table["metric"] == metric]["mean"]):
             panel.set_xscale("log")
@@ -226,7 +221,7 @@ def _curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen
         member = members.at[row, "member"]
         points = history[history["member"] == member]
         for panel, name in zip(axes[:, 0], names, strict=True):
-            panel.plot(points["step"], points[name], lw=1, color=swatch(i), label=_text(f"member {member}"))
+            panel.plot(points["step"], points[name], lw=1, color=swatch(i), label=f"member {member}")
     for panel, name in zip(axes[:, 0], names, strict=True):
         panel.set(ylabel=_label(name), ylim=(0, None))
     axes[-1, 0].set(xlabel="step")
@@ -240,7 +235,7 @@ def _firing_rates(rates: Mapping[Any, np.ndarray], members: pd.DataFrame, chosen
     for i, row in enumerate(chosen):
         if (member := members.at[row, "member"]) in rates:
             shares = data.firing_histogram(rates[member], edges)
-            axes.stairs(shares, [edges[0] - 0.5, *edges], color=swatch(i), lw=1.2, label=_text(f"member {member}"))
+            axes.stairs(shares, [edges[0] - 0.5, *edges], color=swatch(i), lw=1.2, label=f"member {member}")
     decades = np.arange(np.ceil(edges[0]), 1)
     axes.set_xticks([edges[0] - 0.25, *decades], ["dead", *(f"{10.0**d:g}" for d in decades)])
     axes.set(xlabel="firing rate", ylabel="share of latents")
@@ -251,6 +246,10 @@ def _firing_rates(rates: Mapping[Any, np.ndarray], members: pd.DataFrame, chosen
 def _label(name: str) -> str:
     """A column's name, as `data.label`, for matplotlib."""
     return _text(data.label(name))
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(map(_text, data.in_lines(text, width)))
 
 
 def _text(text: str) -> str:
