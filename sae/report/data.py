@@ -215,9 +215,9 @@ def log_ticks(values: np.ndarray | pd.Series) -> list[float]:
     ticks = [digit * 10.0**power for power in range(int(low) - 2, int(high) + 3) for digit in digits]
     if sum(least <= tick <= most for tick in ticks) > 2:
         return ticks
-    rough = max(most - least, 0.05 * least) / 4
+    rough = max(most - least, 0.05 * least) / 3
     power = 10.0 ** np.floor(np.log10(rough))
-    step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough)
+    step = max(digit * power for digit in (1, 2, 5) if digit * power <= rough)
     places = np.arange(np.floor(least / step) - 3, np.ceil(most / step) + 4) * step
     return [float(f"{tick:.12g}") for tick in places if tick > 0]
 

@@ -121,15 +121,20 @@ class AtMatched:
             for arm in self.arms
             for _, line in _per_seed(complete.frontier(inside, arm))
         ]
-        reach = {v: sum(low <= v <= high for low, high in ends) for v in _round_numbers((1, 2, 5))}
-        if sum(n == len(ends) for n in reach.values()) < 3:  # where frontiers share little, less round numbers
-            reach |= {v: sum(low <= v <= high for low, high in ends) for v in _round_numbers((1.5, 3))}
-        shared = sorted(v for v, n in reach.items() if n == len(ends))
-        if len(shared) > 3:
-            return tuple(shared[len(shared) * k // 6] for k in (1, 3, 5))
-        least = len(ends) // 2 + 1 if max(reach.values()) > len(ends) / 2 else max(1, *reach.values())
-        others = sorted((v for v, n in reach.items() if least <= n < len(ends)), key=lambda v: (-reach[v], v))
-        return tuple(sorted([*shared, *others[: 3 - len(shared)]]))
+        reach = lambda digits: {v: sum(low <= v <= high for low, high in ends) for v in _round_numbers(digits)}
+        reached = reach((1, 2, 5))
+        if sum(n == len(ends) for n in reached.values()) < 3:  # frontiers that share little share less round numbers
+            reached = reach((1, 1.5, 2, 3, 4, 5, 7))
+        most = max(reached.values())
+        least = len(ends) // 2 + 1 if most > len(ends) / 2 else max(most, 1)
+        chosen: list[float] = []
+        for n in range(most, least - 1, -1):
+            found = [v for v in reached if reached[v] == n]
+            left = 3 - len(chosen)
+            chosen += (
+                found if len(found) <= left else [found[len(found) * (2 * k + 1) // (2 * left)] for k in range(left)]
+            )
+        return tuple(sorted(chosen))
 
     def frontier(self, members: pd.DataFrame, arm: str) -> pd.DataFrame:
         """The members of one arm, in the order of its coefficient. Raises UserError if they are not one frontier."""
