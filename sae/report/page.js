@@ -11,7 +11,7 @@ const element = (tag, properties = {}, ...children) => {
 const data = JSON.parse($("#data").textContent);
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
-const three = (value) => (typeof value !== "number" ? value ?? "–" : Number.isInteger(value) ? String(value) : String(+value.toPrecision(3)));
+const three = (value) => (typeof value !== "number" ? value ?? "–" : Number.isInteger(value) ? String(value) : Math.abs(value) >= 100 ? String(Math.round(value)) : String(+value.toPrecision(3)));
 
 // how the page shows a cell of the members table: long words in short, with the whole word as a tip
 const cell = (value, k) => {

@@ -48,7 +48,7 @@ def print_answer(results: Results, console: Console) -> None:
             say(f"... {len(frame) - MOST_ROWS} more rows in members.parquet")
         if isinstance(answer, AtMatched) and frame.isna().any(axis=None):
             low, high = members[answer.matched].min(), members[answer.matched].max()
-            say(f"–: not reached; {answer.matched} spans {low:.3g} to {high:.3g} over all members")
+            say(f"–: not reached; {answer.matched} spans {number(low)} to {number(high)} over all members")
         if diverged:
             say(f"{diverged} of {len(everyone)} members diverged and are left out; {REMEDY}")
     names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
