@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import sae
-from sae import AtMatched, Digits, Sweep, UserError, grid, replace
+from sae import AtMatched, Best, Digits, Sweep, UserError, grid, replace
 from sae.cli import main as cli
 from sae.report import captions, data, dictionaries, draw, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
@@ -155,6 +155,20 @@ def test_no_figure_averages_over_another_axis_than_seeds():
     found = compared.compare(members)
     assert found["mean"].to_list() == pytest.approx([1, 3]) and found["optimizer.lr"].to_list() == [1e-3, 1e-2]
     paper.paint(compared, members, *nothing, ())
+
+
+def test_a_field_that_only_some_members_have_tells_rows_apart_too():
+    members = axes_over(2).rename(columns={"optimizer.lr": "activation.width"})
+    other = members.assign(activation="relu", **{"activation.width": np.nan})
+    other = other[other["member"] % 4 < 2].assign(**{"eval/fvu": 7.0})
+    members = pd.concat([members.assign(activation="own"), other], ignore_index=True)
+    answer = AtMatched(arms=["penalty.l1"], matched="eval/l0", at=(3.5, 3.8), metrics=("eval/fvu",)).complete(members)
+    assert answer.groups == ["d_sae", "activation.width"], "which tells the activations apart as well"
+    np.testing.assert_allclose(answer.table(members), [[1, 1], [3, 3], [7, 7]])
+    shown = matched.table(answer.compare(members), answer)
+    assert shown.shape == (3, 2) and list(shown.iloc[2]) == ["7 [7, 7]"] * 2
+    best = Best(metric="eval/fvu", along="penalty.l1").table(members)
+    assert sorted(best["fvu"]) == [1, 3, 7]
 
 
 def test_a_frontier_of_coefficients_that_are_never_0_is_refused_and_members_in_no_arm_are_counted():

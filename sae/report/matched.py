@@ -48,6 +48,7 @@ def table(compared: pd.DataFrame, figure: AtMatched) -> pd.DataFrame:
         at=[f"{label(figure.matched)} {value:g}" for value in compared["value"]],
     )
     rows = ["metric", *figure.groups]
+    cells[rows] = cells[rows].astype(object).where(cells[rows].notna(), number(None))  # a pivot drops missing labels
     return cells.pivot(index=rows, columns=["at", "arm"], values="cell").reindex(
         index=pd.MultiIndex.from_frame(cells[rows].drop_duplicates()),
         columns=pd.MultiIndex.from_frame(cells[["at", "arm"]].drop_duplicates()),

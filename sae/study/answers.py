@@ -80,11 +80,14 @@ class AtMatched:
         cells: dict[tuple, dict] = {}
         groups = self.complete(members).groups
         for row in self.compare(members).to_dict("records"):
-            key = tuple(row[name] for name in ("metric", *groups))
+            key = tuple(None if row[name] != row[name] else row[name] for name in ("metric", *groups))  # NaN != NaN
             cells.setdefault(key, {})[f"{short(self.matched)} {row['value']:g}", row["arm"]] = row["mean"]
-        table = pd.DataFrame.from_dict(cells, orient="index")
-        table.index = pd.MultiIndex.from_tuples(cells, names=["", *groups])
-        return table
+        columns = dict.fromkeys(name for row in cells.values() for name in row)
+        return pd.DataFrame(
+            [[row[name] for name in columns] for row in cells.values()],
+            index=pd.MultiIndex.from_tuples(cells, names=["", *groups]),
+            columns=pd.MultiIndex.from_tuples(columns),
+        )
 
     def compare(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> a row per metric, group, matched value and arm.
