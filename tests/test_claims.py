@@ -108,6 +108,15 @@ def test_what_is_read_off_a_line(results):
     np.testing.assert_allclose(Largest(of_widths)(results)["largest"], [600, 660, 720])
 
 
+def test_every_combination_of_seeds_is_one_number(table, results):
+    table["data_seed"] = table["seed"] % 2
+    table["seed"] = table["seed"] // 2
+    cells = AtEnd(arm=L1, metric="eval/l0")(results)
+    assert all(list(cell.index)[:2] == ["seed 0, data_seed 0", "seed 0, data_seed 1"] for cell in cells.values())
+    ratio = Ratio(AtEnd(arm=L1, metric="eval/l0"), AtEnd(arm=L1, metric="eval/l0"))(results)
+    assert all((cell == 1).all() for cell in ratio.values())
+
+
 def test_a_difference_has_a_sign_and_pairs_seeds(table, results):
     at = lambda arm: Matched(arm=arm, metric="eval/l0", at=(0.05,))
     np.testing.assert_allclose(Difference(at(L2), at(L1))(results)["d_sae 64, fvu 0.05"], [6, 6.6, 7.2])

@@ -119,7 +119,7 @@ def test_an_unfinished_run_is_run_to_its_end(tiny_file, capsys):
 
 def test_a_sweep_prints_its_answer_and_an_overridden_axis_keeps_one_value(tiny_file, capsys):
     code, out, _ = sae_run(capsys, "sweep.py", "--wandb", "off", "--seed", "1")
-    assert code == 0 and "6 members, 3 of them different after --seed" in out
+    assert code == 0 and "--seed: 3 of 6 members are left" in out
     assert "l0 at matched fvu" in out
     assert list(sae.load("runs/tiny_sweep").members["seed"]) == [1, 1, 1]
 

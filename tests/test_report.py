@@ -1,6 +1,7 @@
 """The report: what its tables say, and a real Chromium that opens it."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -15,16 +16,16 @@ import pytest
 from PIL import Image
 
 import sae
-from sae import AtMatched, Digits, Sweep, UserError, grid, replace
+from sae import AtMatched, Best, Digits, Sweep, UserError, grid, replace
 from sae.cli import main as cli
 from sae.core.model import on_examples
-from sae.report import captions, data, dictionaries, matched, paper, warnings, watch
+from sae.report import captions, data, dictionaries, draw, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
 from sae.runner import run as runner
 from sae.store import folder as folders
 from sae.store import storage
 from sae.study import definition_files as loading
-from sae.study.figures import Curves, Dictionaries, Frontier
+from sae.study.figures import Curves, Dictionaries, Frontier, Heatmap, Profile, complete
 from sae.study.sweep import as_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def test_statements_say_what_is_reached_and_what_is_not():
     ]
     assert "L2 reaches fvu 0.44 [0.4, 0.48]" in said[36][0]
     assert "L1 does not go as far (its largest l0 is 40)" in said[100][0]
-    assert dataclasses.replace(figure, at=()).values(pd.DataFrame(rows)) == (5, 20, 50)
+    assert dataclasses.replace(figure, at=()).values(pd.DataFrame(rows)) == (40,)
 
 
 def test_warnings_are_what_the_tables_support_and_no_others():
@@ -102,6 +103,17 @@ def test_warnings_are_what_the_tables_support_and_no_others():
     assert "not monotone" in warn(fine.assign(**{"eval/fvu": [0.01, 0.3, 0.2, 0.8]}))[0]
     rising = flat.assign(**{"train/fvu": np.where(flat["member"] == 1, 0.1 + flat["step"] / 400, flat["train/fvu"])})
     assert re.match("Training FVU of member 1 ends above 1.5 times its least: the learning rate", warn(fine, rising)[0])
+    few = fine.assign(**{"eval/r2_median": [0.2, 0.4, 0.6, 0.1], "data.normalize": "centre"})
+    assert warn(few) == [
+        "A few dimensions carry most of the variance: FVU is below 0.3 in members 0-1, but in half of the input's "
+        'dimensions less than 50% of the variance is explained; try normalize="standardize", which gives all '
+        "dimensions one variance."
+    ]
+    assert "try normalize" not in warn(few.assign(**{"data.normalize": "standardize"}))[0]
+    huge = warn(fine.assign(**{"eval/norm_max_ratio": 300.4}))
+    assert len(huge) == 1 and "is 300 times as long as the median row (all 4 members)" in huge[0]
+    assert "max_norm" in huge[0] and warn(fine.assign(**{"eval/norm_max_ratio": 20.0})) == []
+    assert "look for huge values in the data" in warn(fine.assign(status="diverged"))[0]
     falling = flat.assign(**{"train/fvu": np.where(flat["member"] == 2, 1 / flat["step"], flat["train/fvu"])})
     assert "member 2 has not converged" in warn(fine, falling)[0]
 
@@ -112,6 +124,70 @@ def test_bands_are_bootstrap_intervals_of_means_over_seeds():
     first, second = line.means("x", "y").to_dict("records")
     assert first["y"] == 2.5 and 1 < first["low"] < 1.75 < 3.25 < first["high"] < 4
     assert second["y"] == 7 and np.isnan(second["low"])
+
+
+def axes_over(members):
+    """A table of 2 coefficients, 2 learning rates and 2 seeds, whose fvu is 1 or 3 by the learning rate."""
+    points = itertools.product((0.1, 0.2), (1e-3, 1e-2), (0, 1))
+    rows = [
+        {"member": i, "status": "finished", "d_sae": 8, "penalty.l1": l1, "optimizer.lr": lr, "seed": seed,
+         "eval/fvu": 1.0 if lr < 5e-3 else 3.0, "eval/l0": 5 - 10 * l1}
+        for i, (l1, lr, seed) in enumerate(points)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_no_figure_averages_over_another_axis_than_seeds():
+    members = axes_over(2)
+    nothing = (pd.DataFrame(), {})
+    shown = draw.draw(Frontier(along=("penalty.l1",)), members, *nothing)
+    lines = {trace.name: list(trace.x) for trace in shown.data if "lines" in trace.mode and trace.fill is None}
+    assert lines == {"optimizer.lr 0.001": [1, 1], "optimizer.lr 0.01": [3, 3]}
+    assert "Lines are means over 2 seeds" in shown.layout.meta["caption"]
+    heat = draw.draw(Heatmap(metric="eval/fvu", along=("penalty.l1",)), members, *nothing)
+    assert [list(trace.text[0]) for trace in heat.data] == [["1", "1"], ["3", "3"]]
+    assert [a.text for a in heat.layout.annotations] == ["optimizer.lr 0.001", "optimizer.lr 0.01"]
+    profile = Profile(metric="eval/fvu", x="penalty.l1")
+    assert complete(profile, members).group == ("d_sae", "optimizer.lr")
+    assert complete(profile, members[members["optimizer.lr"] == 1e-3]) == profile
+    one = draw.draw(profile, members[members["seed"] == 0], *nothing).layout.meta["caption"]
+    assert one.startswith("Dots are members, of one seed") and "means" not in one
+    compared = AtMatched(arms={"L1": "penalty.l1"}, matched="eval/l0", at=(3.5,), metrics=("eval/fvu",))
+    found = compared.compare(members)
+    assert found["mean"].to_list() == pytest.approx([1, 3]) and found["optimizer.lr"].to_list() == [1e-3, 1e-2]
+    paper.paint(compared, members, *nothing, ())
+
+
+def test_a_field_that_only_some_members_have_tells_rows_apart_too():
+    members = axes_over(2).rename(columns={"optimizer.lr": "activation.width"})
+    other = members.assign(activation="relu", **{"activation.width": np.nan})
+    other = other[other["member"] % 4 < 2].assign(**{"eval/fvu": 7.0})
+    members = pd.concat([members.assign(activation="own"), other], ignore_index=True)
+    answer = AtMatched(arms=["penalty.l1"], matched="eval/l0", at=(3.5, 3.8), metrics=("eval/fvu",)).complete(members)
+    assert answer.groups == ["d_sae", "activation.width"], "which tells the activations apart as well"
+    np.testing.assert_allclose(answer.table(members), [[1, 1], [3, 3], [7, 7]])
+    shown = matched.table(answer.compare(members), answer)
+    assert shown.shape == (3, 2) and list(shown.iloc[2]) == ["7 [7, 7]"] * 2
+    best = Best(metric="eval/fvu", along="penalty.l1").table(members)
+    assert sorted(best["fvu"]) == [1, 3, 7]
+
+
+def test_a_frontier_of_coefficients_that_are_never_0_is_refused_and_members_in_no_arm_are_counted():
+    members = axes_over(2)
+    with pytest.raises(UserError, match="got penalty.l1, optimizer.lr, of which no member has one alone"):
+        complete(Frontier(along=("penalty.l1", "optimizer.lr")), members)
+    with pytest.raises(UserError, match="AtMatched: got penalty.l1, optimizer.lr, of which"):
+        AtMatched(arms=("penalty.l1", "optimizer.lr")).table(members)
+    some = members.assign(**{"penalty.l2": [0, 0, 0, 0, 0, 0, 0.1, 0.1]})
+    caption = captions.caption(Frontier(along=("penalty.l1", "penalty.l2")), some)
+    assert "2 members in no arm are not shown." in caption
+
+
+@pytest.mark.parametrize("ends", [(0.21, 0.28), (4.1, 9), (1, 1), (0.3, 2), (1e-3, 5)])
+def test_a_log_axis_has_several_ticks_and_one_beyond_each_end(ends):
+    ticks = data.log_ticks(np.array(ends))
+    assert ticks[0] < ends[0] and ticks[-1] > ends[1] and ticks == sorted(ticks)
+    assert ends[0] == ends[1] or sum(ends[0] <= tick <= ends[1] for tick in ticks) >= 3
 
 
 def test_a_line_without_numbers_is_drawn_as_nothing():
@@ -169,6 +245,11 @@ def test_a_notebook_draws_any_definition_and_only_members_that_are_there(results
     assert shown.layout.yaxis.title.text == "mse"
     with pytest.raises(UserError, match="got member 99, allowed: .* 0-23"):
         results.curves([0, 99])
+    for draws in (results.curves, results.firing_rates):
+        with pytest.raises(UserError, match="got member 77, allowed: .* 0-23"):
+            draws(77)
+    with pytest.raises(UserError, match="got member 77, allowed: 0-23"):
+        results.source(77)
     with pytest.raises(UserError, match="got Dictionaries, allowed: "):
         results.draw(Dictionaries)
 
@@ -264,12 +345,16 @@ def draw_all(browser):
 
 
 @needs_chromium
-@pytest.mark.parametrize("width, dark", [(1200, False), (390, True)])
+@pytest.mark.parametrize("width, dark", [(1920, False), (375, True)])
 def test_the_page_draws_everything_alone_and_without_an_error(page, browser, tmp_path, width, dark):
     browser.open(page, width=width, dark=dark)
     draw_all(browser)
     assert browser.js("document.querySelectorAll('.plot .main-svg').length") >= 9
     assert browser.js("document.documentElement.scrollWidth") == width  # nothing sticks out
+    ends = browser.js("[...document.querySelectorAll('nav a')].map((n) => n.getBoundingClientRect().right)")
+    assert len(ends) == 5 and max(ends) <= width
+    table = browser.js("(({left, right}) => [left, right])(document.querySelector('#table').getBoundingClientRect())")
+    assert 0 <= table[0] and table[1] <= width and (width < 1900 or table[1] - table[0] > 1000)  # more than the text
     assert browser.js("document.querySelector('h1').textContent") == "Is <b>L1</b> best?"
     assert browser.js("document.querySelectorAll('#dictionaries .tile').length") == 2 * 32 + 2 * 48
     ink = browser.js("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
@@ -358,7 +443,7 @@ def marked(results, tmp_path_factory):
     return page, shown
 
 
-@pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # the legend is wider than the figure
+@pytest.mark.filterwarnings("error")
 def test_a_papers_figures_show_dollars_as_they_are(marked, tmp_path):
     _, shown = marked
     frontier = next(figure for figure, _ in shown.drawn if isinstance(figure, Frontier))
@@ -380,7 +465,7 @@ def test_nothing_in_a_run_folder_becomes_markup(marked, browser):
     assert facts.count(MARKUP) >= 2 * 7
     # plotly's own tags make spans of bold or italic text
     texts = "[...document.querySelectorAll('.plot text')]"
-    assert browser.js(f"{texts}.some((n) => n.textContent.includes('<b>x</b>'))")
+    assert browser.js(f"{texts}.some((n) => n.textContent.includes('run a<b>$y$<i>'))")
     assert browser.js(f"{texts}.flatMap((n) => [...n.querySelectorAll('[style*=bold], [style*=italic]')]).length") == 0
     member = shown.runs.members.at[shown.chosen[0], "member"]
     names = browser.js("[...document.querySelectorAll('#curves .legendtext')].map((n) => n.textContent)")

@@ -110,7 +110,7 @@ def test_at_matched_interpolates_along_each_arm_in_logarithms():
         AtMatched(arms=answer.arms, metrics=("eval/lo",)).check(members)
     with pytest.raises(UserError, match="no 'penalty.l3'; close names: penalty.l"):
         AtMatched(arms={"L3": "penalty.l3"}).check(members)
-    with pytest.raises(UserError, match="differ in something else"):
+    with pytest.raises(UserError, match="several members have equal d_sae, seed and penalty.l1"):
         answer.table(pd.concat([members, members]))
 
 
@@ -167,6 +167,41 @@ def test_arms_with_one_short_name_are_told_apart():
     assert matched.arms == {"penalty.l0": "penalty.l0", "control.l0": "control.l0"}
 
 
+def test_an_arm_is_named_by_what_it_is():
+    flats = [{"activation": "batch-top-k", "activation.k": 8}, {"penalty": "lp", "penalty.weight": 0.1}]
+    flats += [{"penalty": "elastic-net", "penalty.l1": 0.1}, {"control": "target-l0", "control.l0": 3.0}]
+    along = ("activation.k", "penalty.weight", "penalty.l1", "control.l0")
+    assert list(figures.arm_names(along, flats).values()) == ["BatchTopK", "Lp weight", "L1", "TargetL0"]
+    two = [*flats, {"activation": "top-k", "activation.k": 8}]
+    assert figures.arm_names(["activation.k"], two) == {"activation.k": "activation.k"}
+
+
+def reaching(**ends):
+    """Members of arms {"l1": (13.7, 416)} whose l0 runs from one end to the other, for two seeds."""
+    names = [f"penalty.{name}" for name in ends]
+    rows = [
+        dict.fromkeys(names, 0.0)
+        | {f"penalty.{name}": i + 1.0, "d_sae": 8, "seed": seed, "eval/l0": l0, "eval/fvu": 0.1}
+        for name, of_arm in ends.items()
+        for i, l0 in enumerate(of_arm)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows), AtMatched(arms=names, matched="eval/l0", at=(), metrics=("eval/fvu",))
+
+
+def test_matched_values_are_those_that_all_arms_reach_and_then_those_that_most_reach():
+    members, answer = reaching(l1=(13.7, 416), l2=(8, 32))
+    assert answer.values(members) == (15, 20, 30)
+    assert answer.compare(members)["seeds"].min() == 2, "no comparison has a gap"
+    members, answer = reaching(l1=(13.7, 416), l2=(8, 3_000))
+    assert answer.values(members) == (20, 100, 200)
+    members, answer = reaching(l1=(18, 60), l2=(10, 22), l3=(18, 60))
+    assert answer.values(members) == (20, 30, 50), "20 by all, 30 to 50 by two of three"
+    members, answer = reaching(l1=(1.6, 1.9), l2=(2.1, 2.2))
+    with pytest.raises(UserError, match="no round value of l0 that some frontier reaches; name some with `at`"):
+        answer.table(members)
+
+
 @sae.definition
 class Own(Penalty):
     """A penalty of a user's own, with a number that trades sparsity for error and one that does not."""
@@ -201,7 +236,7 @@ def test_a_penalty_of_ones_own_is_an_arm_of_the_report_and_of_watch(tiny, tmp_pa
     assert results.figures[0] == Frontier(along=("penalty.weight",), group=("d_sae", "penalty.sharpness"))
     assert gather([results]).along == ("penalty.weight",)
     quiet.print(watch.frame(results))
-    assert "● weight" in quiet.file.getvalue() and "sharpness" not in quiet.file.getvalue()
+    assert "● Own weight" in quiet.file.getvalue() and "sharpness" not in quiet.file.getvalue()
 
 
 def test_a_figure_of_names_that_are_not_there_is_refused(tiny):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
-from rich.markup import escape
 from tyro.conf import Positional, arg
 
 import sae
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
         print("\n\n".join(claims.markdown(of_run) for of_run in decided.values()))
         fails = any(claim["verdict"] == "fails" for of_run in decided.values() for claim in of_run)
         return 2 if options.check and fails else 0
-    heads = [escape(sae.load(folder).definition["name"]) for folder in folders] if len(folders) > 1 else [""]
+    heads = [sae.load(folder).definition["name"] for folder in folders] if len(folders) > 1 else [""]
     return print_claims(dict(zip(heads, decided.values(), strict=True)), Console(), options.check)
 
 

@@ -4,12 +4,15 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
 import sae
 from sae.cli.command import Command, read
 from sae.core.types import UserError
 from sae.engine.runtime import keep_compiled_programs
+from sae.report.printing import print_answer, print_claims
+from sae.study import claims
 from sae.study.definition_files import load_file
 
 
@@ -24,7 +27,7 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    """Write the report of some runs."""
+    """Print the answers of some runs, and write their report."""
     options = read(Options, argv, COMMAND)
     folders = [path for path in options.paths if path.suffix != ".py"]
     if not folders:
@@ -37,11 +40,17 @@ def main(argv: list[str]) -> int:
         if path not in folders:
             load_file(path)
     keep_compiled_programs()
-    page = build.build([sae.load(folder) for folder in folders], options.out)
+    runs, console = [sae.load(folder) for folder in folders], Console()
+    for results in runs:
+        print_answer(results, console)
+        print_claims({"": claims.read(results.folder)}, console)
+    page = build.build(runs, options.out)
     print(f"wrote {page}, and its figures to {page.with_suffix('')}")
     return 0
 
 
 COMMAND = Command(
-    "report DIR... [FILE...] [-o PAGE]", "Write one HTML page on runs, and PNG and SVG of every figure.", main
+    "report DIR... [FILE...] [-o PAGE]",
+    "Print runs' answers; write one HTML page, and PNG and SVG of every figure.",
+    main,
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from sae.cli.command import Command, parse
 from sae.cli.overrides import kinds, override
@@ -99,12 +100,12 @@ def carry_out(
         raise UserError("processes, process: got them without --coordinator, allowed: with --coordinator HOST:PORT")
     command = ["sae", "run", *argv]
     results = run(sweep, options, question=loading.question(path), command=command, trial=trial)
-    return _answer(sweep, results, options, console) if results and results.finished else 0
+    return _answer(results, options, console) if results and results.finished else 0
 
 
 def _launch(path: Path, tokens: Sequence[str], sweep: Sweep, options: Options, console: Console) -> int:
     """Run each cohort of a sweep in a process or job of its own -> exit code."""
-    say = lambda line: Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    say = lambda line: Console(stderr=True).print(Text(line), soft_wrap=True)
     # this process only looks at the device, whose memory is for those that train
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results = prepare(sweep, options, loading.question(path), ["sae", "run", str(path), *tokens], say)
@@ -122,16 +123,16 @@ def _launch(path: Path, tokens: Sequence[str], sweep: Sweep, options: Options, c
     code = 1 if failures else 0
     if results.finished:
         finish(sweep, results, options, say)
-        return _answer(sweep, results, options, console) or code
+        return _answer(results, options, console) or code
     if not failures and not options.only:
         print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
         return 1
     return code
 
 
-def _answer(sweep: Sweep, results: Results, options: Options, console: Console) -> int:
+def _answer(results: Results, options: Options, console: Console) -> int:
     """Print what a finished run says -> exit code: 2 where --check was given and a claim fails."""
-    print_answer(sweep, results, console)
+    print_answer(results, console)
     return print_claims({"": claims.read(results.folder)}, console, options.check)
 
 

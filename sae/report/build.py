@@ -12,7 +12,7 @@ from sae.core.files import write_atomically
 from sae.core.text import count
 from sae.core.types import UserError
 from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
-from sae.report.data import label, metrics
+from sae.report.data import brief, held_out, label, metrics
 from sae.report.dictionaries import Dictionary
 from sae.report.page import Fact, Page, Table, render
 from sae.report.runs import Runs, gather
@@ -20,7 +20,8 @@ from sae.report.warnings import warnings
 from sae.store.results import Results
 from sae.study import claims
 from sae.study.answers import Answer, AtMatched, Best
-from sae.study.figures import Dictionaries, Figure
+from sae.study.figures import Dictionaries, Figure, complete
+from sae.study.replicates import over_seeds
 from sae.study.sweep import Sweep
 
 MOST_ROWS = 40  # rows of a table in the answer, at most
@@ -48,7 +49,7 @@ class Shown:
     runs: Runs
     history: pd.DataFrame  # with fewer log points
     chosen: Sequence[int]  # rows of the members shown at first
-    drawn: Sequence[tuple[Figure, go.Figure]]
+    drawn: Sequence[tuple[Figure, go.Figure]]  # completed: see `figures.complete`
     dictionaries: Sequence[Dictionary]
     note: str  # which dictionaries are shown, or why none are
 
@@ -56,7 +57,7 @@ class Shown:
 def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = print) -> Shown:
     """Read tables, draw figures, look at dictionaries. `say` gets a line for each figure that cannot be drawn."""
     runs = gather(results)
-    members, history = runs.sound, data.thin(runs.history)
+    members, history = brief(runs.sound), data.thin(runs.history)
     chosen = data.typical(members, runs.along, runs.group)
     drawn: list[tuple[Figure, go.Figure]] = []
     looked_at, note = [], ""
@@ -65,6 +66,7 @@ def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = p
             if isinstance(figure, Dictionaries):
                 looked_at, note = _dictionaries(runs, members, figure, sweep)
             else:
+                figure = complete(figure, members)
                 drawn.append((figure, draw.draw(figure, members, history, runs.rates, chosen)))
         except (UserError, KeyError) as error:  # members that form no frontier, a column that an older run lacks
             say(f"report: no figure {captions.title(figure)!r}: {error}")
@@ -80,7 +82,7 @@ def write_page(shown: Shown, out: Path) -> None:
         summary=_summary(runs),
         answers=_answers(runs) if len(runs.sound) else [],
         claims=[claim for one in results for claim in claims.read(one.folder)],
-        warnings=[*_unfinished(results), *warnings(runs.members, runs.history, runs.along, runs.group)],
+        warnings=[*_unfinished(results), *warnings(brief(runs.members), runs.history, runs.along, runs.group)],
         drawn=shown.drawn,
         dictionaries=shown.dictionaries,
         recovery=_recovery(shown.dictionaries),
@@ -133,7 +135,7 @@ def _recovery(shown: Sequence[Dictionary]) -> go.Figure | None:
 
 def _answers(runs: Runs) -> list[Table]:
     """The sweep's own answer, then what is reached at matched values; without either, means over seeds."""
-    members = runs.sound
+    members = brief(runs.sound)
     asked: list[Answer] = [figure for figure in runs.figures if isinstance(figure, AtMatched)]
     tables: list[Table] = []
     for answer in [runs.answer, *asked] if runs.answer else asked:
@@ -143,19 +145,20 @@ def _answers(runs: Runs) -> list[Table]:
             continue  # `collect` has said why
     if not tables:
         columns = [name for name in metrics(members) if label(name) in ("fvu", "l0", "dead_fraction", "mmcs")]
-        axes = [name for name in (*runs.group, *runs.along) if members[name].nunique(dropna=False) > 1]
-        means = members.groupby(axes, dropna=False)[columns].mean() if axes else members.set_index("member")[columns]
-        tables.append(Table(title="Held out, means over seeds", frame=means.head(MOST_ROWS)))
+        means, frame = held_out(members, columns)
+        tables.append(Table(title=f"Held out, {means}", frame=frame.head(MOST_ROWS)))
     return tables
 
 
 def _answer(answer: Answer, members: pd.DataFrame) -> Table:
+    means = captions.sentence(over_seeds(members))
     if isinstance(answer, Best):
-        return Table(
-            answer.title, answer.table(members), caption=captions.meaning([answer.metric, *answer.also], members)
-        )
+        caption = f"{means} {captions.meaning([answer.metric, *answer.also], members)}"
+        return Table(answer.title, answer.table(members), caption=caption)
+    answer = answer.complete(members)
     compared = answer.compare(members)
-    interval = "Means over seeds [bootstrap 95 % interval]; –: not reached."
+    interval = "Means over the seeds that reach it [bootstrap 95 % interval]." if compared["seeds"].max() > 1 else means
+    interval += " –: not reached."
     caption = f"{interval} {captions.meaning([*answer.metrics, answer.matched], members)}"
     by_value = matched.statements(compared, answer)
     middle = by_value.pop(list(by_value)[len(by_value) // 2])

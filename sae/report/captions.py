@@ -1,15 +1,16 @@
 """The title and the caption of a figure: what its lines, bands and axes are, with units and definitions."""
 
 import re
+from collections.abc import Sequence
 
 import pandas as pd
 
 from sae.core.text import count
 from sae.report.data import along, label, meaning
-from sae.study.answers import AtMatched
+from sae.study.answers import AtMatched, of_arm
 from sae.study.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.replicates import over_seeds
 
-BAND = "Lines are means over seeds, bands their bootstrap 95 % intervals, dots members."
 DICTIONARIES = (
     "Images are rows of the decoder, each scaled by its own largest value. The most active latent comes first; latents "
     "that no held-out example activates come last and are pale."
@@ -45,16 +46,18 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             hidden = int((~(members[[figure.x, figure.y]] > 0).all(axis=1)).sum())
             off = f" The log axes leave out {count(hidden, 'member')} at 0." if hidden else ""
             best = "; lower and further left is better" if (figure.x, figure.y) == ("eval/fvu", "eval/l0") else ""
-            at_each = f"{BAND} A step along a line is a step of {' or '.join(figure.along)}{best}."
-            return f"{at_each}{off} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
+            at_each = f"{_band(members)} A step along a line is a step of {' or '.join(figure.along)}{best}."
+            shown = f"{at_each}{off}{_no_arm(members, figure.along)}"
+            return f"{shown} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
             only = f" All members have {' and '.join(figure.others)} at 0." if figure.others else ""
             _, log = along(members, figure)
             off = " The log axis leaves out members at 0." if log and (members[figure.x] == 0).any() else ""
-            return f"{BAND}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
+            return f"{_band(members)}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
         case Heatmap():
             panels = " In each panel the other coefficients are 0." if len(figure.along) > 1 else ""
-            return f"Means over seeds.{panels} {_held_out(members)} {meaning([figure.metric], members)}"
+            means = sentence(over_seeds(members)) + _no_arm(members, figure.along)
+            return f"{means}{panels} {_held_out(members)} {meaning([figure.metric], members)}"
         case Parallel():
             colour = label(figure.metrics[0])
             note = f"A line is a member, coloured by its {colour}. Numbers that span much have a logarithmic axis."
@@ -62,8 +65,14 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
         case AtMatched():
             matched = label(figure.matched)
             method = f"Each frontier is interpolated, log-log, to the same {matched}; nothing is extrapolated."
-            bars = "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
-            return f"{method} {bars} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
+            several = over_seeds(members) != "one seed"
+            bars = (
+                "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
+                if several
+                else "One seed."
+            )
+            shown = f"{method} {bars}{_no_arm(members, list(figure.coefficients.values()))}"
+            return f"{shown} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
         case Curves():
             window = "A log point covers the training examples since the one before it. The x axis is optimizer steps."
             return f"{window} {meaning(figure.metrics)}"
@@ -75,6 +84,26 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             )
         case Dictionaries():
             return DICTIONARIES
+
+
+def _band(members: pd.DataFrame) -> str:
+    """What the lines, bands and dots of a figure are."""
+    means = over_seeds(members)
+    if means == "one seed":
+        return "Dots are members, of one seed; lines join them."
+    return f"Lines are {means}, bands their bootstrap 95 % intervals, dots members."
+
+
+def _no_arm(members: pd.DataFrame, coefficients: Sequence[str]) -> str:
+    """A sentence on the members that belong to no arm."""
+    shown = {row for name in coefficients for row in of_arm(members, name, coefficients).index}
+    n = len(members) - len(shown)
+    return f" {count(n, 'member')} in no arm {'is' if n == 1 else 'are'} not shown." if n else ""
+
+
+def sentence(words: str) -> str:
+    """Words as a sentence."""
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def slug(figure: Figure) -> str:

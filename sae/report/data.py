@@ -1,6 +1,8 @@
 """From tables to the contents of figures: lines with their bands, grids, labels and colours. Nothing is drawn."""
 
 import dataclasses
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -8,14 +10,17 @@ import numpy as np
 import pandas as pd
 
 from sae.core.metrics import METRICS
-from sae.store.storage import NUMBERS, OWN
-from sae.study.answers import bootstrap, of_arm, short
-from sae.study.figures import Profile, arm_name
+from sae.core.text import abbreviated, unquoted
+from sae.study import replicates
+from sae.study.answers import AtMatched, bootstrap, of_arm, short
+from sae.study.figures import Profile, arm_names
 from sae.study.measures import PREFIX
+from sae.study.replicates import is_seed, over_seeds
 
 ARMS = ("#3b76c4", "#d9722e", "#2f9e6e", "#a45cb8", "#b89b2b", "#4aa8c0")  # one hue per arm, for light and dark pages
 GROUPS = ("#5578d8", "#2f9fb8", "#3fa860", "#a9a52c", "#dd8a30", "#d4553d")  # a scale over the groups of a single arm
 SWATCHES = (*ARMS, *GROUPS)  # one per chosen member
+LONG = 20  # characters of the longest word of a hyper-parameter that is shown in full
 WIDE = 30  # values that span a larger factor are shown on a log scale
 
 
@@ -44,17 +49,20 @@ class Line:
 
 
 def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Line]:
-    """A line per arm and per combination of values of the names in `group`."""
+    """A line per arm and per combination of values of the names in `group`; the names that vary name it."""
+    group = varied(group, members)
     found: list[Line] = []
     marks: dict[tuple[str, ...], int] = {}
+    choices = [name for name in members if name in {*along, *(name.rpartition(".")[0] for name in along)}]
+    arms = arm_names(along, members[choices].to_dict("records"))
     for i, coefficient in enumerate(along):
         combinations = groups(of_arm(members, coefficient, along), group)
         for k, (words, on_line) in enumerate(combinations):
             place = 0.4 + 0.6 * (k + 1) / len(combinations)
             if len(along) > 1:
-                name, colour, strength = ", ".join([arm_name(coefficient), *words]), ARMS[i % len(ARMS)], place
+                name, colour, strength = ", ".join([arms[coefficient], *words]), ARMS[i % len(ARMS)], place
             else:
-                name, strength = ", ".join(words) or arm_name(coefficient), 1.0
+                name, strength = ", ".join(words) or arms[coefficient], 1.0
                 colour = between(GROUPS, (k + 0.5) / len(combinations)) if len(combinations) > 1 else ARMS[0]
             mark = marks.setdefault(words, len(marks)) if len(combinations) > 1 else None
             found.append(Line(name, coefficient, colour, strength, mark, on_line))
@@ -69,11 +77,12 @@ def groups(members: pd.DataFrame, names: Sequence[str]) -> list[tuple[tuple[str,
     names = [name for name in names if name in members]
     if not names:
         return [((), members)]
-    found: list[tuple[tuple[str, ...], pd.DataFrame]] = []
-    for key, group in members.groupby(names, dropna=False):
-        values = key if isinstance(key, tuple) else (key,)
-        found.append((tuple(f"{label(n)} {number(value)}" for n, value in zip(names, values, strict=True)), group))
-    return found
+    found = [(key if isinstance(key, tuple) else (key,), group) for key, group in members.groupby(names, dropna=False)]
+    columns = [numbers(column) for column in zip(*(values for values, _ in found), strict=True)]
+    words = [
+        tuple(f"{label(n)} {text}" for n, text in zip(names, row, strict=True)) for row in zip(*columns, strict=True)
+    ]
+    return [(of_group, group) for of_group, (_, group) in zip(words, found, strict=True)]
 
 
 def wide(values: np.ndarray | pd.Series) -> bool:
@@ -105,9 +114,27 @@ def along(members: pd.DataFrame, figure: Profile) -> tuple[pd.DataFrame, bool]:
 
 def hyper(members: pd.DataFrame) -> list[str]:
     """The hyper-parameters that differ between members."""
-    own = (*OWN, "name", "number")
-    names = [name for name in members if name not in own and not name.startswith(NUMBERS)]
-    return [name for name in names if members[name].astype(str).nunique() > 1]
+    return varied(replicates.hyper(members), members)
+
+
+def brief(members: pd.DataFrame) -> pd.DataFrame:
+    """The table as figures show it: long words of hyper-parameters are abbreviated, lists are words."""
+    texts: dict[str, pd.Series] = {}
+    is_word = lambda value: isinstance(value, str | list | tuple | np.ndarray)
+    for name in replicates.hyper(members):
+        if not pd.api.types.is_numeric_dtype(members[name]) and members[name].map(is_word).any():
+            short = abbreviated((str(value) for value in members[name] if is_word(value)), LONG)
+            texts[name] = members[name].map(lambda value, short=short: short[str(value)] if is_word(value) else value)
+    return members.assign(**texts)
+
+
+def held_out(members: pd.DataFrame, names: Sequence[str]) -> tuple[str, pd.DataFrame]:
+    """(what its numbers are, a row of these metrics for each combination of hyper-parameters, or for each seed)."""
+    names_of_rows = hyper(members)
+    axes, metrics = [name for name in names_of_rows if not is_seed(name)], list(names)
+    if axes:
+        return over_seeds(members), members.groupby(axes, dropna=False)[metrics].mean()
+    return "each member", members.set_index(names_of_rows or ["member"])[metrics]
 
 
 def metrics(members: pd.DataFrame) -> list[str]:
@@ -134,7 +161,7 @@ def meaning(names: Iterable[str], members: pd.DataFrame | None = None) -> str:
     measured = {} if members is None else members.attrs.get("meanings", {})
     known = {name: metric.caption for name, metric in METRICS.items()}
     lines = {label(name): measured.get(name) or known.get(label(name)) for name in names}
-    return " ".join(f"{name}: {line}." for name, line in lines.items() if line)
+    return unquoted(" ".join(f"{name}: {line}." for name, line in lines.items() if line))
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -142,8 +169,17 @@ def number(value: Any, digits: int = 3) -> str:
     if value is None or value is pd.NA:
         return "–"
     if isinstance(value, float | np.floating):
-        return "–" if value != value else f"{value:,.0f}" if 100 <= abs(value) < 1e15 else f"{value:.{digits}g}"
+        large = 100 <= abs(value) < 1e15 and digits <= 3
+        return "–" if value != value else f"{value:,.0f}" if large else f"{value:.{digits}g}"
     return str(value)
+
+
+def numbers(values: Iterable[Any]) -> list[str]:
+    """Values as `number` writes them, with as many digits as tell them apart."""
+    values = list(values)
+    different = len({repr(value) for value in values})
+    written = ([number(value, digits) for value in values] for digits in (3, 6, 17))
+    return next((texts for texts in written if len(set(texts)) == different), [str(value) for value in values])
 
 
 def between(colours: Sequence[str], t: float) -> str:
@@ -168,13 +204,22 @@ def swatch(i: int) -> str:
 def log_ticks(values: np.ndarray | pd.Series) -> list[float]:
     """The ticks of a log axis, some of them beyond the values on both sides.
 
-    They are 1, 2 and 5 times the powers of ten, or the powers alone where the values span much.
+    They are 1, 2 and 5 times the powers of ten, or the powers alone where the values span much. Where these are fewer
+    than three, the ticks are equally spaced round numbers.
     """
     values = np.asarray(values, float)
     values = values[np.isfinite(values) & (values > 0)]
-    low, high = np.log10([values.min(), values.max()]) if values.size else (0, 1)
+    least, most = (values.min(), values.max()) if values.size else (1, 10)
+    low, high = np.log10([least, most])
     digits = (1, 2, 5) if high - low < 2.5 else (1,)
-    return [digit * 10.0**power for power in range(int(low) - 2, int(high) + 3) for digit in digits]
+    ticks = [digit * 10.0**power for power in range(int(low) - 2, int(high) + 3) for digit in digits]
+    if sum(least <= tick <= most for tick in ticks) > 2:
+        return ticks
+    rough = max(most - least, 0.05 * least) / 3
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = max(digit * power for digit in (1, 2, 5) if digit * power <= rough)
+    places = np.arange(np.floor(least / step) - 3, np.ceil(most / step) + 4) * step
+    return [float(f"{tick:.12g}") for tick in places if tick > 0]
 
 
 def thin(history: pd.DataFrame, points: int = 200) -> pd.DataFrame:
@@ -182,6 +227,25 @@ def thin(history: pd.DataFrame, points: int = 200) -> pd.DataFrame:
     place = history.groupby("member").cumcount(ascending=False)
     every = -(-int(place.max() + 1) // points) if len(history) else 1
     return history[place % every == 0]
+
+
+def in_lines(text: str, width: int) -> list[str]:
+    """A text of words between commas in lines of about this width, which end at commas where they can."""
+    kept = re.sub(r"(?<!,) ", "\u00a0", text)  # wrap takes no such space for one
+    return [line.replace("\u00a0", " ") for line in textwrap.wrap(kept, width)] or [""]
+
+
+def varied(names: Sequence[str], table: pd.DataFrame) -> list[str]:
+    """Those of the names whose columns hold several values."""
+    return [name for name in names if name in table and table[name].astype(str).nunique() > 1]
+
+
+def rows_of(compared: pd.DataFrame, figure: AtMatched) -> list[str]:
+    """What the rows of a comparison are, "d_sae 64, l0 = 20", by the names that vary."""
+    names = varied(figure.groups, compared)
+    words = [[f"{label(name)} {text}" for text in numbers(compared[name])] for name in names]
+    words.append([f"{label(figure.matched)} = {value:g}" for value in compared["value"]])
+    return [", ".join(row) for row in zip(*words, strict=True)]
 
 
 def interval(low: float, high: float) -> str:

@@ -15,12 +15,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from sae.core.text import abbreviated
 from sae.report import captions, data
 from sae.report.data import Line, label, lines, number, rgba, swatch, wide
 from sae.study.answers import AtMatched
-from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile, complete
 
 COLOURS = "Viridis"
+LINE, TICK = 44, 14  # characters of a line of a title or a tick; of a word beside an axis of parallel coordinates
 MARKS = ("circle", "square", "diamond", "triangle-down", "triangle-up", "cross")  # one per group of an arm
 
 
@@ -35,6 +37,8 @@ def draw(
 
     rates: member -> firing rates [d_sae]. chosen: rows of the members shown by the figures that show a few.
     """
+    members = data.brief(members)
+    figure = complete(figure, members)
     match figure:
         case Frontier():
             return frontier(members, figure)
@@ -83,22 +87,24 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     log = wide(values)
     scale = np.log10 if log else np.asarray
     written = max(grid.shape[1] for _, _, grid in panels) <= 14  # more columns leave no room for numbers in the cells
-    rows, gap = [34 * len(grid) for _, _, grid in panels], 84  # pixels
+    deep = max(len(data.in_lines(title, LINE)) for title, _, _ in panels)
+    rows, gap = [34 * len(grid) for _, _, grid in panels], 60 + 17 * deep  # pixels
     area = sum(rows) + gap * (len(panels) - 1)
     drawn = make_subplots(
         rows=len(panels),
         cols=1,
-        subplot_titles=[_text(title) for title, _, _ in panels],
+        subplot_titles=[_wrapped(title) for title, _, _ in panels],
         row_heights=rows,
         vertical_spacing=gap / area if len(panels) > 1 else 0,
     )
+    drawn.update_annotations(font_size=12)
     for row, (_, coefficient, grid) in enumerate(panels, 1):
         across, upwards, z = _text(label(coefficient)), _text(label(figure.y)), grid.to_numpy(float)
         text = [[number(value, 2) for value in line] for line in z]
         drawn.add_heatmap(
             z=scale(z),
-            x=[_text(number(value)) for value in grid.columns],
-            y=[_text(number(value)) for value in grid.index],
+            x=[_text(text) for text in data.numbers(grid.columns)],
+            y=[_text(text) for text in data.numbers(grid.index)],
             text=text,
             texttemplate="%{text}" if written else None,
             hovertemplate=f"{upwards} %{{y}}<br>{across} %{{x}}<br>%{{text}}<extra></extra>",
@@ -115,17 +121,21 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     low, high = scale(np.array([values.min(), values.max()])) if values.size else (0, 1)
     ends = {"cmin": low, "cmax": high if high > low else low + 1}
     drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **ends})
-    return _finish(drawn, _meta(figure, members), height=area + 80)
+    top = 14 + 17 * deep
+    return _finish(drawn, _meta(figure, members), height=area + 50 + top, margin={"t": top, "l": 60, "r": 20, "b": 50})
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:
     """A line per member, coloured by the first metric; a drag along an axis keeps some of the members."""
     names = [name for name in (*figure.hyper, *figure.metrics) if members[name].nunique() > 1]
     dimensions = [_dimension(members[name], label(name), name in figure.hyper) for name in names]
+    first = max((len(text) for text in dimensions[0]["ticktext"]), default=0) if dimensions else 0
     colour = _dimension(members[figure.metrics[0]], "", False)
     line = {"color": colour["values"], "colorscale": COLOURS, "showscale": False}
     drawn = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelside="top"))
-    return _finish(drawn, _meta(figure, members), height=420, margin={"t": 60, "l": 50, "r": 50, "b": 24})
+    return _finish(
+        drawn, _meta(figure, members), height=420, margin={"t": 60, "l": max(50, 8 * first), "r": 50, "b": 24}
+    )
 
 
 def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
@@ -163,11 +173,11 @@ def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
         axis = _log(metric, means) if wide(means) else {"title": _text(metric), "rangemode": "tozero"}
         drawn.update_xaxes(**axis, row=1, col=column)
     one = table[(table["metric"] == names[0]) & (table["arm"] == next(iter(figure.arms)))]
-    ticks = [", ".join(f"{label(n)} {number(row[n])}" for n in figure.groups) for row in one.to_dict("records")]
-    ticks = [f"{tick}  ·  {label(figure.matched)} = {value:g}" for tick, value in zip(ticks, one["value"], strict=True)]
+    ticks = data.rows_of(one, figure)
+    deep = max(len(data.in_lines(tick, LINE)) for tick in ticks)
     drawn.update_yaxes(tickvals=np.arange(len(ticks)), range=[len(ticks) - 0.4, -0.6], zeroline=False)
-    drawn.update_yaxes(ticktext=[_text(tick) for tick in ticks], row=1, col=1)
-    return _finish(drawn, _meta(figure, members), height=120 + 34 * len(ticks))
+    drawn.update_yaxes(ticktext=[_wrapped(tick) for tick in ticks], row=1, col=1)
+    return _finish(drawn, _meta(figure, members), height=120 + (18 + 16 * deep) * len(ticks))
 
 
 def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen: Sequence[int] = ()) -> go.Figure:
@@ -261,7 +271,7 @@ def _lines(drawn_lines: Sequence[Line], x: str, y: str) -> go.Figure:
     for line in drawn_lines:
         means, solid = line.means(x, y), rgba(line.colour, line.strength)
         mark = {} if line.mark is None else {"symbol": MARKS[line.mark % len(MARKS)], "size": 7, "color": solid}
-        common = {"legendgroup": line.name, "name": _text(line.name)}
+        common = {"legendgroup": line.name, "name": _wrapped(line.name)}
         band = means.dropna()
         if len(band) > 1:
             drawn.add_scatter(
@@ -317,7 +327,8 @@ def _dimension(column: pd.Series, name: str, each: bool) -> dict[str, Any]:
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
         words = list(dict.fromkeys(column.astype(str)))
         values = column.astype(str).map(words.index).to_numpy(float)
-        ticktext = [_text(word) for word in words]
+        short = abbreviated(words, TICK)
+        ticktext = [_text(short[word]) for word in words]
         return {"label": _text(name), "values": values, "tickvals": list(range(len(words))), "ticktext": ticktext}
     values = column.to_numpy(float, na_value=np.nan)
     unique = np.unique(values[np.isfinite(values)])
@@ -349,6 +360,10 @@ def _meta(figure: Figure, members: pd.DataFrame) -> dict[str, str]:
 
 def _finish(drawn: go.Figure, meta: dict[str, str], **layout: Any) -> go.Figure:
     """Add the title and the caption. The template, which is slow to set, is left to the page and the notebook."""
+    # a legend above the plot makes the figure higher; about 110 characters fit side by side
+    names = [trace.name for trace in drawn.data if trace.name and trace.showlegend is not False]
+    across = max(1, 110 // (8 + max((len(line) for name in names for line in name.split("<br>")), default=0)))
+    layout["height"] += 19 * (sum(name.count("<br>") + 1 for name in names) // across)
     lines_of_caption = textwrap.wrap(meta["caption"], 120)
     top = 70 + 15 * len(lines_of_caption)
     layout.setdefault("margin", {"t": 30, "l": 60, "r": 20, "b": 50})
@@ -368,5 +383,10 @@ def _finish(drawn: go.Figure, meta: dict[str, str], **layout: Any) -> go.Figure:
 
 
 def _text(text: str) -> str:
-    """A text without tags, as plotly shows it: plotly turns the entities back into characters."""
-    return html.escape(text, quote=False)
+    """A text without tags and mathematics, as plotly shows it: plotly turns the entities back into characters."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def _wrapped(text: str) -> str:
+    """A text in short lines."""
+    return "<br>".join(map(_text, data.in_lines(text, LINE)))

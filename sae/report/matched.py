@@ -29,6 +29,8 @@ def _clause(row: Mapping[Any, Any], figure: AtMatched) -> str:
     if row["seeds"]:
         some = f" ({row['seeds']} of {row['of_seeds']} seeds reach it)" if row["seeds"] < row["of_seeds"] else ""
         return f"{row['arm']} reaches {row['metric']} {number(row['mean'])}{interval(row['low'], row['high'])}{some}"
+    if not row["of_seeds"]:
+        return f"{row['arm']} has no member here"
     if row["value"] < row["lowest"]:
         return f"{row['arm']} cannot reach it (its least {matched} is {number(row['lowest'])})"
     if row["value"] > row["highest"]:
@@ -46,6 +48,7 @@ def table(compared: pd.DataFrame, figure: AtMatched) -> pd.DataFrame:
         at=[f"{label(figure.matched)} {value:g}" for value in compared["value"]],
     )
     rows = ["metric", *figure.groups]
+    cells[rows] = cells[rows].astype(object).where(cells[rows].notna(), number(None))  # a pivot drops missing labels
     return cells.pivot(index=rows, columns=["at", "arm"], values="cell").reindex(
         index=pd.MultiIndex.from_frame(cells[rows].drop_duplicates()),
         columns=pd.MultiIndex.from_frame(cells[["at", "arm"]].drop_duplicates()),

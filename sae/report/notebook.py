@@ -49,15 +49,15 @@ class Results(results.Results):
         """Arms compared where one metric is equal (`sae.AtMatched`)."""
         return self.draw(AtMatched, **fields)
 
-    def curves(self, members: Sequence[int] = (), **fields: Any) -> "go.Figure":
+    def curves(self, members: int | Sequence[int] = (), **fields: Any) -> "go.Figure":
         """Metrics of some members during training (`sae.Curves`)."""
         return self.draw(figures.Curves, members, **fields)
 
-    def firing_rates(self, members: Sequence[int] = (), **fields: Any) -> "go.Figure":
+    def firing_rates(self, members: int | Sequence[int] = (), **fields: Any) -> "go.Figure":
         """Histograms of firing rates of some members (`sae.FiringRates`)."""
         return self.draw(figures.FiringRates, members, **fields)
 
-    def draw(self, figure: Figure | type[Figure], members: Sequence[int] = (), **fields: Any) -> "go.Figure":
+    def draw(self, figure: Figure | type[Figure], members: int | Sequence[int] = (), **fields: Any) -> "go.Figure":
         """Draw a definition, or a kind of figure as the methods above do, with some fields replaced.
 
         Raises UserError for a field that the figure does not have; for hyper-parameters, metrics and members that the
@@ -73,13 +73,15 @@ class Results(results.Results):
         figure.check(dict.fromkeys([*names, *(name for name in table if name.startswith(PREFIX))]))
         sound = table[table["status"] == "finished"]
         rows = {int(member): int(row) for row, member in sound["member"].items()}
-        if not rows or not set(members) <= set(rows):
-            got = f"member {ranges(set(members) - set(rows))}" if members else "no member"
+        wanted: list[int] = [members] if isinstance(members, int) else [*members]
+        unknown = [member for member in wanted if member not in rows]
+        if not rows or unknown:
+            got = f"member {', '.join(map(str, unknown))}" if unknown else "no member"
             raise UserError(
                 f"{self.folder}: got {got}, allowed: those that finished and did not diverge: {ranges(rows) or 'none'}"
             )
         rates = {m: found for cohort in self.cohorts if cohort.finished for m, found in cohort.firing_rates().items()}
-        chosen = [rows[member] for member in members]
+        chosen = [rows[member] for member in wanted]
         return draw.draw(figure, sound, self.history, rates, chosen).update_layout(template="simple_white")
 
     def _definition(self, figure: Figure | type[Figure], fields: Mapping[str, Any]) -> Figure:

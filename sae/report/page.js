@@ -9,9 +9,15 @@ const element = (tag, properties = {}, ...children) => {
   return node;
 };
 const data = JSON.parse($("#data").textContent);
-const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll("$", "&#36;");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
-const three = (value) => (typeof value !== "number" ? value ?? "–" : Number.isInteger(value) ? String(value) : String(+value.toPrecision(3)));
+const three = (value) => (typeof value !== "number" ? value ?? "–" : Number.isInteger(value) ? String(value) : Math.abs(value) >= 100 ? String(Math.round(value)) : String(+value.toPrecision(3)));
+
+// how the page shows a cell of the members table: long words in short, with the whole word as a tip
+const cell = (value, k) => {
+  const { short } = data.members.columns[k];
+  return Object.hasOwn(short, value) ? { textContent: short[value], title: value } : { textContent: three(value) };
+};
 
 // -- figures -------------------------------------------------------------------------------------------------------
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -107,7 +113,7 @@ function listChosen() {
   const shown = data.members.brief;
   const head = element("tr", {}, ...shown.map((k) => element("th", { textContent: columns[k].label })), element("th"));
   const body = chosen.map((row, i) => {
-    const cells = shown.map((k) => element("td", {}, three(rows[row][k])));
+    const cells = shown.map((k) => element("td", cell(rows[row][k], k)));
     cells[0].prepend(element("i"));
     const links = element("td");
     if (data.dictionaries.some((d) => d.row === row)) links.append(element("a", { href: `#dictionary-${row}`, textContent: "dictionary" }));
@@ -121,7 +127,7 @@ function listChosen() {
 
 // -- the table of members -----------------------------------------------------------------------------------------
 let order = data.members.rows.map((_, row) => row), sorted = null, descending = false;
-const lines = data.members.rows.map((values, row) => element("tr", { onclick: () => choose(chosen.includes(row) ? chosen.filter((r) => r !== row) : [...chosen, row]) }, ...values.map((value) => element("td", { textContent: three(value) }))));
+const lines = data.members.rows.map((values, row) => element("tr", { onclick: () => choose(chosen.includes(row) ? chosen.filter((r) => r !== row) : [...chosen, row]) }, ...values.map((value, k) => element("td", cell(value, k)))));
 
 function matches(row, query) {
   return query.split(/\s+/).filter(Boolean).every((term) => {

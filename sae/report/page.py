@@ -5,6 +5,7 @@ Everything that comes from a run passes through `_text`, so that nothing in a ru
 
 import dataclasses
 import html
+import re
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
 
+from sae.core.text import unquoted
 from sae.report import captions, data, page_data
 from sae.report.data import label, number
 from sae.report.dictionaries import FEATURES, Dictionary
@@ -69,7 +71,7 @@ def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame)
     members = "".join(markup for of_members, markup in plots if of_members)
     sheets, shown = page_data.dictionaries(page.dictionaries)
     block = page_data.block(page.title, page.drawn, page.recovery, runs, chosen, history, shown)
-    title = _text(page.title)
+    title = _text(unquoted(page.title))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -84,7 +86,7 @@ def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame)
 <nav><div><b>{title}</b><a href="#answer">Answer</a><a href="#run">Run</a><a href="#figures">Figures</a>
 <a href="#members">Members</a>{'<a href="#dictionaries">Dictionaries</a>' if page.dictionaries_note else ""}</div></nav>
 <main>
-<h1>{_text(page.question or page.title)}</h1>
+<h1>{_code(page.question or page.title)}</h1>
 <p class="lead">{_text(page.summary)}</p>
 <section id="answer">{_answers(page)}</section>
 {_warnings(page.warnings)}
@@ -251,6 +253,11 @@ def _dictionary(shown: Dictionary) -> str:
 
 def _text(value: Any) -> str:
     return html.escape(str(value))
+
+
+def _code(text: str) -> str:
+    """A text whose parts between backticks are code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
 
 
 def _file(name: str) -> str:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from sae.core.metrics import METRICS
+from sae.core.text import unquoted
 from sae.report import captions, data, images
 from sae.report.data import hyper, label, metrics
 from sae.report.dictionaries import Dictionary
@@ -48,7 +49,7 @@ def block(
         "members": _members(runs.members),
         "chosen": list(chosen),
         "swatches": data.SWATCHES,
-        "meanings": {metric: known.caption for metric, known in METRICS.items()}
+        "meanings": {metric: unquoted(known.caption) for metric, known in METRICS.items()}
         | {label(column): line for column, line in runs.members.attrs.get("meanings", {}).items()},
         "history": _history(runs.members, history, list(dict.fromkeys(curves))) if curves else None,
         "firing": _firing(runs) if firing else None,
@@ -107,10 +108,16 @@ def _members(members: pd.DataFrame) -> dict[str, Any]:
     """The members table: its columns, its rows, and the numbers of the columns that are shown of a chosen member."""
     varied = hyper(members)
     names = list(dict.fromkeys(["member", *varied, *metrics(members), "status"]))
-    columns = [{"name": name, "label": label(name)} for name in names]
+    short = data.brief(members)
+    columns = [{"name": name, "label": label(name), "short": _short(members[name], short[name])} for name in names]
     rows = [[_cell(value) for value in row] for row in members[names].astype(object).to_numpy()]
     brief = [i for i, name in enumerate(names) if name in ("member", *varied, *BRIEF)]
     return {"columns": columns, "rows": rows, "brief": brief}
+
+
+def _short(whole: pd.Series, short: pd.Series) -> dict[str, str]:
+    """{a long word of a column: how the page shows it}."""
+    return {str(a): str(b) for a, b in zip(whole, short, strict=True) if isinstance(b, str) and str(a) != b}
 
 
 def _history(members: pd.DataFrame, history: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
@@ -136,11 +143,11 @@ def _firing(runs: Runs) -> dict[str, Any]:
 
 def _cell(value: Any) -> Any:
     """A cell of a table as JSON: numbers with six digits, None for what is missing."""
-    if value is None or value is pd.NA or value != value:
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}") if np.isfinite(value) else str(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic) else value if isinstance(value, int | bool) else str(value)
 
 
 def _png(pixels: np.ndarray) -> str:

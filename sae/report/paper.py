@@ -4,6 +4,7 @@ Matplotlib reads mathematics between two dollars, so every text that comes from 
 """
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sae.report import data, images
 from sae.report.data import Line, lines, number, swatch, wide
 from sae.report.dictionaries import Dictionary
 from sae.study.answers import AtMatched
-from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile, complete
 
 STYLE: Any = {  # matplotlib's stubs want a mapping of its own literal names
     "font.size": 8,
@@ -39,7 +40,8 @@ def save(canvas: Canvas, path: Path) -> None:
     """Write PATH.png and PATH.svg."""
     for suffix in ("png", "svg"):
         buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a name in another script: boxes in the PNG, text in the SVG
             canvas.savefig(buffer, format=suffix, dpi=200, metadata={"Date": None} if suffix == "svg" else None)
         write_atomically(path.with_suffix(f".{suffix}"), lambda file, data=buffer: file.write(data.getbuffer()))
 
@@ -52,6 +54,8 @@ def paint(
     chosen: Sequence[int],
 ) -> Canvas:
     """Paint any figure but Dictionaries; arguments as in `draw.draw`."""
+    members = data.brief(members)
+    figure = complete(figure, members)
     with matplotlib.rc_context(STYLE):
         match figure:
             case Frontier():
@@ -83,7 +87,7 @@ def dictionary(shown: Dictionary, image_shape: Sequence[int]) -> Canvas:
         canvas = Canvas(figsize=(WIDTH, WIDTH * height / width + 0.25), layout="constrained")
         axes = canvas.subplots()
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
-        axes.set_title(_text(shown.name), size=8)
+        axes.set_title(_wrapped(shown.name, 96), size=8, loc="left")
         axes.axis("off")
     return canvas
 
@@ -100,7 +104,7 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
         means = line.means(x, y)
         style = {"color": line.colour, "alpha": line.strength}
         mark = {} if line.mark is None else {"marker": MARKS[line.mark % len(MARKS)], "ms": 3.6, "mew": 0}
-        axes.plot(means["x"], means["y"], lw=1.1, label=_text(line.name), **mark, **style)
+        axes.plot(means["x"], means["y"], lw=1.1, label=line.name, **mark, **style)
         axes.plot(line.members[x], line.members[y], "o", ms=1.4 if mark else 2, mew=0, **style)
         axes.fill_between(
             means["x"].astype(float),
@@ -117,13 +121,23 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
             axes.set(**{f"{name}scale": "log"})
             ends = axis.get_view_interval()
             ticks = [tick for tick in data.log_ticks(shown[column]) if ends[0] <= tick <= ends[1]]
-            if len(ticks) > 1:  # for fewer, matplotlib has finer ticks
-                axis.set_ticks(ticks)
-                axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            axis.set_ticks(ticks)
+            axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             axis.set_major_formatter(lambda tick, _: f"{tick:g}")
     if len(drawn) > 1:
-        axes.legend(ncols=1 + len(drawn) // 8, fontsize=7)
+        _legend(canvas, axes)
     return canvas
+
+
+def _legend(canvas: Canvas, axes: Any) -> None:
+    """A legend above the axes, which makes the canvas higher, so that it covers no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [_wrapped(text, 84) for text in labels]
+    widest = max((len(line) for text in labels for line in text.split("\n")), default=0)
+    columns = max(1, min(len(labels), int(WIDTH / (0.06 * widest + 0.45))))
+    lines = -(-len(labels) // columns) * max((text.count("\n") + 1 for text in labels), default=0)
+    canvas.set_figheight(canvas.get_figheight() + 0.15 * lines + 0.1)
+    canvas.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=7)
 
 
 def _heatmap(members: pd.DataFrame, figure: Heatmap) -> Canvas:
@@ -131,15 +145,19 @@ def _heatmap(members: pd.DataFrame, figure: Heatmap) -> Canvas:
     values = np.concatenate([grid.to_numpy(float).ravel() for _, _, grid in panels])
     values = values[np.isfinite(values)]
     rows = sum(len(grid) for _, _, grid in panels)
-    canvas, axes = _new(len(panels), height=0.28 * rows + 0.75 * len(panels))
+    titles = [_wrapped(title, 60) for title, _, _ in panels]
+    lines_of_titles = sum(title.count("\n") + 1 for title in titles)
+    canvas, axes = _new(len(panels), height=0.28 * rows + 0.6 * len(panels) + 0.15 * lines_of_titles)
     norm = matplotlib.colors.LogNorm if wide(values) else matplotlib.colors.Normalize
     scale = norm(*((values.min(), values.max()) if values.size else (0, 1)))
-    for panel, (title, coefficient, grid) in zip(axes[:, 0], panels, strict=True):
+    for panel, title, (_, coefficient, grid) in zip(axes[:, 0], titles, panels, strict=True):
         mesh = panel.imshow(grid.to_numpy(float), norm=scale, cmap="viridis", aspect="auto", origin="lower")
-        panel.set(xlabel=_label(coefficient), ylabel=_label(figure.y), title=_text(title))
-        crowded = {"rotation": 60, "fontsize": 7} if grid.shape[1] > 8 else {}
-        panel.set_xticks(range(grid.shape[1]), [_text(number(v, 2)) for v in grid.columns], **crowded)
-        panel.set_yticks(range(grid.shape[0]), [_text(number(v)) for v in grid.index])
+        panel.set(xlabel=_label(coefficient), ylabel=_label(figure.y))
+        panel.set_title(title, size=8, loc="left")
+        ticks = [_text(text) for text in data.numbers(grid.columns)]
+        crowded = {"rotation": 60, "fontsize": 7} if sum(map(len, ticks)) > 40 else {}
+        panel.set_xticks(range(grid.shape[1]), ticks, **crowded)
+        panel.set_yticks(range(grid.shape[0]), [_text(text) for text in data.numbers(grid.index)])
         panel.spines[:].set_visible(False)
         for (i, k), value in np.ndenumerate(grid.to_numpy(float)):
             colour = "white" if scale(value) < 0.6 else "black"
@@ -177,22 +195,22 @@ def _matched(members: pd.DataFrame, figure: AtMatched) -> Canvas:
     table = figure.compare(members)
     names = list(dict.fromkeys(table["metric"]))
     one = table[(table["metric"] == names[0]) & (table["arm"] == next(iter(figure.arms)))]
-    canvas, axes = _new(1, len(names), height=0.8 + 0.2 * len(one), sharey=True)
+    ticks = [_wrapped(text, 34) for text in data.rows_of(one, figure)]
+    lines_of_ticks = sum(tick.count("\n") + 1 for tick in ticks)
+    canvas, axes = _new(1, len(names), height=0.8 + 0.08 * len(ticks) + 0.13 * lines_of_ticks, sharey=True)
     for panel, metric in zip(axes[0], names, strict=True):
         for i, arm in enumerate(figure.arms):
             rows = table[(table["metric"] == metric) & (table["arm"] == arm)]
             place = np.arange(len(rows)) + 0.16 * (i - (len(figure.arms) - 1) / 2)
             errors = np.abs(rows[["low", "high"]].to_numpy() - rows[["mean"]].to_numpy()).T
-            style = {"fmt": "o", "ms": 3, "lw": 1, "color": data.ARMS[i % len(data.ARMS)], "label": _text(arm)}
+            style = {"fmt": "o", "ms": 3, "lw": 1, "color": data.ARMS[i % len(data.ARMS)], "label": arm}
             panel.errorbar(rows["mean"], place, xerr=np.nan_to_num(errors), **style)
         if wide(table[table["metric"] == metric]["mean"]):
             panel.set_xscale("log")
         panel.set(xlabel=_text(metric))
-    ticks = [", ".join(f"{_label(n)} {_text(number(row[n]))}" for n in figure.groups) for row in one.to_dict("records")]
-    ticks = [f"{tick}, {_label(figure.matched)} {value:g}" for tick, value in zip(ticks, one["value"], strict=True)]
     axes[0, 0].set_yticks(range(len(ticks)), ticks)
     axes[0, 0].invert_yaxis()
-    axes[0, -1].legend()
+    _legend(canvas, axes[0, 0])
     return canvas
 
 
@@ -203,11 +221,11 @@ def _curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen
         member = members.at[row, "member"]
         points = history[history["member"] == member]
         for panel, name in zip(axes[:, 0], names, strict=True):
-            panel.plot(points["step"], points[name], lw=1, color=swatch(i), label=_text(f"member {member}"))
+            panel.plot(points["step"], points[name], lw=1, color=swatch(i), label=f"member {member}")
     for panel, name in zip(axes[:, 0], names, strict=True):
         panel.set(ylabel=_label(name), ylim=(0, None))
     axes[-1, 0].set(xlabel="step")
-    axes[0, 0].legend(fontsize=7, ncols=2)
+    _legend(canvas, axes[0, 0])
     return canvas
 
 
@@ -217,17 +235,21 @@ def _firing_rates(rates: Mapping[Any, np.ndarray], members: pd.DataFrame, chosen
     for i, row in enumerate(chosen):
         if (member := members.at[row, "member"]) in rates:
             shares = data.firing_histogram(rates[member], edges)
-            axes.stairs(shares, [edges[0] - 0.5, *edges], color=swatch(i), lw=1.2, label=_text(f"member {member}"))
+            axes.stairs(shares, [edges[0] - 0.5, *edges], color=swatch(i), lw=1.2, label=f"member {member}")
     decades = np.arange(np.ceil(edges[0]), 1)
     axes.set_xticks([edges[0] - 0.25, *decades], ["dead", *(f"{10.0**d:g}" for d in decades)])
     axes.set(xlabel="firing rate", ylabel="share of latents")
-    axes.legend(fontsize=7, ncols=2)
+    _legend(canvas, axes)
     return canvas
 
 
 def _label(name: str) -> str:
     """A column's name, as `data.label`, for matplotlib."""
     return _text(data.label(name))
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(map(_text, data.in_lines(text, width)))
 
 
 def _text(text: str) -> str:

@@ -1,10 +1,9 @@
 """The plan of a sweep, printed: its cohorts, why they differ, and what they will cost."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from sae.core.text import count
+from sae.core.text import count, table
 from sae.engine import cohort as cohorts
 from sae.engine import cost, runtime
 from sae.engine import plan as plans
@@ -21,15 +20,14 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, piec
     rehearse(plan, data)
     whole, plan = len(plan), cost.fit(plan, data)
     split = cohorts.splits(plan)
-    say = lambda line: console.print(line, highlight=False, soft_wrap=True)
+    say = lambda line: console.print(Text(line), soft_wrap=True)
     say(f"{sweep.name}: {count(len(sweep.members), 'member')} in {count(len(plan), 'compiled program')}")
     say(f"members differ in: {', '.join(axes) or 'nothing'}")
     if split:
         say(f"programs differ in: {', '.join(split)}")
 
-    table, total = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False), 0.0
-    for column in ("#", "members", "lanes", "d_in", "d_sae", "batch", "steps", "params", "GFLOP", "memory"):
-        table.add_column(column, justify="right")
+    head = ("#", "members", "lanes", "d_in", "d_sae", "batch", "steps", "params", "GFLOP", "memory")
+    rows, total = [], 0.0
     for index, cohort in enumerate(plan):
         e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
         at_once = lanes or expected_lanes(cohort, source.d_in)
@@ -46,8 +44,8 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, piec
             n * cost.parameters(e, source.d_in),
         )
         memory = cost.process_bytes(cohort, source, at_once)
-        table.add_row(*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB")
-    console.print(table)
+        rows.append([*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB"])
+    say(table(head, rows, console.width))
     say(f"in all {_short(total)} GFLOP of matrix products")
     say("memory: the expected peak of the process, while a checkpoint is written")
     if len(plan) > whole:

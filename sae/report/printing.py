@@ -1,4 +1,7 @@
-"""The answer of a finished run, and the verdicts on its claims, on the terminal."""
+"""The answer of a finished run, and the verdicts on its claims, on the terminal.
+
+Everything is printed as `Text`, so that nothing in a run's names and paths is read as rich's markup.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,75 +10,74 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from sae.core.text import count
+from sae.core.text import count, table
+from sae.report.data import brief, held_out, number
+from sae.report.warnings import REMEDY
 from sae.store.results import Results
 from sae.study import claims
 from sae.study.answers import AtMatched
-from sae.study.sweep import Sweep, varying
+from sae.study.replicates import over_seeds
 
 MOST_ROWS = 40  # rows of a table that are printed
+METRICS = ("eval/fvu", "eval/l0", "eval/dead_fraction")  # of a run that asks for none
 
 
-def print_answer(sweep: Sweep, results: Results, console: Console) -> None:
-    """Print the sweep's answer, or held-out numbers where it asks for none, and the folder of the results."""
-    everyone = results.members
-    members = everyone[everyone["status"] == "finished"]
+def print_answer(results: Results, console: Console) -> None:
+    """Print the answer of a run, or held-out numbers where it asks for none, and the folder of the results."""
+    say = lambda line: console.print(Text(line), soft_wrap=True)
+    everyone, answer = results.members, results.answer
+    members = brief(everyone[everyone["status"] == "finished"])
+    diverged = len(everyone) - len(members)
     if len(members) == 0:
-        table, title = pd.DataFrame(), "every member diverged: no answer"
-    elif sweep.answer is not None:
-        table, title = sweep.answer.table(members), sweep.answer.title
-    elif len(members) == 1:
-        numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
-        table, title = pd.DataFrame({"": numbers}, dtype=object), sweep.name
+        say(f"\nno answer: {'the member' if diverged == 1 else f'all {diverged} members'} diverged; {REMEDY}")
     else:
-        axes = [name for name in varying(sweep.members) if name != "seed"]
-        numbers = [f"eval/{name}" for name in ("fvu", "l0", "dead_fraction")]
-        means = members.groupby(axes, dropna=False)[numbers].mean() if axes else members[numbers]
-        table, title = means, "means over seeds"
-    console.print(f"\n{title} ({count(len(members), 'member')}, held out)", highlight=False, markup=False)
-    if len(table):
-        console.print(_rich_table(table.head(MOST_ROWS)))
-    if len(table) > MOST_ROWS:
-        console.print(f"... {len(table) - MOST_ROWS} more rows in members.parquet", highlight=False)
-    if isinstance(sweep.answer, AtMatched) and len(table) and table.isna().any(axis=None):
-        low, high = members[sweep.answer.matched].min(), members[sweep.answer.matched].max()
-        console.print(
-            f"-: not reached; {sweep.answer.matched} spans {low:.3g} to {high:.3g} over all members", highlight=False
-        )
-    if diverged := len(everyone) - len(members):
-        console.print(f"{diverged} of {len(everyone)} members diverged and are left out", highlight=False)
+        if answer is not None:
+            title, means, frame = answer.title, over_seeds(members), answer.table(members)
+        elif len(members) == 1:
+            numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
+            title, means, frame = results.definition["name"], "", pd.DataFrame({"": numbers}, dtype=object)
+        else:
+            title, (means, frame) = results.definition["name"], held_out(members, METRICS)
+        facts = [count(len(members), "member"), "held out", *([means] if means else [])]
+        say(f"\n{title} ({', '.join(facts)})")
+        say(_text(frame.head(MOST_ROWS), console.width))
+        if len(frame) > MOST_ROWS:
+            say(f"... {len(frame) - MOST_ROWS} more rows in members.parquet")
+        if isinstance(answer, AtMatched) and frame.isna().any(axis=None):
+            low, high = members[answer.matched].min(), members[answer.matched].max()
+            say(f"–: not reached; {answer.matched} spans {number(low)} to {number(high)} over all members")
+        if diverged:
+            say(f"{diverged} of {len(everyone)} members diverged and are left out; {REMEDY}")
     names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
-    console.print(f"results: {results.folder} ({', '.join(names)})", soft_wrap=True, highlight=False, markup=False)
+    say(f"results: {results.folder} ({', '.join(names)})")
 
 
-def _rich_table(frame: pd.DataFrame) -> Table:
+def _text(frame: pd.DataFrame, width: int) -> str:
     """A data frame as a table for the terminal. Its index names the rows."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in frame.index.names:
-        table.add_column(name or "", justify="left", no_wrap=True)
-    for column in frame.columns:
-        table.add_column("\n".join(column) if isinstance(column, tuple) else str(column), justify="right")
+    head = [name or "" for name in frame.index.names]
+    head += ["\n".join(column) if isinstance(column, tuple) else str(column) for column in frame.columns]
+    rows: list[list[str]] = []
     before: tuple = ()
-    for index, row in zip(frame.index, frame.to_numpy(), strict=True):
+    for index, values in zip(frame.index, frame.itertuples(index=False), strict=True):
         labels = index if isinstance(index, tuple) else (index,)
-        # a label that repeats the one above it is left out
-        shown = [
-            ("" if i == 0 and len(labels) > 1 and labels[:1] == before[:1] else str(v)) for i, v in enumerate(labels)
-        ]
-        table.add_row(*shown, *map(_cell, row))
+        repeated = len(labels) > 1 and labels[:1] == before[:1]  # a label that repeats the one above it is left out
+        rows.append(["" if i == 0 and repeated else _label(value) for i, value in enumerate(labels)])
+        rows[-1] += map(_cell, values)
         before = labels
-    return table
+    return table(head, rows, width, names=len(frame.index.names))
+
+
+def _label(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float | np.floating) and value == value else number(value)
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float | np.floating):
-        return "-" if value != value else f"{value:.3g}"
-    return str(value)
+    if isinstance(value, float | np.floating) and float(value).is_integer() and abs(value) < 1e15:
+        return f"{value:,.0f}"  # a count
+    return f"{value:,}" if isinstance(value, int | np.integer) and not isinstance(value, bool) else number(value)
 
 
 def print_claims(runs: Mapping[str, list[dict[str, Any]]], console: Console, check: bool = False) -> int:
@@ -88,23 +90,21 @@ def print_claims(runs: Mapping[str, list[dict[str, Any]]], console: Console, che
         return 0
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
     for column in ("claim", "at", "measured", "", "verdict"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("measured", ""))
     for name, of_run in runs.items():
         if name:
-            table.add_row(f"[bold]{name}[/bold]")
+            table.add_row(Text(name, "bold"))
         for claim in of_run:
             for i, cell in enumerate(claim["clauses"]):
                 reason = f": {cell['reason']}" if cell["reason"] else ""
                 text = claims.named(claim) if i == 0 else ""
                 row = (text, cell["text"], claims.measured(cell), cell["threshold"], cell["verdict"] + reason)
-                table.add_row(*map(escape, row))
+                table.add_row(*map(Text, row))
     found = [claim["verdict"] for claim in decided]
     console.print()
     console.print(table)
     verdicts = ", ".join(f"{found.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
-    console.print(
-        f"claims: {len(found)}: {verdicts}; means over seeds [bootstrap 95 % interval]",
-        highlight=False,
-        markup=False,
-    )
+    seeds = max((cell.get("seeds", 0) for claim in decided for cell in claim["clauses"]), default=0)
+    means = "means over seeds [bootstrap 95 % interval]" if seeds > 1 else "one seed, so no interval"
+    console.print(Text(f"claims: {len(found)}: {verdicts}; {means}"), soft_wrap=True)
     return 2 if check and "fails" in found else 0

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.core.text import abbreviated
 from sae.report import data
 from sae.store import storage
 from sae.store.results import Results
 from sae.study import figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
+
+LONGEST = 40  # characters of a run's name on the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Runs:
 
 def gather(results: Sequence[Results]) -> Runs:
     """Read the tables. Raises UserError where no member is finished, or a file is damaged."""
-    names = data.unique([r.folder.resolve().name for r in results])
+    whole = data.unique([r.folder.resolve().name for r in results])
+    short = abbreviated(whole, LONGEST)
+    names = [short[name] for name in whole]
     members: list[pd.DataFrame] = []
     history: list[pd.DataFrame] = []
     rates: dict[Any, np.ndarray] = {}

@@ -5,6 +5,7 @@ import time
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from sae.core.text import count
 from sae.engine.records import Outcome, Record, Start
@@ -63,7 +64,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Print one line above the bars."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(Text(line), soft_wrap=True)
 
     def close(self) -> None:
         """Restore the terminal."""

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.text import ranges
-from sae.report.data import Line, label, lines
+from sae.report.data import Line, label, lines, number
 
 DEAD = 0.5  # share of latents that may be dead
 COLLAPSED = 0.5  # active latents per example: below, L0 has collapsed
@@ -16,12 +16,15 @@ DENSE = 0.02  # FVU below which the dense end counts as reached anyway
 RISES = 0.02  # relative fall of FVU where sparsity rises: the frontier is not monotone
 REBOUND = 1.5  # factor between the last and the least FVU of training
 CONVERGED = 0.02  # relative fall of FVU over the last tenth of training
+EXPLAINED, SHARE = 0.3, 0.5  # an FVU below the first, with a median r2 of input dimensions below the second
+HUGE = 20  # norm of the longest held-out row over that of the median row
+REMEDY = "try a lower optimizer.lr, a longer optimizer.warmup_steps, or optimizer.clip"
 
 
 def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[str]:
     """Sentences about members and their histories. `members` includes those that diverged."""
     sound = members[members["status"] == "finished"]
-    found = [*_diverged(members), *_of_members(sound), *_of_training(sound, history)]
+    found = [*_diverged(members), *_of_members(sound), *_of_data(sound), *_of_training(sound, history)]
     if along:
         found += _of_lines(lines(sound, along, group))
     return [sentence[:1].upper() + sentence[1:] for sentence in found]
@@ -30,7 +33,9 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
 def _diverged(members: pd.DataFrame) -> Iterator[str]:
     bad = members[members["status"] == "diverged"]
     if len(bad):
-        yield f"{_who(bad, members)} diverged and are left out of every figure; try a lower learning rate, or clipping."
+        causes = "" if len(bad) < len(members) else "; if that does not help, look for huge values in the data"
+        verb = "is" if len(bad) == 1 else "are"
+        yield f"{_who(bad, members)} diverged and {verb} left out of every figure; {REMEDY}{causes}."
 
 
 def _of_members(members: pd.DataFrame) -> Iterator[str]:
@@ -43,6 +48,28 @@ def _of_members(members: pd.DataFrame) -> Iterator[str]:
             f"Over {DEAD:.0%} of the latents are dead in {_who(dead, members)}: compare their L0 and width with care; "
             "try revival, or a longer run."
         )
+
+
+def _of_data(members: pd.DataFrame) -> Iterator[str]:
+    """What held-out rows say about the data. Tables of older runs lack these columns."""
+    if "eval/r2_median" in members:
+        few = members[(members["eval/fvu"] < EXPLAINED) & (members["eval/r2_median"] < SHARE)]
+        if len(few):
+            standardized = "data.normalize" in few and few["data.normalize"].eq("standardize").all()
+            advice = "" if standardized else '; try normalize="standardize", which gives all dimensions one variance'
+            yield (
+                f"A few dimensions carry most of the variance: FVU is below {EXPLAINED:g} in {_who(few, members)}, but "
+                f"in half of the input's dimensions less than {SHARE:.0%} of the variance is explained{advice}."
+            )
+    if "eval/norm_max_ratio" in members:
+        long = members[members["eval/norm_max_ratio"] > HUGE]
+        if len(long):
+            times = number(float(long["eval/norm_max_ratio"].max()))
+            yield (
+                f"Some rows are huge: the longest held-out row is {times} times as long as the median row "
+                f"({_who(long, members)}), so that few rows can decide the error; the source's max_norm leaves out "
+                "longer rows."
+            )
 
 
 def _of_training(members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:
@@ -83,7 +110,7 @@ def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
             means = means[::-1]  # the smallest activation.k is the sparsest
         l0, fvu, width = means["eval/l0"], means["eval/fvu"], line.members["d_sae"].max()
         if l0.iloc[-1] > max(SPARSE * width, 2) and fvu.iloc[-1] < 0.5:
-            sparse.append(f"{line.name} (l0 {l0.iloc[-1]:.3g} at {label(line.along)} {l0.index[-1]:g})")
+            sparse.append(f"{line.name} (l0 {number(l0.iloc[-1])} at {label(line.along)} {l0.index[-1]:g})")
         if fvu.iloc[0] < (1 - FALLS) * fvu.iloc[1] and fvu.iloc[0] > DENSE:
             dense.append(f"{line.name} (FVU {fvu.iloc[0]:.2g} at {label(line.along)} {fvu.index[0]:g})")
         falls = fvu[fvu < (1 - RISES) * fvu.shift(1)]

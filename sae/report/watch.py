@@ -18,7 +18,7 @@ from sae.report.data import ARMS
 from sae.report.warnings import DEAD
 from sae.store.results import Results
 from sae.store.storage import HISTORY, STATE
-from sae.study.figures import arm_name, coefficients
+from sae.study.figures import arm_names, coefficients
 
 MARKS = "●▲■◆"  # one per arm
 X, Y = "train/fvu", "train/l0"
@@ -106,8 +106,9 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -
         mark, colour = next((arms[name] for name in along if row.get(name) and row[name] == row[name]), none)
         points.append((row[X], row[Y], mark, colour))
     legend = Text("l0 (upwards) against fvu, last log points of training, log axes  ", style="dim")
+    names = arm_names(arms, results.definition["members"])
     for name, (mark, colour) in arms.items():
-        legend.append(f"{mark} {arm_name(name)}  ", style=f"not dim {colour}")
+        legend.append(f"{mark} {names[name]}  ", style=f"not dim {colour}")
     rows = min(16, height - len(results.cohorts) - 12)
     return [legend, *scatter(points, max(20, min(width - 14, 72)), max(6, rows))]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 from rich.console import Console
+from rich.text import Text
 
 from sae.core.definitions import flatten
 from sae.core.types import Interrupted
@@ -68,7 +69,7 @@ def run(
     options = (options or RunOptions()).replace(**fields)
     options.validate()
     console = console or Console(stderr=True)
-    say = lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+    say = lambda line: console.print(Text(line), soft_wrap=True)
     keep_compiled_programs()
     sweep = as_sweep(definition)
     with processes.watch(), contextlib.ExitStack() as stack:

@@ -97,7 +97,12 @@ class Results:
         storage.write_analysis(self.folder, repr(measure), found, measure.columns)
 
     def source(self, member: int) -> Source:
-        """The definition of a member's data. Raises UserError for a user's own class that is not defined here."""
+        """The definition of a member's data.
+
+        Raises UserError for a member that the run does not have, and for a user's own class that is not defined here.
+        """
+        if member not in range(n := len(self.definition["members"])):
+            raise UserError(f"{self.folder}: got member {member}, allowed: {ranges(range(n))}")
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
         return unflatten(Experiment, "data", flat, self.definition.get("own"))
 

@@ -298,7 +298,7 @@ def table(decided: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def measured(cell: dict[str, Any]) -> str:
     """The measured value of a cell of claims.json, with its interval: "0.188 [0.186, 0.191]"."""
-    number = lambda value: "–" if value is None else f"{value:.3g}"
+    number = lambda value: "–" if value is None else f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
     return number(cell["measured"]) + (
         "" if cell["low"] is None else f" [{number(cell['low'])}, {number(cell['high'])}]"
     )

@@ -1,17 +1,20 @@
 """Figures: what a sweep shows, as values. `sae/report` draws them for a page, a notebook or a paper.
 
 A line or a panel stands for an *arm*: the members in which one coefficient is swept while the coefficients of the other
-arms are 0 or absent. A member with every coefficient at 0 is an end of each arm. A line joins the means over the
-members that share its group and a coefficient, which usually differ in their seed alone.
+arms are 0 or absent. A member with every coefficient at 0 is an end of each arm. A line joins the means over seeds of
+the members that share its group and a coefficient: `complete` adds to the group whatever else differs between them.
 """
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from sae.core.text import nearest
 from sae.core.types import UserError
-from sae.study.answers import Answer, AtMatched, Best, require
+from sae.study.answers import Answer, AtMatched, Best, hidden, listed, of_arm, require
+from sae.study.replicates import is_seed, lurking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,9 @@ class Frontier:
     """The coefficients that are swept, dotted names: one per arm."""
     group: tuple[str, ...] = ("d_sae",)
     """A line for each combination of values of these names."""
+
+    def __post_init__(self) -> None:
+        listed(self)
 
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
@@ -45,6 +51,9 @@ class Profile:
     others: tuple[str, ...] = ()
     """Coefficients of other arms: only members in which these are 0 are shown."""
 
+    def __post_init__(self) -> None:
+        listed(self)
+
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
         require(names, [self.x, *self.group, *self.others], [self.metric], "Profile")
@@ -54,7 +63,7 @@ class Profile:
 class Heatmap:
     """One metric as a colour over two hyper-parameters: a panel per arm and group, all on one scale.
 
-    A cell is the mean over the members that share it, which usually differ in their seed alone.
+    A cell is the mean over seeds.
     """
 
     metric: str
@@ -65,6 +74,9 @@ class Heatmap:
     """The hyper-parameter upwards."""
     group: tuple[str, ...] = ()
     """A panel for each combination of values of these names."""
+
+    def __post_init__(self) -> None:
+        listed(self)
 
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
@@ -80,6 +92,9 @@ class Parallel:
     metrics: tuple[str, ...] = ("eval/fvu", "eval/l0", "eval/dead_fraction")
     """The metrics; the first gives the colour."""
 
+    def __post_init__(self) -> None:
+        listed(self)
+
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
         require(names, self.hyper, self.metrics, "Parallel")
@@ -91,6 +106,9 @@ class Curves:
 
     metrics: tuple[str, ...] = ("train/fvu", "train/l0", "train/dead_fraction")
     """Columns of the history."""
+
+    def __post_init__(self) -> None:
+        listed(self)
 
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
@@ -120,12 +138,37 @@ class Dictionaries:
     latents: int = 96
     """The largest number of latents that are shown for a member."""
 
+    def __post_init__(self) -> None:
+        listed(self)
+
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
         require(names, [*self.along, *self.group], [self.metric], "Dictionaries")
 
 
 Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictionaries | AtMatched
+
+
+def complete(figure: Figure, members: pd.DataFrame) -> Figure:
+    """The figure with its group extended by whatever its means would hide, other than seeds.
+
+    Raises UserError where the members form none of its arms.
+    """
+    match figure:
+        case Frontier():
+            found = hidden(members, figure.along, figure.group, "Frontier")
+        case Heatmap():
+            found = hidden(members, figure.along, [*figure.group, figure.y], "Heatmap")
+        case Profile():
+            if not pd.api.types.is_numeric_dtype(members[figure.x]):
+                raise UserError(f"Profile: x: got {figure.x}, which holds words; allowed: a number")
+            arm = of_arm(members, figure.x, [figure.x, *figure.others])
+            found = lurking(arm, [*figure.group, figure.x])
+        case AtMatched():
+            return figure.complete(members)
+        case _:
+            return figure
+    return dataclasses.replace(figure, group=(*figure.group, *found))
 
 
 def default_figures(
@@ -146,12 +189,10 @@ def default_figures(
     group = ("d_sae", *(name for name in others if name != "d_sae" and everywhere(name)))
     mmcs = ["mmcs"] * true_features
     figures: list[Figure] = []
-    if isinstance(answer, Best):
-        figures += [Profile(metric=answer.metric, x=answer.along, group=(answer.group,))]
+    if isinstance(answer, Best) and all(isinstance(m.get(answer.along), int | float | None) for m in members):
+        figures += [Profile(metric=answer.metric, x=answer.along, group=tuple(answer.groups))]
     if along:
-        named = {arm_name(name): name for name in along}
-        if len(named) < len(along):  # two arms with the same short name
-            named = {name: name for name in along}
+        named = {name: coefficient for coefficient, name in arm_names(along, members).items()}
         compared = tuple(f"eval/{metric}" for metric in ("fvu", *mmcs))
         figures += [
             Frontier(along=along, group=group),
@@ -184,13 +225,36 @@ def coefficients(
     # what is constant along each arm, such as the kind of activation where only one arm has a k, needs no group
     inside = [varying(m for m in members if c in m and not any(m.get(o) for o in along if o != c)) for c in along]
     constant = [name for name in varying(members) if along and not any(name in names for names in inside)]
-    return tuple(along), tuple(name for name in varying(members) if name not in (*along, *constant, "seed"))
+    return tuple(along), tuple(
+        name for name in varying(members) if name not in (*along, *constant) and not is_seed(name)
+    )
 
 
-def arm_name(coefficient: str) -> str:
-    """The short name of an arm: "penalty.l1" -> "L1"; "activation.k" -> "k"."""
+def arm_names(along: Iterable[str], members: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """{coefficient: the name of its arm, for a legend}: "penalty.l1" is "L1", "activation.k" of a TopK is "TopK".
+
+    A number of another choice follows the choice's name, as in "Lp p". `members` are flattened experiments, which say
+    what the choices are. Names that would be equal are the dotted names instead.
+    """
+    along, members = list(along), list(members)
+    kinds = {
+        name: {m.get(name.rpartition(".")[0]) for m in members if m.get(name) == m.get(name) is not None}
+        for name in along
+    }
+    named = {name: _arm_name(name, {str(kind) for kind in of_name if kind}) for name, of_name in kinds.items()}
+    words = list(named.values())
+    return {name: word if words.count(word) == 1 else name for name, word in named.items()}
+
+
+def _arm_name(coefficient: str, kinds: Collection[str]) -> str:
     last = coefficient.rpartition(".")[2]
-    return last.upper() if last in ("l1", "l2") else last
+    if last in ("l1", "l2"):
+        return last.upper()
+    if len(kinds) != 1:
+        return coefficient
+    (kind,) = kinds
+    choice = "".join(word[:1].upper() + word[1:] for word in kind.split("-"))
+    return choice if kind.endswith(f"-{last}") else f"{choice} {last}"
 
 
 def varying(members: Iterable[Mapping[str, Any]]) -> list[str]:

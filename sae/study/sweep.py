@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sae.core.definitions import flatten, kind, replace
+from sae.core.text import abbreviated
 from sae.core.types import UserError
 from sae.experiment import Experiment, method, validate
 from sae.study import figures as figure_definitions
@@ -15,6 +16,9 @@ from sae.study.answers import Answer
 from sae.study.claims import Claim
 from sae.study.figures import Figure
 from sae.study.measures import Measure
+
+LONGEST = 128  # characters of a member's name, as many as W&B allows
+LONG_VALUE = 40  # characters of a value in a name that would be longer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,26 @@ def varying(members: Iterable[Experiment]) -> list[str]:
 
 
 def member_names(members: Sequence[Mapping[str, Any]], default: str) -> list[str]:
-    """A name for each flattened member, from what varies: "d_sae=128 penalty.l1=0.1 seed=0"."""
+    """A name for each flattened member, from what varies: "d_sae=128 penalty.l1=0.1 seed=0".
+
+    A name has at most LONGEST characters: long values are abbreviated, and then what is common to all names. Members
+    that differ have different names.
+    """
     names = figure_definitions.varying(members)
+    words = {name: _words([flat[name] for flat in members if name in flat]) for name in names}
+    join = lambda flat: " ".join(f"{name}={words[name][repr(flat[name])]}" for name in names if name in flat)
+    whole = [join(flat) or default for flat in members]
+    if max(map(len, whole)) > LONGEST:
+        for name, of_name in words.items():
+            short = abbreviated(of_name.values(), LONG_VALUE)
+            words[name] = {value: short[word] for value, word in of_name.items()}
+        whole = [join(flat) or default for flat in members]
+    short = abbreviated(whole, LONGEST)
+    return [short[name] for name in whole]
+
+
+def _words(values: Sequence[Any]) -> dict[str, str]:
+    """{repr of a value: how a name shows it}: numbers with six digits, or all of them where six are not enough."""
     short = lambda value: f"{value:g}" if isinstance(value, float) else f"{value}"
-    return [" ".join(f"{name}={short(flat[name])}" for name in names if name in flat) or default for flat in members]
+    words = {repr(value): short(value) for value in values}
+    return words if len(set(words.values())) == len(words) else {value: value for value in words}

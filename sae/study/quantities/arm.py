@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
 from sae.core.types import UserError
-from sae.study.answers import groups, of_arm, require, short
+from sae.study.answers import groups, listed, of_arm, require, short
+from sae.study.replicates import seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,9 @@ class Arm:
     where: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     """{name: values}: only members with one of these values."""
 
+    def __post_init__(self) -> None:
+        listed(self)
+
     def check(self, names: Collection[str]) -> None:
         """Check before training that members have these hyper-parameters. Raises UserError."""
         require(names, [self.along, *self.others, *self.group, *self.where], (), "claim")
@@ -29,10 +34,11 @@ class Arm:
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise UserError(f"claim: where {name}: got {values!r}, allowed: a tuple of values, ({values!r},)")
 
-    def lines(self, members: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    def lines(self, members: pd.DataFrame) -> Iterator[tuple[str, Any, pd.DataFrame]]:
         """(label of the group, seed, members in the order of the coefficient) for each line.
 
-        Raises UserError if no member belongs to the arm, or none has one of the values in `where`.
+        Where several seeds vary, a line has one value of each: its seed is then "seed 0, data_seed 1". Raises
+        UserError if no member belongs to the arm, or none has one of the values in `where`.
         """
         chosen = of_arm(members, self.along, [self.along, *self.others])
         for name, values in self.where.items():
@@ -41,7 +47,11 @@ class Arm:
             chosen = chosen[chosen[name].isin(values)]
         if chosen.empty:
             raise UserError(f"claim: no member has {self.along} alone{f' and {dict(self.where)}' * bool(self.where)}")
-        for (*values, seed), line in groups(chosen, [*self.group, "seed"]):
+        varied = [name for name in seeds(members) if members[name].nunique() > 1] or ["seed"]
+        for key, line in groups(chosen, [*self.group, *varied]):
+            values, of_seeds = key[: len(self.group)], key[len(self.group) :]
+            pairs = zip(varied, of_seeds, strict=True)
+            seed = of_seeds[0] if len(of_seeds) == 1 else ", ".join(f"{name} {value}" for name, value in pairs)
             if line.duplicated(self.along).any():
                 raise UserError(
                     f"claim: several members of one line have the same {self.along}; add what else differs to `group`"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ class OfLine:
         self.arm.check(names)
         require(names, (), self.read(), "claim")
 
-    def lines(self, results: Tables) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    def lines(self, results: Tables) -> Iterator[tuple[str, Any, pd.DataFrame]]:
         """The arm's lines, as in `Arm.lines`. Raises UserError if a column was not measured."""
         everyone = results.everyone
         for name in self.read():
@@ -49,7 +49,7 @@ class OfLine:
 
         `label` is added to the name of every cell.
         """
-        found: dict[str, dict[int, float]] = {}
+        found: dict[str, dict[Any, float]] = {}
         for name, seed, line in self.lines(results):
             whole = (line["status"] == "finished").all() and line[[*self.whole()]].notna().all(axis=None)
             found.setdefault(_join(name, label), {})[seed] = read(line) if whole else np.nan
@@ -223,7 +223,7 @@ class AtEach(OfLine):
 
         Each member stands alone: one that diverged leaves the other cells as they are.
         """
-        found: dict[str, dict[float, dict[int, float]]] = {}  # line, coefficient, seed
+        found: dict[str, dict[float, dict[Any, float]]] = {}  # line, coefficient, seed
         for name, seed, line in self.lines(results):
             values = line[self.metric].where(line["status"] == "finished")
             for coefficient, value in zip(line[self.arm.along], values, strict=True):
@@ -292,7 +292,7 @@ class AtSome(OfLine):
         Raises UserError if no group and coefficient have numbers for every seed and metric.
         """
         along = self.arm.along
-        table = pd.concat(line.assign(_line=name) for name, _, line in self.lines(results))
+        table = pd.concat(line.assign(_line=name, _seed=seed) for name, seed, line in self.lines(results))
         table = table.assign(**{name: table[name].where(table["status"] == "finished") for name in self.read()})
         means = table.groupby(["_line", along])[list(dict.fromkeys(self.read()))].agg(lambda v: v.mean(skipna=False))
         margins = [means[name] / bound for name, bound in self.least.items()]
@@ -302,7 +302,7 @@ class AtSome(OfLine):
             raise UserError(f"no members have all of {', '.join([*self.least, *self.most])}")
         name, value = cast(tuple[str, float], worst.idxmax())
         chosen = table[(table["_line"] == name) & (table[along] == value)]
-        return {_join(name, f"{short(along)} {value:g}"): chosen.set_index("seed")[self.metric].astype(float)}
+        return {_join(name, f"{short(along)} {value:g}"): chosen.set_index("_seed")[self.metric].astype(float)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
