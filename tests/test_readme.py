@@ -33,7 +33,8 @@ def test_the_snippets_run_one_after_another(tmp_path, monkeypatch):
     np.testing.assert_allclose(fvu, known["results"].members["eval/fvu"][3], rtol=1e-5)
     assert known["latents"].shape == (397, 16)
     penalty = known["Log"](weight=2.0)
-    cost = penalty.cost(model.forward(known["one"], known["x"].T))
+    bare, examples = model.normalized(known["one"], known["x"])
+    cost = penalty.cost(model.forward(bare, examples.T))
     np.testing.assert_allclose(cost, 2 * np.log1p(known["latents"]).sum(axis=1).mean(), rtol=1e-5)
     choices = {"data": known["Uniform"](), "activation": known["Threshold"](), "penalty": penalty}
     results = sae.run(sae.replace(known["base"], {**choices, "d_sae": 8}), out="own", wandb="off")
