@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.metrics import METRICS
+from sae.core.metrics import METRICS, OF_A_STEP
+from sae.experiment import window_follows
 from sae.store.storage import NUMBERS, OWN
 from sae.study.answers import bootstrap, of_arm, short
 from sae.study.figures import Profile, arm_name
@@ -104,8 +105,10 @@ def along(members: pd.DataFrame, figure: Profile) -> tuple[pd.DataFrame, bool]:
 
 
 def hyper(members: pd.DataFrame) -> list[str]:
-    """The hyper-parameters that differ between members."""
+    """The hyper-parameters that differ between members, without what follows from others."""
     own = (*OWN, "name", "number")
+    if all(map(window_follows, members.to_dict("records"))):
+        own = (*own, "dead_after")
     names = [name for name in members if name not in own and not name.startswith(NUMBERS)]
     return [name for name in names if members[name].astype(str).nunique() > 1]
 
@@ -132,7 +135,7 @@ def label(name: str) -> str:
 def meaning(names: Iterable[str], members: pd.DataFrame | None = None) -> str:
     """The definitions of these metrics and columns of measures, as sentences for a caption."""
     measured = {} if members is None else members.attrs.get("meanings", {})
-    known = {name: metric.caption for name, metric in METRICS.items()}
+    known = {name: metric.caption for name, metric in (METRICS | OF_A_STEP).items()}
     lines = {label(name): measured.get(name) or known.get(label(name)) for name in names}
     return " ".join(f"{name}: {line}." for name, line in lines.items() if line)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.report.data import ARMS
+from sae.report.terminal import spread
 from sae.report.warnings import DEAD
 from sae.store.results import Results
 from sae.store.storage import HISTORY, STATE
@@ -22,9 +23,10 @@ from sae.study.figures import arm_name, coefficients
 
 MARKS = "●▲■◆"  # one per arm
 X, Y = "train/fvu", "train/l0"
+SHOWN = ("l0", "fvu")
 
 
-def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 2.0) -> None:
+def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
     """Show a run until it is finished, or once."""
     if once or not console.is_terminal:
         console.print(frame(results, *console.size))
@@ -42,8 +44,10 @@ def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     try:
         latest = _latest(results)
     except UserError:  # nothing is written yet, or it is being written right now
-        return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
-    return Group(head, _cohorts(results), Text(), *_frontier(results, latest, width, height), *_troubles(latest))
+        return Group(head, _cohorts(results, pd.DataFrame()), Text("no log point yet", style="dim"))
+    return Group(
+        head, _cohorts(results, latest), Text(), *_frontier(results, latest, width, height), *_troubles(latest)
+    )
 
 
 def scatter(points: Sequence[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
@@ -73,9 +77,10 @@ def _latest(results: Results) -> pd.DataFrame:
     return last.join(pd.DataFrame(results.definition["members"]))
 
 
-def _cohorts(results: Results) -> Table:
+def _cohorts(results: Results, latest: pd.DataFrame) -> Table:
+    """A row per cohort, with medians and ranges over its members' last log points."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in ("cohort", "members", "status", "", "step", "written"):
+    for name in ("cohort", "members", "status", "", "step", "written", *SHOWN):
         table.add_column(name, justify="left" if name in ("status", "") else "right")
     for cohort in results.cohorts:
         state, members = cohort.state, results.definition["cohorts"][cohort.index]
@@ -83,6 +88,8 @@ def _cohorts(results: Results) -> Table:
         n_steps = results.definition["members"][members[0]]["n_steps"]
         paths = [path for name in (HISTORY, STATE) if (path := cohort.path / name).exists()]
         ago = time.time() - max((path.stat().st_mtime for path in paths), default=time.time())
+        logged = latest[latest.index.isin(members)]
+        spreads = [spread(logged[f"train/{name}"].to_numpy()) if len(logged) else "" for name in SHOWN]
         table.add_row(
             str(cohort.index),
             ranges(members),
@@ -90,6 +97,7 @@ def _cohorts(results: Results) -> Table:
             ProgressBar(total=n_steps, completed=step, width=24),
             f"{step:,}/{n_steps:,}",
             f"{ago:,.0f} s ago" if paths else "",
+            *spreads,
         )
     return table
 

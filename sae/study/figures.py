@@ -11,6 +11,7 @@ from typing import Any
 
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.experiment import window_follows
 from sae.study.answers import Answer, AtMatched, Best, require
 
 
@@ -194,9 +195,13 @@ def arm_name(coefficient: str) -> str:
 
 
 def varying(members: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The dotted names that differ between flattened experiments, in field order; a name that only some have counts."""
+    """The dotted names that differ between flattened experiments, in field order; a name that only some have counts.
+
+    `dead_after` does not count where it is what follows from the length of training.
+    """
     members = list(members)
-    names = dict.fromkeys(name for flat in members for name in flat if name != "name")
+    left_out = {"name"} | ({"dead_after"} if all(map(window_follows, members)) else set())
+    names = dict.fromkeys(name for flat in members for name in flat if name not in left_out)
     return [name for name in names if len({repr(flat.get(name, "absent")) for flat in members}) > 1]
 
 
