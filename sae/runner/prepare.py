@@ -7,6 +7,7 @@ from sae.engine import plan as plans
 from sae.engine.loading import load_data
 from sae.engine.rehearsal import rehearse
 from sae.report.notebook import Results
+from sae.runner.longer import lengthen
 from sae.runner.options import RunOptions
 from sae.store import folder as folders
 from sae.store.storage import CohortFiles, DamagedError
@@ -21,6 +22,8 @@ def prepare(
     Raises UserError for bad input and where the folder holds something else.
     """
     folder = options.folder(sweep.name)
+    if not options.fresh:
+        lengthen(folder, sweep, say)
     older = None if options.fresh else folders.older_run(folder, sweep)
     if older is not None:
         folders.describe_again(older, sweep)
