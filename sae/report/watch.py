@@ -15,7 +15,7 @@ from rich.text import Text
 from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.report.data import ARMS
-from sae.report.terminal import spread
+from sae.report.terminal import SHOWN, spread
 from sae.report.warnings import DEAD
 from sae.store.results import Results
 from sae.store.storage import HISTORY, STATE
@@ -23,7 +23,6 @@ from sae.study.figures import arm_name, coefficients
 
 MARKS = "●▲■◆"  # one per arm
 X, Y = "train/fvu", "train/l0"
-SHOWN = ("l0", "fvu")
 
 
 def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
@@ -44,10 +43,9 @@ def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     try:
         latest = _latest(results)
     except UserError:  # nothing is written yet, or it is being written right now
-        return Group(head, _cohorts(results, pd.DataFrame()), Text("no log point yet", style="dim"))
-    return Group(
-        head, _cohorts(results, latest), Text(), *_frontier(results, latest, width, height), *_troubles(latest)
-    )
+        return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
+    shown = [*_spreads(results, latest), *_frontier(results, latest, width, height), *_troubles(latest)]
+    return Group(head, _cohorts(results), Text(), *shown)
 
 
 def scatter(points: Sequence[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
@@ -77,10 +75,9 @@ def _latest(results: Results) -> pd.DataFrame:
     return last.join(pd.DataFrame(results.definition["members"]))
 
 
-def _cohorts(results: Results, latest: pd.DataFrame) -> Table:
-    """A row per cohort, with medians and ranges over its members' last log points."""
+def _cohorts(results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in ("cohort", "members", "status", "", "step", "written", *SHOWN):
+    for name in ("cohort", "members", "status", "", "step", "written"):
         table.add_column(name, justify="left" if name in ("status", "") else "right")
     for cohort in results.cohorts:
         state, members = cohort.state, results.definition["cohorts"][cohort.index]
@@ -88,8 +85,6 @@ def _cohorts(results: Results, latest: pd.DataFrame) -> Table:
         n_steps = results.definition["members"][members[0]]["n_steps"]
         paths = [path for name in (HISTORY, STATE) if (path := cohort.path / name).exists()]
         ago = time.time() - max((path.stat().st_mtime for path in paths), default=time.time())
-        logged = latest[latest.index.isin(members)]
-        spreads = [spread(logged[f"train/{name}"].to_numpy()) if len(logged) else "" for name in SHOWN]
         table.add_row(
             str(cohort.index),
             ranges(members),
@@ -97,9 +92,18 @@ def _cohorts(results: Results, latest: pd.DataFrame) -> Table:
             ProgressBar(total=n_steps, completed=step, width=24),
             f"{step:,}/{n_steps:,}",
             f"{ago:,.0f} s ago" if paths else "",
-            *spreads,
         )
     return table
+
+
+def _spreads(results: Results, latest: pd.DataFrame) -> list[Text]:
+    """A line per cohort that has log points: medians and ranges over its members' last ones."""
+    lines = []
+    for index, members in enumerate(results.definition["cohorts"]):
+        logged = latest[latest.index.isin(members)]
+        numbers = ", ".join(f"{name} {spread(logged[f'train/{name}'].to_numpy())}" for name in SHOWN)
+        lines += [Text(f"cohort {index}: {numbers}")] if len(logged) else []
+    return lines
 
 
 def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -> list[Text]:
@@ -116,7 +120,7 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -
     legend = Text("l0 (upwards) against fvu, last log points of training, log axes  ", style="dim")
     for name, (mark, colour) in arms.items():
         legend.append(f"{mark} {arm_name(name)}  ", style=f"not dim {colour}")
-    rows = min(16, height - len(results.cohorts) - 12)
+    rows = min(16, height - 2 * len(results.cohorts) - 12)
     return [legend, *scatter(points, max(20, min(width - 14, 72)), max(6, rows))]
 
 

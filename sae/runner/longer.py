@@ -1,6 +1,6 @@
 """A finished run that is to train for longer: it goes on from its last state, where that is a run of the new length."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sae.store.storage import ANALYSIS, CHECKPOINTS, DEFINITION, LAST_STATE
 from sae.study.sweep import Sweep
 
 
-def lengthen(folder: Path, sweep: Sweep, say: Callable[[str], None]) -> None:
+def lengthen(folder: Path, sweep: Sweep, command: Sequence[str], say: Callable[[str], None]) -> None:
     """Make a finished run the run of this sweep, where the sweep differs from it in a larger `n_steps` alone.
 
     Its cohorts then count as interrupted after their last step. Another folder is left as it is. Raises UserError where
@@ -26,7 +26,7 @@ def lengthen(folder: Path, sweep: Sweep, say: Callable[[str], None]) -> None:
         older, members = Results(folder), folders.plain(sweep)
         if _only_longer(older.definition["members"], members):
             _check(older, sweep)
-            write_json(folder / DEFINITION, older.definition | {"members": members})
+            write_json(folder / DEFINITION, older.definition | {"members": members, "command": list(command)})
         _reopen(Results(folder), say)
 
 

@@ -23,7 +23,7 @@ def prepare(
     """
     folder = options.folder(sweep.name)
     if not options.fresh:
-        lengthen(folder, sweep, say)
+        lengthen(folder, sweep, command, say)
     older = None if options.fresh else folders.older_run(folder, sweep)
     if older is not None:
         folders.describe_again(older, sweep)

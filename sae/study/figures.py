@@ -90,7 +90,7 @@ class Parallel:
 class Curves:
     """Metrics over training: a panel per metric, a line per chosen member."""
 
-    metrics: tuple[str, ...] = ("train/fvu", "train/l0", "train/dead_fraction")
+    metrics: tuple[str, ...] = ("train/fvu", "train/l0", "train/dead_fraction", "train/loss", "train/grad_norm")
     """Columns of the history."""
 
     def check(self, names: Collection[str]) -> None:
