@@ -33,9 +33,9 @@ def main(members: int = 16, d_in: int = 144, d_sae: int = 512, batch: int = 1024
     experiments = cohort.stacked(placement)
     state = programs.init(experiments, feed.candidates(0, batch)[0], placement=placement)
     program = compile_block(experiments, state, feed, placement)
-    steps = placement.shared((np.int32(0), np.int32(feed.steps)))
+    steps = placement.shared((np.int32(0), np.int32(feed.steps), np.bool_(False)))
     rest = (feed.block(0), placement.shared(data.mean), *steps)
-    state = jax.block_until_ready(program(experiments, state, *rest))
+    state, _ = jax.block_until_ready(program(experiments, state, *rest))
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         with jax.profiler.trace(folder):

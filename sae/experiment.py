@@ -5,6 +5,7 @@ sweep axis, the W&B config key and the column of the members table.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
 
 from sae.core.definitions import Choice, adopted, choices, fields, file_of, floats, is_own, kind, problems
@@ -73,8 +74,9 @@ class Experiment:
     """Encode x - b_dec rather than x."""
     precision: Literal["float32", "bfloat16"] = static("float32")
     """Precision of the factors in the step's matrix products. Sums, and everything else, are float32."""
-    dead_after: int = leaf(100_000, min=1)
-    """Training examples without activity after which a latent is called dead."""
+    dead_after: int | None = leaf(None, min=1)
+    """Training examples without activity after which a latent is called dead; None for a tenth of the training, at most
+    100,000 and at least a batch."""
     seed: int = leaf(0, min=0)
     """Seed of the initial weights and of resampling. Members with different seeds see the same batches."""
     data_seed: int = static(0, min=0)
@@ -87,12 +89,17 @@ class Experiment:
         object.__setattr__(self, "data", adopted(self.data, Source, "load"))
         object.__setattr__(self, "activation", elementwise(self.activation))
 
+    @property
+    def dead_window(self) -> int:
+        """`dead_after`, as a number."""
+        return _tenth(self.n_steps, self.batch_size) if self.dead_after is None else self.dead_after
+
 
 def validate(experiment: Experiment) -> Experiment:
     """The experiment with whole numbers in float fields made floats, so that they have one type everywhere.
 
-    Checks every field's type and range, and each choice beside the others. Raises UserError with one line that names
-    the field.
+    `dead_after` is a number in it. Checks every field's type and range, and each choice beside the others. Raises
+    UserError with one line that names the field.
     """
     if not isinstance(experiment, Experiment):
         raise UserError(f"got {type(experiment).__name__}, allowed: an Experiment")
@@ -112,7 +119,34 @@ def validate(experiment: Experiment) -> Experiment:
         raise UserError(
             f"{experiment.name!r}: data: {source} cannot be hashed; decorate the class with sae.definition"
         ) from None
-    return floats(experiment)
+    return floats(resolved(experiment))
+
+
+def resolved(experiment: Experiment) -> Experiment:
+    """The experiment with the number that `dead_after` stands for."""
+    return dataclasses.replace(experiment, dead_after=experiment.dead_window)
+
+
+def window_follows(flat: Mapping[str, Any]) -> bool:
+    """Whether a flattened experiment has the `dead_after` of one that leaves it open."""
+    after, n_steps, batch_size = (flat.get(name) for name in ("dead_after", "n_steps", "batch_size"))
+    return n_steps is not None and batch_size is not None and after in (None, _tenth(n_steps, batch_size))
+
+
+def _tenth(n_steps: int, batch_size: int) -> int:
+    return max(batch_size, min(100_000, n_steps * batch_size // 10))
+
+
+def tied_to_length(experiment: Experiment, n_steps: int) -> str | None:
+    """Why the first `n_steps` steps of an experiment are not those of a run of that length, or None where they are."""
+    for name, choice in method(experiment).items():
+        if is_own(type(choice)) and isinstance(choice, Activation | Auxiliary | Control | Optimizer | Penalty):
+            return f"{name}: {type(choice).__name__} is told n_steps, and may follow it"
+        if why := choice.tied_to_length():
+            return f"{name}.{why}"
+    if n_steps in experiment.revival.steps():
+        return f"revival: it acts after step {n_steps}, where the shorter run ended"
+    return None
 
 
 def method(experiment: Experiment) -> dict[str, Choice]:

@@ -56,25 +56,35 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
     )
 
 
-def loss(
+def terms(
     sae: Sae, experiment: Experiment, step: Array, x: Array, factor: Array | float = 1.0, dead: Array | None = None
-) -> tuple[Array, Pass]:
-    """`reconstruction + factor · penalty + auxiliary + the activation's own cost`, [], and the pass they look at."""
+) -> tuple[dict[str, Array | float], Pass]:
+    """The terms of the loss by name, [] each or the number 0 where a choice has none, and the pass they look at."""
     sae, y = model.using(sae, experiment.activation), x
     pre_acts = model.pre_acts(sae, x)
     latents, charged = sae.activation.training(sae, pre_acts)
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
     out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)
-    penalty = factor * experiment.penalty(out)
-    return error + penalty + experiment.auxiliary.cost(out) + experiment.activation.cost(out), out
+    return {
+        "reconstruction": error,
+        "penalty": factor * experiment.penalty(out),
+        "auxiliary": experiment.auxiliary.cost(out),
+        "activation_cost": experiment.activation.cost(out),
+    }, out
 
 
-def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
-    """One update on x [d_in, batch], and the metric sums of its pass."""
-    e, factor, dead = experiment, experiment.control.factor(state.control), state.silent >= experiment.dead_after
+def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
+    """The sum of the `terms`, [], and the pass they look at; it takes what `terms` takes."""
+    found, out = terms(sae, *args)
+    return jnp.asarray(sum(found.values())), out
+
+
+def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums, Sae]:
+    """One update on x [d_in, batch], the metric sums of its pass, and the gradient that the optimizer got."""
+    e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
-    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, factor, dead)
+    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
     gradient = e.constraint.gradient(state.sae, gradient)
     chain = e.optimizer.transform(e.n_steps)
     updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
@@ -95,7 +105,20 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
         (state.sae, state.silent, state.control, state.average),
     )
     sae, silent, control, average = kept
-    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums
+    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums, gradient
+
+
+def numbers(experiment: Experiment, before: TrainState, step: Array, x: Array, gradient: Sae) -> dict[str, Array]:
+    """What the log shows of one step, [] each by name (see `metrics.OF_A_STEP`): its loss is computed once more."""
+    found, _ = terms(before.sae, experiment, step, x, *_followed(experiment, before))
+    named = {name: value for name, value in found.items() if isinstance(value, Array)}
+    total, norm = jnp.asarray(sum(named.values())), optax.tree.norm(_tree(gradient))
+    return {"loss": total, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
+
+
+def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:
+    """What the terms of the loss take of a state: the factor of the penalty, and which latents are dead."""
+    return experiment.control.factor(state.control), state.silent >= experiment.dead_window
 
 
 def trained(experiment: Experiment, state: TrainState) -> Sae:
@@ -121,7 +144,7 @@ def _all_finite(tree: Any) -> Array:
 def revive(experiment: Experiment, state: TrainState, step: Array, candidates: Array) -> TrainState:
     """Bring dead latents back after `step` steps. candidates [n_batches, d_in, batch]: training examples."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), step)
-    dead = (state.silent >= experiment.dead_after) & ~state.diverged
+    dead = (state.silent >= experiment.dead_window) & ~state.diverged
     sae = model.using(state.sae, experiment.activation)
     sae, opt_state = experiment.revival(key, sae, state.opt_state, dead, candidates)
     sae = model.using(sae, None)

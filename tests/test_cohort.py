@@ -259,27 +259,27 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
     experiments, feed = plan.stacked(ONE), Feed(source.load(), 0, tiny.batch_size, tiny.n_steps)
     candidates, held_out = feed.candidates(0, 128), list(feed.held_out(512))
     sample = candidates[0]
-    pivot, n = jnp.asarray(feed.data.mean), jnp.int32(3)
+    pivot, n, ends = jnp.asarray(feed.data.mean), jnp.int32(3), jnp.bool_(True)
     steps, block = [jnp.int32(step) for step in range(0, 60, 3)], feed.block(0)
 
     def whole_run():
         state = programs.init(experiments, sample, placement=FOUR)
         for step in steps:
-            state = programs.train_block(experiments, state, block, pivot, step, n, placement=FOUR)
+            state, last = programs.train_block(experiments, state, block, pivot, step, n, ends, placement=FOUR)
             state, values = programs.end_chunk(experiments, state, placement=FOUR)
         state = programs.revive(experiments, state, steps[-1], candidates, placement=FOUR)
         window = empty
         for x in held_out:
             saes = programs.trained(experiments, state, placement=FOUR)
             window = programs.evaluate_batch(saes, window, x, pivot, placement=FOUR)
-        return values, programs.end_evaluation(window)
+        return values | last, programs.end_evaluation(window)
 
     empty = programs.new_window(programs.init(experiments, sample, placement=FOUR), placement=FOUR)
     whole_run()  # compiling moves constants
     empty = programs.new_window(programs.init(experiments, sample, placement=FOUR), placement=FOUR)
     with jax.transfer_guard("disallow"):
         values, (numbers, _) = jax.block_until_ready(whole_run())
-    assert np.isfinite(values["fvu"]).all() and np.isfinite(numbers["fvu"]).all()
+    assert all(np.isfinite(of[name]).all() for of, name in ((values, "fvu"), (values, "loss"), (numbers, "fvu")))
 
 
 @pytest.mark.parametrize("source", [sae.Digits(), Superposition(d_in=16, n_features=32)], ids=["resident", "sampled"])
@@ -301,9 +301,10 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
                 (feed.block(0), block_leaves),
             )
         )
-        trained = programs.train_block(experiments_, state_, block, jnp.zeros(d_in), step, step + 3, placement=TWO)
+        where = (step, step + 3, step == 0)
+        trained, last = programs.train_block(experiments_, state_, block, jnp.zeros(d_in), *where, placement=TWO)
         revived = programs.revive(experiments_, trained, step, candidates, placement=TWO)
-        return jax.tree.leaves(programs.end_chunk(experiments_, revived, placement=TWO))
+        return jax.tree.leaves((programs.end_chunk(experiments_, revived, placement=TWO), last))
 
     arguments = [jax.tree.leaves(tree) for tree in (experiments, state, feed.block(0))]
     exported = jax.export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(

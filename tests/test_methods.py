@@ -104,8 +104,8 @@ def test_only_the_part_that_a_paper_trains_gets_a_gradient():
 def test_a_member_that_diverges_keeps_its_control_and_its_average(tiny):
     one = sae.replace(tiny, {"control": TargetL0(l0=5.0), "average": Ema(decay=0.9)})
     x = jax.random.normal(jax.random.key(0), (64, 64))
-    before, _ = train.step(one, train.init(one, x), jnp.int32(0), x)
-    after, _ = train.step(one, before, jnp.int32(1), x.at[0, 0].set(jnp.nan))
+    before, *_ = train.step(one, train.init(one, x), jnp.int32(0), x)
+    after, *_ = train.step(one, before, jnp.int32(1), x.at[0, 0].set(jnp.nan))
     assert bool(after.diverged) and not bool(before.diverged)
     for name in ("sae", "control", "average", "silent"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
@@ -204,7 +204,12 @@ def test_every_choice_keeps_the_contract(name, choice, tiny):
     assert jax.tree.structure(model.parameters(state.sae)).num_leaves == len(jax.tree.leaves(state.sae))
     step = jax.jit(train.step)
     for i in range(3):
-        state, sums = step(one, state, jnp.int32(i), x)
+        before = state
+        state, sums, gradient = step(one, state, jnp.int32(i), x)
+    numbers = train.numbers(one, before, jnp.int32(2), x, gradient)
+    followed = one.control.factor(before.control), before.silent >= one.dead_after
+    loss, _ = train.loss(before.sae, one, jnp.int32(2), x, *followed)
+    assert float(numbers["loss"]) == pytest.approx(float(loss), rel=1e-5)
     state = dataclasses.replace(state, silent=state.silent.at[:5].set(10**6))
     if one.revival.steps():
         state = train.revive(one, state, jnp.int32(3), x[None])
@@ -278,7 +283,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tiny):
     x = jax.random.normal(jax.random.key(0), (64, 64))
     state, seen = train.init(one, x), []
     for i in range(3):
-        state, _ = train.step(one, state, jnp.int32(i), x)
+        state, *_ = train.step(one, state, jnp.int32(i), x)
         seen.append(np.asarray(state.sae.W_enc[...]))
     got = train.trained(one, state)
     np.testing.assert_allclose(got.W_enc[...], (seen[0] + 2 * seen[1] + 4 * seen[2]) / 7, rtol=1e-5, atol=1e-6)
@@ -289,7 +294,7 @@ def test_own_parameters_do_not_decay_and_start_again_with_their_latent(tiny):
     changes = {"activation": JumpRelu(threshold=0.2), "revival": sae.Resample(), "optimizer.weight_decay": 1e3}
     one = sae.replace(tiny, changes | {"average": Ema(decay=0.9)})
     x = jax.random.normal(jax.random.key(0), (64, 64))
-    state, _ = train.step(one, train.init(one, x), jnp.int32(0), x)
+    state, *_ = train.step(one, train.init(one, x), jnp.int32(0), x)
     assert float(jnp.min(state.sae.own["threshold"][...])) > 0.19
     dead = jnp.arange(48) < 5
     moved = model.replace(state.sae, own={"threshold": jnp.full(48, 0.7)})

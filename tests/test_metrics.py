@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[1]
 def test_the_page_takes_its_definitions_from_the_table_of_metrics():
     """A row per metric; the floors of chance are told in one sentence under them."""
     in_cell = lambda text: text.replace("|", "\\|")
-    named = [(name, metric) for name, metric in metrics.METRICS.items() if not name.endswith("_chance")]
-    rows = [f"| `{name}` | {in_cell(metric.caption)} |" for name, metric in named]
     page = ROOT / "docs" / "definitions.md"
-    assert "\n".join(rows) in page.read_text(), "\n".join([f"{page.name} should have:", *rows])
+    for table in (metrics.METRICS, metrics.OF_A_STEP):
+        named = [(name, metric) for name, metric in table.items() if not name.endswith("_chance")]
+        rows = [f"| `{name}` | {in_cell(metric.caption)} |" for name, metric in named]
+        assert "\n".join(rows) in page.read_text(), "\n".join([f"{page.name} should have:", *rows])
 
 
 def make(d=7, f=12, n=40, seed=0, offset=3.0):

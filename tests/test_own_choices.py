@@ -1,5 +1,6 @@
 """A user's own class for every choice, in a definition file: trained, swept, measured, saved, resumed, read back."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 import sae
 from sae import Experiment, Sweep, UserError
+from sae.analysis.small_latents import SmallLatents
 from sae.cli.main import main
 from sae.core import model
 from sae.core.definitions import kind
@@ -303,10 +305,14 @@ def test_a_bare_function_of_the_pre_activations_is_an_activation(tmp_path, tiny,
         def __call__(self, z):
             return jnp.maximum(z - self.t, 0)
 
-    sweep = Sweep(
-        name="shift", members=sae.grid(sae.replace(tiny, {"activation": Shift()}), {"activation.t": (0.1, 1)})
+    members = sae.grid(sae.replace(tiny, {"activation": Shift()}), {"activation.t": (0.1, 1)})
+    sweep = Sweep(name="shift", members=members, measures=[SmallLatents()])
+    results = sae.run(sweep, out=tmp_path / "run", wandb="off", console=quiet, report=True)
+    assert (
+        np.isfinite(results.members.filter(like="analysis/")).all(axis=None)
+        and "no report" not in quiet.file.getvalue()
     )
-    results = sae.run(sweep, out=tmp_path / "run", wandb="off", console=quiet)
+    assert (results.folder / "report.html").stat().st_size > 10_000
     assert len(results.cohorts) == 1 and results.members["eval/l0"].is_monotonic_decreasing
     assert results.sae(1).activation.t == 1.0
 
@@ -348,6 +354,22 @@ class WrongBase(sae.Penalty):
     """A penalty in the place of an activation."""
 
 
+@sae.definition
+class TwoArguments:
+    """A bare function of two arguments."""
+
+    def __call__(self, one, pre_acts):
+        return pre_acts
+
+
+@dataclasses.dataclass
+class NotFrozen:
+    """A plain dataclass that can change."""
+
+    def __call__(self, pre_acts):
+        return pre_acts
+
+
 class Undecorated(sae.Activation):
     """No sae.definition."""
 
@@ -380,6 +402,15 @@ WRONG = {
     ),
     "penalty: got OldPenalty.., allowed: ElasticNet, .*, or a class of your own .* derived from sae.Penalty": (
         "penalty", lambda: OldPenalty(),
+    ),
+    "activation: TwoArguments.__call__ failed on a batch of 4 .* missing 1 required positional argument: 'pre_acts'": (
+        "activation", lambda: TwoArguments(),
+    ),
+    "activation: got NotFrozen.., allowed: .* made with sae.definition and derived from sae.Activation": (
+        "activation", lambda: NotFrozen(),
+    ),
+    "data: got .*, allowed: .* made with sae.definition and derived from sae.Source": (
+        "data", lambda: Undecorated(),
     ),
     "activation: got WrongBase.*, allowed: .* derived from sae.Activation": ("activation", lambda: WrongBase()),
     "activation: got .*, allowed: .* or Undecorated decorated with sae.definition": (

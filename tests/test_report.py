@@ -323,6 +323,11 @@ def test_watch_reads_an_unfinished_run_and_changes_nothing(results, tmp_path, qu
     text = quiet.file.getvalue()
     assert "small: running" in text and "40/60" in text and "60/60" in text and "● L1  ▲ L2" in text
     assert f"over 50% of the latents dead: members {member}" in text
+    last = sae.load(folder).history.groupby("member")["train/l0"].last()
+    low, middle, high = (
+        f"{value:.3g}" for value in np.quantile(last[list(results.definition["cohorts"][0])], (0, 0.5, 1))
+    )
+    assert f"cohort 0: l0 {middle} ({low} to {high}), fvu " in text
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert cli.main(["watch", str(tmp_path), "--once"]) == 1 and "so no run" in capsys.readouterr().err
 

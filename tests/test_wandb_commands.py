@@ -344,7 +344,8 @@ def test_the_specs_hold_every_figure(run):
     assert "config:penalty.l1.value" in axes, "a name with a dot in it, not a nested config"
     assert axes[-3:] == ["summary:eval/fvu", "summary:eval/l0", "summary:eval/dead_fraction"]
     curves = [panel["config"] for panel in shown["Curves"]]
-    assert [config["metrics"] for config in curves] == [["train/fvu"], ["train/l0"], ["train/dead_fraction"]]
+    names = ("fvu", "l0", "dead_fraction", "loss", "grad_norm")
+    assert [config["metrics"] for config in curves] == [[f"train/{name}"] for name in names]
     assert {config["xAxis"] for config in curves} == {"train/step"}
     assert {config["groupBy"] for config in curves} == {"d_sae.value"}
     tables = [panel["config"]["panel2Config"]["exp"]["fromOp"]["inputs"]["key"]["val"] for panel in shown["Heatmaps"]]

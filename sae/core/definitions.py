@@ -30,6 +30,10 @@ class Choice:
         """The fault that this choice has in an experiment ("k: got 9, allowed: at most d_sae = 8"), or None."""
         return None
 
+    def tied_to_length(self) -> str | None:
+        """Why it acts otherwise in a run of another length ("decay_steps = 20 end with the run"), or None."""
+        return None
+
 
 def kind(choice: Any) -> str:
     """The name of a choice, given as a class or an instance: TopK -> "top-k"."""

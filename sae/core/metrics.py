@@ -2,7 +2,7 @@
 
 `METRICS` defines every metric. Each is a function of sums over a stated window of N examples. `eval/...`: all held-out
 examples. `train/...`: the training examples of one chunk; `mse`, `fvu` and `dead` count all of them, the other metrics
-the first sixteenth of every batch (see `probe`).
+the first sixteenth of every batch (see `probe`). `OF_A_STEP` defines what is logged of one step.
 """
 
 import dataclasses
@@ -71,6 +71,19 @@ The only place where metrics are described: captions, tables of the report and d
 here. A ratio over an example is 0 where its denominator is 0.
 """
 EVALUATED = tuple(METRICS)
+
+OF_A_STEP = {
+    "loss": Metric("loss of the batch: the sum of its terms", "reconstruction + penalty + auxiliary + activation_cost"),
+    "reconstruction": Metric("error of the reconstruction, as the experiment's `reconstruction` defines it"),
+    "penalty": Metric("penalty, times the factor of the control and of its warm-up"),
+    "auxiliary": Metric("auxiliary cost, where the experiment has one"),
+    "activation_cost": Metric("cost that the activation itself adds, where it has one"),
+    "grad_norm": Metric("norm of the gradient over all parameters, as the optimizer gets it, before clipping", "‖∇‖₂"),
+    "lr": Metric("learning rate"),
+}
+"""What the log shows of a single step, the last of every chunk (`train/` only): its loss on its whole batch, with the
+weights before its update. No sum over the chunk, so that the other steps do not pay for it.
+"""
 
 
 @struct.dataclass

@@ -19,9 +19,9 @@ CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
 
 def compile_block(experiments: Experiment, state: CohortState, feed: Feed, placement: Placement) -> jax.stages.Compiled:
     """The compiled program of a block, which takes any number of steps."""
-    pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
+    pivot, zero, no = placement.shared((feed.data.mean, np.int32(0), np.bool_(False)))
     block = feed.block(0)
-    return programs.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
+    return programs.train_block.lower(experiments, state, block, pivot, zero, zero, no, placement=placement).compile()
 
 
 def train_cohort(
@@ -33,19 +33,22 @@ def train_cohort(
     *,
     start: int = 0,
     chunk_steps: int | None = None,
+    keep_every: int | None = None,
     program: jax.stages.Compiled | None = None,
 ) -> Iterator[tuple[CohortState, int, dict | None]]:
     """Train from step `start` to n_steps, block by block.
 
     After each block it yields (state, step, numbers). Where a chunk ends, numbers is {name: [member]}, still on the
-    devices (`placement.fetch` reads them); else it is None. The state is valid until the next block is asked for.
+    devices (`placement.fetch` reads them); else it is None. The state is valid until the next block is asked for. A
+    block ends after every `keep_every` steps, too.
     """
     program = program or compile_block(experiments, state, feed, placement)
     example, pivot = cohort.example, placement.shared(feed.data.mean)
-    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start):
+    for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start, keep_every):
         then = step + n
         block = feed.block(step, then if then < example.n_steps else None)
-        state = program(experiments, state, block, pivot, *placement.shared((np.int32(step), np.int32(n))))
+        where = placement.shared((np.int32(step), np.int32(n), np.bool_(ends_chunk)))
+        state, last = program(experiments, state, block, pivot, *where)
         if then in example.revival.steps() and then < example.n_steps:
             candidates = feed.candidates(then, example.revival.candidates())
             at = placement.shared(np.int32(then))
@@ -53,6 +56,7 @@ def train_cohort(
         numbers = None
         if ends_chunk:
             state, numbers = programs.end_chunk(experiments, state, placement=placement)
+            numbers |= last
             if feed.data.features is not None:
                 features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
                 numbers |= programs.feature_recovery(state.train.sae, features, frequencies, placement=placement)
@@ -60,16 +64,22 @@ def train_cohort(
 
 
 def blocks(
-    experiment: Experiment, block_steps: int, chunk_steps: int | None = None, start: int = 0
+    experiment: Experiment,
+    block_steps: int,
+    chunk_steps: int | None = None,
+    start: int = 0,
+    keep_every: int | None = None,
 ) -> Iterator[tuple[int, int, bool]]:
     """(step, number of steps, whether a chunk ends there) from step `start` to n_steps.
 
-    A block ends where a chunk ends, where latents are revived, and after `block_steps` at the latest.
+    A block ends where a chunk ends, where latents are revived, where weights are kept, and after `block_steps` at the
+    latest.
     """
     chunk = chunk_steps or math.ceil(experiment.n_steps / CHUNKS / block_steps) * block_steps
     revivals, step = experiment.revival.steps(), start
     while step < experiment.n_steps:
-        marks = [step + block_steps, (step // chunk + 1) * chunk, experiment.n_steps]
+        next_of = [(step // every + 1) * every for every in (chunk, keep_every) if every]
+        marks = [step + block_steps, *next_of, experiment.n_steps]
         end = min(marks + [at for at in revivals if at > step])
         yield step, end - step, end % chunk == 0 or end == experiment.n_steps
         step = end

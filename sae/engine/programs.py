@@ -81,31 +81,38 @@ def train_block(
     pivot: Array,
     step: Array,
     n: Array,
+    ends_chunk: Array,
     *,
     placement: Placement,
-) -> CohortState:
+) -> tuple[CohortState, dict[str, Array]]:
     """Take n steps, at most a block's, from `step` on. The batches are drawn once, for all members.
 
     n is traced and the steps run in a loop of that length, so how training is cut into chunks cannot change
-    a bit of its results: it is the same program for every n.
+    a bit of its results: it is the same program for every n. Where the block ends a chunk, it also gives the numbers of
+    its last step, {name: [member]} (see `train.numbers`); else zeros.
     """
     batches = block.batches(step)  # [steps, d_in, batch]
 
-    def member(args: tuple) -> tuple[TrainState, Sums]:
+    def member(args: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
         experiment, state, sums = args
 
-        def one(i: Array, carry: tuple) -> tuple[TrainState, Sums]:
-            state, sums = carry
-            state, new = train.step(experiment, state, step + i, batches[i])
-            return state, jax.tree.map(jnp.add, sums, new)
+        def one(i: Array, carry: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
+            before, sums, last = carry
+            after, new, gradient = train.step(experiment, before, step + i, batches[i])
+            # a branch, as all members share its condition: other steps do not pay for it
+            seen = lambda: train.numbers(experiment, before, step + i, batches[i], gradient)
+            last = jax.lax.cond(ends_chunk & (i == n - 1), seen, lambda: last)
+            return after, jax.tree.map(jnp.add, sums, new), last
 
-        return jax.lax.fori_loop(0, n, one, (state, sums))
+        shapes = jax.eval_shape(train.numbers, experiment, state, step, batches[0], state.sae)
+        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return jax.lax.fori_loop(0, n, one, (state, sums, nothing))
 
     def observe(i: Array, moments: Moments) -> Moments:
         return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot))
 
-    trained, sums = over_members(member, (experiments, state.train, state.sums), placement)
-    return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments))
+    trained, sums, last = over_members(member, (experiments, state.train, state.sums), placement)
+    return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments)), last
 
 
 @functools.partial(jax.jit, static_argnames="placement", donate_argnames="state")
@@ -124,7 +131,7 @@ def end_chunk(
     """The chunk's numbers, {name: [member]}, and the state with its sums at zero."""
 
     def numbers(experiment: Experiment, sums: Sums, member: TrainState) -> dict[str, Array]:
-        dead = metrics.dead(member.silent >= experiment.dead_after)
+        dead = metrics.dead(member.silent >= experiment.dead_window)
         control = experiment.control.numbers(member.control)
         return metrics.finish(sums, state.moments) | dead | control | {"diverged": member.diverged}
 

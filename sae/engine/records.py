@@ -42,6 +42,8 @@ class Start:
     """What the earlier process recorded up to that step."""
     image_shape: tuple[int, ...] | None = None
     """(height, width) or (height, width, channels) where examples are pictures."""
+    normalization: Normalization | None = None
+    """What the source does to raw rows; it is kept with weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +60,6 @@ class Outcome:
     """[member, d_sae] share of held-out examples on which a latent is active."""
     saes: Sae
     """Parameters [member, ...]."""
-    normalization: Normalization | None
-    """What the source did to raw rows; it is kept with the parameters."""
 
 
 class Sink(Protocol):

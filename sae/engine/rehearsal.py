@@ -20,7 +20,7 @@ import numpy as np
 from sae import train
 from sae.core import model
 from sae.core.definitions import is_own
-from sae.core.metrics import METRICS
+from sae.core.metrics import METRICS, OF_A_STEP
 from sae.core.model import Pass, Sae
 from sae.core.types import Array, UserError
 from sae.data.source import Examples, Source
@@ -72,6 +72,7 @@ def _method(e: Experiment, d_in: int) -> None:
     _call(e, "average", "revive", state, dead, alone, check=_like(state))
     _call(e, "average", "weights", state, alone, check=_like(alone))
     chain = _call(e, "optimizer", "transform", e.n_steps, check=_has("init", "update"))
+    _call(e, "optimizer", "numbers", step, e.n_steps, check=_numbers)
     _call(e, "revival", "candidates", check=lambda got: None if isinstance(got, int) else "a whole number")
     if steps := _call(e, "revival", "steps"):
         candidates = jnp.zeros((1, *x.shape))
@@ -158,7 +159,7 @@ def _pair(*checks: Check) -> Check:
 def _numbers(got: Any) -> str | None:
     if not isinstance(got, dict) or any(jnp.shape(value) != () for value in got.values()):
         return "a dict of numbers [] by name"
-    taken = sorted(got.keys() & {*METRICS, "diverged"})
+    taken = sorted(got.keys() & ({*METRICS, *OF_A_STEP, "diverged"} - {"lr"}))  # an optimizer may tell its `lr`
     return f"names that no metric has, such as my_{taken[0]}" if taken else None
 
 

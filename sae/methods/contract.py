@@ -161,3 +161,7 @@ class Optimizer(Choice):
     def transform(self, n_steps: int) -> optax.GradientTransformation:
         """The Optax chain. It is built inside the vmapped function, so its numbers may be tracers."""
         raise NotImplementedError
+
+    def numbers(self, step: Array | int, n_steps: int) -> dict[str, Array]:
+        """What the log shows of it at a step, [] each, by name: "lr" is column `train/lr`."""
+        return {}

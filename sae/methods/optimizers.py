@@ -39,12 +39,20 @@ class Adam(Optimizer):
     clip: float | None = leaf(None, min=0)
     """Largest global norm of the gradient; None for no clipping."""
 
+    def tied_to_length(self) -> str | None:
+        """The decay ends with the run."""
+        return f"decay_steps = {self.decay_steps}, which end with the run" if self.decay_steps else None
+
     def learning_rate(self, step: Array | int, n_steps: int) -> Array:
         """The learning rate of a step, []."""
         left = fall(step, n_steps, self.decay_steps)
         if self.decay == "cosine":
             left = 0.5 - 0.5 * jnp.cos(jnp.pi * left)
         return self.lr * ramp(step, self.warmup_steps) * left
+
+    def numbers(self, step: Array | int, n_steps: int) -> dict[str, Array]:
+        """The learning rate."""
+        return {"lr": self.learning_rate(step, n_steps)}
 
     def transform(self, n_steps: int) -> optax.GradientTransformation:
         """The Optax chain. Its numbers may be tracers."""

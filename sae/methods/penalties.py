@@ -59,6 +59,11 @@ class Lp(Penalty):
     weighted: bool = static(False)
     """Weight each latent by its decoder row's norm."""
 
+    def tied_to_length(self) -> str | None:
+        """The exponent falls over a share of the run."""
+        falls = self.p != self.p_start
+        return f"p falls from {self.p_start:g} to {self.p:g} over a share of the run" if falls else None
+
     def exponent(self, out: Pass) -> Array:
         """p at this step, []."""
         share = (out.step / out.n_steps - self.anneal_from) / jnp.maximum(1 - self.anneal_from, 1e-9)

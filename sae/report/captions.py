@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from sae.core.metrics import OF_A_STEP
 from sae.core.text import count
 from sae.report.data import along, label, meaning
 from sae.study.answers import AtMatched, of_arm
@@ -75,7 +76,9 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             return f"{shown} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
         case Curves():
             window = "A log point covers the training examples since the one before it. The x axis is optimizer steps."
-            return f"{window} {meaning(figure.metrics)}"
+            last = [label(name) for name in figure.metrics if label(name) in OF_A_STEP]
+            but = f" {' and '.join(last)}: of its last step alone." if last else ""
+            return f"{window}{but} {meaning(figure.metrics)}"
         case FiringRates():
             n = _examples(members)
             return (

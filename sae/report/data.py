@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.metrics import METRICS
+from sae.core.metrics import METRICS, OF_A_STEP
 from sae.core.text import abbreviated, unquoted
+from sae.experiment import window_follows
 from sae.study import replicates
 from sae.study.answers import AtMatched, bootstrap, of_arm, short
 from sae.study.figures import Profile, arm_names
@@ -113,8 +114,10 @@ def along(members: pd.DataFrame, figure: Profile) -> tuple[pd.DataFrame, bool]:
 
 
 def hyper(members: pd.DataFrame) -> list[str]:
-    """The hyper-parameters that differ between members."""
-    return varied(replicates.hyper(members), members)
+    """The hyper-parameters that differ between members, without what follows from others."""
+    follows = all(map(window_follows, members.to_dict("records")))
+    names = [name for name in replicates.hyper(members) if not (follows and name == "dead_after")]
+    return varied(names, members)
 
 
 def brief(members: pd.DataFrame) -> pd.DataFrame:
@@ -159,7 +162,7 @@ def label(name: str) -> str:
 def meaning(names: Iterable[str], members: pd.DataFrame | None = None) -> str:
     """The definitions of these metrics and columns of measures, as sentences for a caption."""
     measured = {} if members is None else members.attrs.get("meanings", {})
-    known = {name: metric.caption for name, metric in METRICS.items()}
+    known = {name: metric.caption for name, metric in (METRICS | OF_A_STEP).items()}
     lines = {label(name): measured.get(name) or known.get(label(name)) for name in names}
     return unquoted(" ".join(f"{name}: {line}." for name, line in lines.items() if line))
 

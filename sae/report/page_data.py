@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from sae.core.metrics import METRICS
+from sae.core.metrics import METRICS, OF_A_STEP
 from sae.core.text import unquoted
 from sae.report import captions, data, images
 from sae.report.data import hyper, label, metrics
@@ -49,7 +49,7 @@ def block(
         "members": _members(runs.members),
         "chosen": list(chosen),
         "swatches": data.SWATCHES,
-        "meanings": {metric: unquoted(known.caption) for metric, known in METRICS.items()}
+        "meanings": {metric: unquoted(known.caption) for metric, known in (METRICS | OF_A_STEP).items()}
         | {label(column): line for column, line in runs.members.attrs.get("meanings", {}).items()},
         "history": _history(runs.members, history, list(dict.fromkeys(curves))) if curves else None,
         "firing": _firing(runs) if firing else None,

@@ -1,8 +1,10 @@
 """The plan of a sweep, printed: its cohorts, why they differ, and what they will cost."""
 
+import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from sae.core.definitions import flatten
 from sae.core.text import count, table
 from sae.engine import cohort as cohorts
 from sae.engine import cost, runtime
@@ -10,6 +12,7 @@ from sae.engine import plan as plans
 from sae.engine.lanes import expected as expected_lanes
 from sae.engine.loading import load_data
 from sae.engine.rehearsal import rehearse
+from sae.report.warnings import idle
 from sae.study.sweep import Sweep, varying
 
 
@@ -48,6 +51,9 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, piec
     say(table(head, rows, console.width))
     say(f"in all {_short(total)} GFLOP of matrix products")
     say("memory: the expected peak of the process, while a checkpoint is written")
+    members = pd.DataFrame([flatten(member) for member in sweep.members], dtype=object).rename_axis("member")
+    for sentence in idle(members.reset_index()):
+        say(sentence)
     if len(plan) > whole:
         say(f"divided from {count(whole, 'program')}, as {runtime.free_bytes() / 2**30:.1f} GiB of memory are free")
 

@@ -3,14 +3,17 @@
 import time
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from sae.core.definitions import flatten
 from sae.core.text import count
 from sae.engine.records import Outcome, Record, Start
+from sae.report.warnings import idle
 
-MEDIANS = ("l0", "fvu", "dead_fraction")
+SHOWN = ("l0", "fvu", "dead_fraction")
 
 
 class Terminal:
@@ -24,7 +27,7 @@ class Terminal:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[rates]}\n{task.fields[medians]}"),
+            TextColumn("{task.fields[rates]}\n{task.fields[numbers]}"),
             console=console,
             disable=not self.live,
         )
@@ -39,22 +42,25 @@ class Terminal:
         cohort, title = start.cohort, self.title(start.index)
         self.begun, self.printed = time.perf_counter(), 0.0
         self.say(f"{title}: {count(len(cohort.members), 'member')}, compiled in {start.compile_seconds:.1f} s")
+        members = pd.DataFrame([flatten(experiment) for experiment in cohort.experiments], dtype=object)
+        for sentence in idle(members.assign(member=cohort.members)):
+            self.say(f"{title}: {sentence}")
         if start.step:
             self.say(f"{title}: goes on from step {start.step}")
         self.first, total = start.step, cohort.example.n_steps
-        self.task = self.progress.add_task(title, total=total, completed=start.step, rates="", medians="")
+        self.task = self.progress.add_task(title, total=total, completed=start.step, rates="", numbers="")
 
     def record(self, record: Record) -> None:
-        """Show the step, the speed, and medians over members."""
+        """Show the step, the speed, and numbers of the members: their median and range."""
         step, n_steps = record.step, record.cohort.example.n_steps
         rate = (step - self.first) / max(time.perf_counter() - self.begun, 1e-9)
         rates = f"{rate:,.0f} steps/s, {rate * len(record.cohort.members):,.0f} member-steps/s"
-        medians = " ".join(f"{name} {_median(record.values['train/' + name]):.3g}" for name in MEDIANS)
-        self.progress.update(self.task, completed=step, rates=rates, medians=medians)
+        numbers = ", ".join(f"{name} {spread(record.values['train/' + name])}" for name in SHOWN)
+        self.progress.update(self.task, completed=step, rates=rates, numbers=numbers)
         if not self.live and (step / n_steps >= self.printed + 0.25 or step == n_steps):
             self.printed = step / n_steps
             left = (n_steps - step) / rate
-            self.say(f"{self.title(record.index)}: step {step}/{n_steps}, {rates}, {left:.0f} s left, median {medians}")
+            self.say(f"{self.title(record.index)}: step {step}/{n_steps}, {rates}, {left:.0f} s left; {numbers}")
 
     def finish(self, outcome: Outcome) -> None:
         """Say which members diverged."""
@@ -71,6 +77,10 @@ class Terminal:
         self.progress.stop()
 
 
-def _median(values: np.ndarray) -> float:
+def spread(values: np.ndarray) -> str:
+    """The median over members and their range, "8.4 (2.1 to 60)"; one number where all are the same."""
     finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else float("nan")
+    if not finite.size:
+        return "nan"
+    low, middle, high = (f"{value:.3g}" for value in np.quantile(finite, (0, 0.5, 1)))
+    return middle if low == high else f"{middle} ({low} to {high})"

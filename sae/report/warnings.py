@@ -24,10 +24,54 @@ REMEDY = "try a lower optimizer.lr, a longer optimizer.warmup_steps, or optimize
 def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[str]:
     """Sentences about members and their histories. `members` includes those that diverged."""
     sound = members[members["status"] == "finished"]
-    found = [*_diverged(members), *_of_members(sound), *_of_data(sound), *_of_training(sound, history)]
+    found = [*_diverged(members), *idle(members), *_of_members(sound), *_of_data(sound), *_of_training(sound, history)]
     if along:
         found += _of_lines(lines(sound, along, group))
     return [sentence[:1].upper() + sentence[1:] for sentence in found]
+
+
+def idle(members: pd.DataFrame) -> Iterator[str]:
+    """Sentences about remedies for dead latents that cannot act in training of this length, and a count of them that
+    cannot begin. `members` may be untrained: their numbers and hyper-parameters alone are read.
+    """
+    if not {"dead_after", "n_steps", "batch_size"} <= set(members):
+        return
+    column = lambda name: members.get(name, pd.Series(index=members.index, dtype=object))
+    window, n_steps, batch = (members[name].astype(float) for name in ("dead_after", "n_steps", "batch_size"))
+    long = members[window > n_steps * batch]
+    if len(long):
+        yield (
+            f"No latent of {_who(long, members)} can count as dead while it trains (train/dead_fraction stays 0): "
+            f"dead_after is {_some(long['dead_after'])} examples, the training {_some((n_steps * batch)[long.index])}."
+        )
+    resampled = (column("revival") == "resample") & column("revival.every").notna()
+    every, times = (pd.to_numeric(column(f"revival.{name}"))[resampled] for name in ("every", "times"))
+    rounds = np.minimum(times, (n_steps[resampled] - 1) // every)  # after the last step nothing is revived
+    late = members.loc[rounds.index[rounds < 1]]
+    if len(late):
+        yield (
+            f"Resample never acts on {_who(late, members)}: its first time would be after step "
+            f"{_some(late['revival.every'])}, and training has {_some(late['n_steps'])} steps."
+        )
+    last = (rounds * every)[rounds >= 1] * batch
+    early = members.loc[last.index[last < window[last.index]]]
+    if len(early):
+        yield (
+            f"Resample finds no dead latent in {_who(early, members)}: its last time comes after "
+            f"{_some(last[early.index])} examples, and dead_after is {_some(early['dead_after'])}."
+        )
+    helped = members[(column("auxiliary") == "aux-k") & (window > (n_steps - 1) * batch)]
+    if len(helped):
+        yield (
+            f"AuxK never acts on {_who(helped, members)}: no latent is dead before the last step, as dead_after is "
+            f"{_some(helped['dead_after'])} examples."
+        )
+
+
+def _some(values: pd.Series) -> str:
+    """The values of a few members, or their range."""
+    low, high = float(values.min()), float(values.max())
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
 def _diverged(members: pd.DataFrame) -> Iterator[str]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.report.data import ARMS
+from sae.report.terminal import SHOWN, spread
 from sae.report.warnings import DEAD
 from sae.store.results import Results
 from sae.store.storage import HISTORY, STATE
@@ -24,7 +25,7 @@ MARKS = "●▲■◆"  # one per arm
 X, Y = "train/fvu", "train/l0"
 
 
-def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 2.0) -> None:
+def watch(results: Results, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
     """Show a run until it is finished, or once."""
     if once or not console.is_terminal:
         console.print(frame(results, *console.size))
@@ -43,7 +44,8 @@ def frame(results: Results, width: int = 100, height: int = 40) -> Group:
         latest = _latest(results)
     except UserError:  # nothing is written yet, or it is being written right now
         return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
-    return Group(head, _cohorts(results), Text(), *_frontier(results, latest, width, height), *_troubles(latest))
+    shown = [*_spreads(results, latest), *_frontier(results, latest, width, height), *_troubles(latest)]
+    return Group(head, _cohorts(results), Text(), *shown)
 
 
 def scatter(points: Sequence[tuple[float, float, str, str]], width: int = 64, height: int = 16) -> list[Text]:
@@ -94,6 +96,16 @@ def _cohorts(results: Results) -> Table:
     return table
 
 
+def _spreads(results: Results, latest: pd.DataFrame) -> list[Text]:
+    """A line per cohort that has log points: medians and ranges over its members' last ones."""
+    lines = []
+    for index, members in enumerate(results.definition["cohorts"]):
+        logged = latest[latest.index.isin(members)]
+        numbers = ", ".join(f"{name} {spread(logged[f'train/{name}'].to_numpy())}" for name in SHOWN)
+        lines += [Text(f"cohort {index}: {numbers}")] if len(logged) else []
+    return lines
+
+
 def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -> list[Text]:
     shown = latest[(latest[[X, Y]] > 0).all(axis=1)]
     if shown.empty:
@@ -109,7 +121,7 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -
     names = arm_names(arms, results.definition["members"])
     for name, (mark, colour) in arms.items():
         legend.append(f"{mark} {names[name]}  ", style=f"not dim {colour}")
-    rows = min(16, height - len(results.cohorts) - 12)
+    rows = min(16, height - 2 * len(results.cohorts) - 12)
     return [legend, *scatter(points, max(20, min(width - 14, 72)), max(6, rows))]
 
 

@@ -43,6 +43,10 @@ class RunOptions:
     """Data of up to this many bytes is kept on the device; larger data is streamed from the host."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; a stopped run resumes from the last."""
+    keep_every: int | None = None
+    """Keep the weights of all members after every so many steps, to watch latents form; `Results.sae` reads them."""
+    keep_state: bool = False
+    """Keep the last state of the training too, 3 times the weights: with it the run can be trained for longer."""
     report: bool = False
     """Write report.html, and its figures for a paper, when every member is finished."""
 
@@ -56,7 +60,7 @@ class RunOptions:
 
     def validate(self) -> None:
         """Raise UserError for values that are not allowed."""
-        for name, least in (("chunk_steps", 1), ("lanes", 1), ("wandb_images", 0)):
+        for name, least in (("chunk_steps", 1), ("lanes", 1), ("wandb_images", 0), ("keep_every", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name}: got {value}, allowed: at least {least}")

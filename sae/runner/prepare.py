@@ -8,6 +8,7 @@ from sae.engine import plan as plans
 from sae.engine.loading import Loaded, load_data
 from sae.engine.rehearsal import rehearse
 from sae.report.notebook import Results
+from sae.runner.longer import lengthen
 from sae.runner.options import RunOptions
 from sae.store import folder as folders
 from sae.store import results
@@ -29,6 +30,8 @@ def prepare(
     else or was trained on other data.
     """
     folder = options.folder(sweep.name)
+    if not options.fresh:
+        lengthen(folder, sweep, command, say)
     older = None if options.fresh else folders.older_run(folder, sweep)
     if older is not None:
         _check_data(older, sweep, say)

@@ -1,6 +1,7 @@
 """How a run goes: prepare its folder, train each cohort, finish."""
 
 import contextlib
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from sae.core.definitions import flatten
-from sae.core.types import Interrupted
+from sae.core.types import Interrupted, UserError
 from sae.data.feed import Feed
 from sae.data.source import Examples
+from sae.engine import cost, processes
 from sae.engine import plan as plans
-from sae.engine import processes
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.cohort import Cohort
 from sae.engine.lanes import choose
@@ -31,14 +32,23 @@ from sae.runner.signals import first_caught
 from sae.runner.training import Work, run_cohort
 from sae.store import folder as folders
 from sae.store import storage
-from sae.store.storage import CohortFiles
+from sae.store.storage import CHECKPOINTS, CohortFiles
 from sae.store.tables import Tables
 from sae.study.sweep import Sweep, as_sweep, member_names
 from sae.wandb.client import Trial
 from sae.wandb.settings import Mode, resolve_mode
 from sae.wandb.sink import Wandb
 
-SAME = ("only", "shard", "lanes", "mesh", "resident_bytes", "chunk_steps")  # options that all processes share
+SAME = (
+    "only",
+    "shard",
+    "lanes",
+    "mesh",
+    "resident_bytes",
+    "chunk_steps",
+    "keep_every",
+    "keep_state",
+)  # options that all processes share
 
 
 def run(
@@ -89,6 +99,7 @@ def run(
         mesh = parse_mesh(options.mesh)
         for index in part:  # raises UserError, before any cohort is trained
             plan[index].placement(data[plan[index].example.data].d_in, options.lanes, mesh)
+        processes.of_lead(lambda: _check_space(options, plan, part, data, sweep.name))
         opened = processes.of_lead(
             lambda: None if results is None else _open(stack, console, results, sweep, part, mode, options, trial)
         )
@@ -119,6 +130,22 @@ def _check_same(sweep: Sweep, options: RunOptions) -> None:
     members = enumerate(folders.plain(sweep))
     values = {f"{name} of member {i}": value for i, flat in members for name, value in flat.items()}
     processes.same(values | {name: getattr(options, name) for name in SAME})
+
+
+def _check_space(options: RunOptions, plan: list[Cohort], part: list[int], data: dict, name: str) -> None:
+    """Check that the disk has room for the weights that are to be kept. Raises UserError."""
+    if not options.keep_every:
+        return
+    cohorts = [(plan[index], data[plan[index].example.data].d_in) for index in part]
+    size = sum(
+        4 * len(cohort.members) * cost.parameters(cohort.example, d_in) * (cohort.example.n_steps // options.keep_every)
+        for cohort, d_in in cohorts
+    )
+    if size > (free := shutil.disk_usage(options.folder(name)).free):
+        raise UserError(
+            f"keep_every: got {options.keep_every}, that is {size / 2**30:,.1f} GiB of weights, allowed: what the disk "
+            f"has room for, {free / 2**30:,.1f} GiB; keep them less often, or use --out DIR on another disk"
+        )
 
 
 def _open(
@@ -159,7 +186,7 @@ def _open(
         if files.index not in todo:
             terminal.say(f"{terminal.title(files.index)}: finished already")
             # a process that ended just after the cohort was finished left its checkpoints
-            Checkpoints(files.path / "checkpoints", terminal.say).remove()
+            Checkpoints(files.path / CHECKPOINTS, terminal.say).remove()
     return sinks, terminal.say, todo
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.core.model import Sae
 from sae.core.types import Interrupted
 from sae.data.feed import Feed
 from sae.engine import processes, programs
@@ -19,7 +20,7 @@ from sae.engine.placement import Placement, fetch
 from sae.engine.programs import CohortState
 from sae.engine.records import Outcome, Record, Sink, Start
 from sae.runner.options import RunOptions
-from sae.store.storage import CohortFiles
+from sae.store.storage import CHECKPOINTS, LAST_STATE, CohortFiles
 from sae.store.tables import Tables
 
 B_DEC_SAMPLE = 8_192  # training examples that set b_dec at the start
@@ -52,6 +53,12 @@ class Work:
         for sink in self.sinks:
             if isinstance(sink, Tables):
                 sink.interrupt(step)
+
+    def keep(self, step: int, members: Sequence[int], saes: Sae) -> None:
+        """Write the weights [member, ...] after a step, which are on the host."""
+        for sink in self.sinks:
+            if isinstance(sink, Tables):
+                sink.keep(step, members, saes)
 
     def orders(self, since_save: float | None) -> tuple[int, bool]:
         """What all processes do at this step -> (the signal they stop for or 0, whether they save).
@@ -104,16 +111,18 @@ class _Log:
             return None
         self._looks = self._looks[len(due) :]
         W_dec, silent = fetch((state.train.sae.W_dec[...], state.train.silent), len(self.cohort.members))
-        return W_dec, silent >= np.array([[experiment.dead_after] for experiment in self.cohort.experiments])
+        return W_dec, silent >= np.array([[experiment.dead_window] for experiment in self.cohort.experiments])
 
 
 def run_cohort(work: Work, index: int, cohort: Cohort, feed: Feed, names: Sequence[str], placement: Placement) -> None:
     """Train, evaluate and record one cohort, from its last checkpoint if it has one. Raises Interrupted at a signal."""
-    n, n_steps, chunk_steps = len(cohort.members), cohort.example.n_steps, work.options.chunk_steps
+    n, n_steps = len(cohort.members), cohort.example.n_steps
+    chunk_steps, keep_every = work.options.chunk_steps, work.options.keep_every
     experiments = cohort.stacked(placement)
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
     state, start, history = programs.init(experiments, sample, placement=placement), 0, []
-    checkpoints = Checkpoints(CohortFiles(work.folder, index).path / "checkpoints", work.say)
+    folder = CohortFiles(work.folder, index).path
+    checkpoints = Checkpoints(folder / CHECKPOINTS, work.say)
     if (restored := checkpoints.restore(programs.described(state, n))) is not None:
         start, state, history = restored[0], programs.place_state(restored[1], placement), restored[2]
 
@@ -125,16 +134,19 @@ def run_cohort(work: Work, index: int, cohort: Cohort, feed: Feed, names: Sequen
     image_shape, n_looks = feed.data.image_shape, work.n_images
     looks = [n_steps * i // (n_looks + 1) for i in range(1, n_looks + 1)] if image_shape else []
     log = _Log(work, index, cohort, history, [at for at in looks if at > start])
-    work.tell(Start(index, cohort, tuple(names), placement.lanes, seconds, start, log.records(), image_shape))
+    past, normalization = log.records(), feed.data.normalization
+    work.tell(Start(index, cohort, tuple(names), placement.lanes, seconds, start, past, image_shape, normalization))
 
     with contextlib.closing(checkpoints):
         saved = time.monotonic()
-        training = train_cohort(
-            state, cohort, experiments, feed, placement, start=start, chunk_steps=chunk_steps, program=program
-        )
+        how = {"start": start, "chunk_steps": chunk_steps, "keep_every": keep_every, "program": program}
+        training = train_cohort(state, cohort, experiments, feed, placement, **how)
         for state, step, numbers in training:
             if numbers is not None:
                 log.add(step, numbers, state)
+            if keep_every and step % keep_every == 0:  # before a checkpoint, from which this step is not trained again
+                saes = programs.trained(experiments, state, placement=placement)
+                work.keep(step, cohort.members, fetch(saes, n))
             stop, save = work.orders(time.monotonic() - saved if numbers is not None else None)
             if stop or save:
                 log.flush()
@@ -144,8 +156,13 @@ def run_cohort(work: Work, index: int, cohort: Cohort, feed: Feed, names: Sequen
                 work.interrupt(step)
                 raise Interrupted(stop)
         log.flush()
+        if work.options.keep_state:  # before the cohort counts as finished
+            last = Checkpoints(folder / LAST_STATE, work.say)
+            last.remove()
+            last.save(n_steps, programs.fetch_state(state, n), log.history)
+            last.close()
 
         values, firing_rates, diverged, saes = evaluate(cohort, experiments, feed, state, placement)
         status = tuple("diverged" if bad else "finished" for bad in diverged)
-        work.tell(Outcome(index, cohort, status, values, firing_rates, saes, feed.data.normalization))
+        work.tell(Outcome(index, cohort, status, values, firing_rates, saes))
     checkpoints.remove()

@@ -155,25 +155,41 @@ class Results:
         tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
         return bool(tables) and all("eval/mmcs" in table for table in tables)
 
-    def sae(self, member: int) -> Sae:
+    def steps(self, member: int) -> tuple[int, ...]:
+        """The steps after which a member's weights are kept (`--keep-every`), and the last one once it is finished."""
+        cohort = self._cohort(member)
+        last = [self.definition["members"][member]["n_steps"]] if cohort.finished and cohort.has_weights else []
+        return tuple(sorted({*cohort.kept, *last}))
+
+    def sae(self, member: int, step: int | None = None) -> Sae:
         """The trained autoencoder of a member: it takes raw rows of its source and gives raw reconstructions.
 
-        `model.on_examples` makes one that takes normalized examples instead. Raises UserError if there is no such
-        member, or if its file is damaged.
+        With a step, as it was after that step, where it was kept (`steps`). `model.on_examples` makes one that takes
+        normalized examples instead. Raises UserError if there is none, or if its file is damaged.
         """
         finished = [m for c in self.cohorts if c.finished for m in self.definition["cohorts"][c.index]]
-        if member not in finished:
+        if step is None and member not in finished:
             raise UserError(
                 f"{self.folder}: got member {member}, allowed: those that are finished: {ranges(finished) or 'none'}"
             )
-        cohort = next(i for i, members in enumerate(self.definition["cohorts"]) if member in members)
-        weights = self.cohorts[cohort].weights(member)
+        cohort = self._cohort(member)
+        if step is not None and step not in self.steps(member):
+            kept = ", ".join(map(str, self.steps(member))) or "none; `sae run --keep-every N` keeps some"
+            raise UserError(f"{self.folder}: member {member}: got step {step}, allowed: those that are kept: {kept}")
+        weights, normalization = cohort.weights(member, step if step in cohort.kept else None)
         flat = self.definition["members"][member]
         parameters = {name: jnp.asarray(value) for name, value in weights.items()}
         activation = unflatten(Experiment, "activation", flat, self.definition.get("own"))
         # a folder older than `precision` has no such name
-        precision, normalization = flat.get("precision", "float32"), self.cohorts[cohort].normalization()
+        precision = flat.get("precision", "float32")
         return from_parameters(parameters, activation, flat["apply_b_dec_to_input"], precision, normalization)
+
+    def _cohort(self, member: int) -> CohortFiles:
+        """The files of the cohort that a member belongs to. Raises UserError."""
+        for cohort, members in zip(self.cohorts, self.definition["cohorts"], strict=True):
+            if member in members:
+                return cohort
+        raise UserError(f"{self.folder}: got member {member}, allowed: 0 to {len(self.definition['members']) - 1}")
 
     def _some(self, tables: list[pd.DataFrame], what: str) -> list[pd.DataFrame]:
         if not tables:

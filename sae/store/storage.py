@@ -5,6 +5,8 @@
                        history.parquet      a row per member and log point, also while it trains
                        members.parquet      a row per member, once finished
                        weights.safetensors  once finished
+                       steps/               weights after chosen steps, where they are kept
+                       state/               the last state of the training, where it is kept
                        checkpoints/         until then
     runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
     runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
@@ -38,6 +40,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
 NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
+STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
 RATES, MEMBER, SHIFT, SCALE = "firing_rate", "member", "shift", "scale"  # tensors beside the parameters
 
 
@@ -90,21 +93,27 @@ class CohortFiles:
             return None
         return _read_table(self._sound_path(HISTORY))
 
-    def weights(self, member: int) -> dict[str, np.ndarray]:
-        """A member's parameters by name, as `model.parameters` names them. Raises DamagedError."""
-        if not self.has_weights:
-            raise UserError(f"{self.path} has no weights: it was pulled from W&B")
-        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
-            place = int(np.flatnonzero(file.get_tensor(MEMBER) == member)[0])
-            beside = (RATES, MEMBER, SHIFT, SCALE)
-            return {name: file.get_slice(name)[place] for name in file.keys() if name not in beside}
+    @property
+    def kept(self) -> dict[int, str]:
+        """The steps after which weights are kept, and the checksums of their files."""
+        return {int(step): checksum for step, checksum in self.state.get("kept", {}).items()}
 
-    def normalization(self) -> Normalization | None:
-        """What the source did to raw rows; None where it did nothing, or for an older run. Raises DamagedError."""
-        with safetensors.safe_open(self._sound_path(WEIGHTS), framework="numpy") as file:
-            if SHIFT not in file.keys():
-                return None
-            return Normalization(file.get_tensor(SHIFT), file.get_tensor(SCALE))
+    def weights(self, member: int, step: int | None = None) -> tuple[dict[str, np.ndarray], Normalization | None]:
+        """A member's parameters by name, as `model.parameters` names them, and what its source does to raw rows.
+
+        They are those of the end, or those after a step that is `kept`. A run older than normalizations has none.
+        Raises DamagedError.
+        """
+        if step is None and not self.has_weights:
+            raise UserError(f"{self.path} has no weights: it was pulled from W&B")
+        path = self._sound_path(WEIGHTS) if step is None else self._sound_step(step)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            place = int(np.flatnonzero(file.get_tensor(MEMBER) == member)[0])
+            of_members = [name for name in file.keys() if name not in (RATES, MEMBER, SHIFT, SCALE)]
+            normalization = None
+            if SHIFT in file.keys():
+                normalization = Normalization(file.get_tensor(SHIFT), file.get_tensor(SCALE))
+            return {name: file.get_slice(name)[place] for name in of_members}, normalization
 
     def write_history(self, table: pd.DataFrame) -> None:
         """Write history.parquet."""
@@ -126,12 +135,22 @@ class CohortFiles:
         self, members: Sequence[int], saes: Sae, firing_rates: np.ndarray, normalization: Normalization | None
     ) -> None:
         """Write weights.safetensors: the parameters of members, firing_rates [member, d_sae], and the normalization."""
-        tensors = parameters(saes) | {RATES: np.asarray(firing_rates, np.float32), MEMBER: np.array(members, np.int64)}
-        if normalization is not None:
-            tensors |= {SHIFT: normalization.shift, SCALE: normalization.scale}
-        # safetensors writes scrambled values from a non-contiguous array, without a word
-        data = safetensors.numpy.save({name: np.ascontiguousarray(np.asarray(t)) for name, t in tensors.items()})
-        write_atomically(self.path / WEIGHTS, lambda file: file.write(data))
+        rates = {RATES: np.asarray(firing_rates, np.float32)}
+        _write_tensors(self.path / WEIGHTS, members, saes, normalization, rates)
+
+    def keep(self, step: int, members: Sequence[int], saes: Sae, normalization: Normalization | None) -> None:
+        """Write the parameters of members after a step. Only when they are on the disk does `kept` tell of them."""
+        path = self._step_path(step)
+        path.parent.mkdir(exist_ok=True)
+        _write_tensors(path, members, saes, normalization)
+        self.mark(kept={str(at): checksum for at, checksum in (self.kept | {step: sha256(path)}).items()})
+
+    def drop_kept(self, after: int) -> None:
+        """Delete the weights kept after later steps than one that training goes on from: they will be made again."""
+        self.mark(kept={str(at): checksum for at, checksum in self.kept.items() if at <= after})
+        for path in (self.path / STEPS).glob("*"):
+            if path not in map(self._step_path, self.kept):
+                path.unlink()
 
     def finish(self, members: pd.DataFrame, **changes) -> None:
         """Write the members table and mark the cohort finished. History and any weights have been written before."""
@@ -139,6 +158,15 @@ class CohortFiles:
         there = [name for name in (HISTORY, MEMBERS, WEIGHTS) if (self.path / name).exists()]
         checksums = {name: sha256(self.path / name) for name in there}
         self.mark(status="finished", checksums=checksums, **changes)
+
+    def _step_path(self, step: int) -> Path:
+        return self.path / STEPS / f"{step:09d}.safetensors"
+
+    def _sound_step(self, step: int) -> Path:
+        path = self._step_path(step)
+        if not path.exists() or sha256(path) != self.kept[step]:
+            raise DamagedError(f"{path} is damaged or missing; `sae run --fresh --keep-every N` makes it anew")
+        return path
 
     def _sound_path(self, name: str) -> Path:
         path, wanted = self.path / name, self.state.get("checksums", {}).get(name)
@@ -202,6 +230,21 @@ def write_analysis(folder: Path, measure: str, found: pd.DataFrame, meanings: Ma
 def _with_asked(table: pd.DataFrame, asked: dict[str, dict[str, str]]) -> pd.DataFrame:
     table.attrs = {"asked": asked}
     return table
+
+
+def _write_tensors(
+    path: Path,
+    members: Sequence[int],
+    saes: Sae,
+    normalization: Normalization | None,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    tensors = parameters(saes) | dict(more or {}) | {MEMBER: np.array(members, np.int64)}
+    if normalization is not None:
+        tensors |= {SHIFT: normalization.shift, SCALE: normalization.scale}
+    # safetensors writes scrambled values from a non-contiguous array, without a word
+    data = safetensors.numpy.save({name: np.ascontiguousarray(np.asarray(value)) for name, value in tensors.items()})
+    write_atomically(path, lambda file: file.write(data))
 
 
 def _write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:

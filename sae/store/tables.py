@@ -1,19 +1,21 @@
 """The local tables: the durable record of a run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sae.core.definitions import flatten
+from sae.core.model import Sae
 from sae.engine.records import Outcome, Record, Start
 from sae.engine.runtime import peak_bytes
 from sae.store import storage
 from sae.store.storage import CohortFiles
 
-HISTORY_SECONDS = 15.0  # between two writes of an unfinished cohort's history
+HISTORY_SECONDS = 1.0  # between two writes of an unfinished cohort's history, which `sae watch` reads
+HISTORY_SHARE = 0.02  # most of the time that these writes may take: where they are slow, they are fewer
 
 
 class Tables:
@@ -27,10 +29,12 @@ class Tables:
 
     def start(self, start: Start) -> None:
         """Open a cohort's folder."""
-        self.files = CohortFiles(self.folder, start.index)
+        self.files, self.normalization = CohortFiles(self.folder, start.index), start.normalization
         self.history = [_rows(record) for record in start.history]
         self.seconds = self.files.state.get("seconds", 0.0) if start.step else 0.0  # of training, in earlier processes
         self.begun = self.written = time.monotonic()
+        self.wait = HISTORY_SECONDS
+        self.files.drop_kept(start.step)
         # without checksums, files of an earlier try do not count as finished
         self.files.mark(
             status="running",
@@ -44,11 +48,15 @@ class Tables:
         )
 
     def record(self, record: Record) -> None:
-        """Keep a chunk's numbers; write them every HISTORY_SECONDS."""
+        """Keep a chunk's numbers; write them every HISTORY_SECONDS or less often."""
         self.history.append(_rows(record))
         self.unwritten = True
-        if time.monotonic() - self.written > HISTORY_SECONDS:
+        if time.monotonic() - self.written > self.wait:
             self._write("running", record.step)
+
+    def keep(self, step: int, members: Sequence[int], saes: Sae) -> None:
+        """Write the weights after a step, in time for a checkpoint of that step."""
+        self.files.keep(step, members, saes, self.normalization)
 
     def interrupt(self, step: int) -> None:
         """Write the history up to a step at which training stops, to be resumed later."""
@@ -63,7 +71,7 @@ class Tables:
         self._write("running", n_steps)
         members = storage.join_members([pd.concat([hyper, pd.DataFrame(row)], axis=1)])
         known = {"step": n_steps, "seconds": self._seconds(), "peak_bytes": peak_bytes()}
-        self.files.write_weights(cohort.members, outcome.saes, outcome.firing_rates, outcome.normalization)
+        self.files.write_weights(cohort.members, outcome.saes, outcome.firing_rates, self.normalization)
         self.files.finish(members, **known)
 
     def close(self) -> None:
@@ -72,10 +80,12 @@ class Tables:
             self.files.write_history(storage.join_history(self.history))
 
     def _write(self, status: str, step: int) -> None:
+        begun = time.monotonic()
         if self.history:
             self.files.write_history(storage.join_history(self.history))
         self.files.mark(status=status, step=step, seconds=self._seconds())
         self.written, self.unwritten = time.monotonic(), False
+        self.wait = max(HISTORY_SECONDS, (self.written - begun) / HISTORY_SHARE)
 
     def _seconds(self) -> float:
         return round(self.seconds + time.monotonic() - self.begun, 2)

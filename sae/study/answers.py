@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.metrics import EVALUATED
+from sae.core.metrics import EVALUATED, OF_A_STEP
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.study.measures import PREFIX
@@ -293,6 +293,7 @@ def require(
     measured = [name for name in names if name.startswith(PREFIX)]
     names = [name for name in names if not name.startswith(PREFIX)]
     metrics = [f"{window}/{metric}" for metric in EVALUATED] + measured
+    metrics += [f"train/{name}" for name in OF_A_STEP if window == "train"]
     for name in hyper:
         if name not in names:
             raise UserError(f"{what}: members have no '{name}'; {nearest(name, names)}")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.experiment import window_follows
 from sae.study.answers import Answer, AtMatched, Best, hidden, listed, of_arm, require
 from sae.study.replicates import is_seed, lurking
 
@@ -104,7 +105,7 @@ class Parallel:
 class Curves:
     """Metrics over training: a panel per metric, a line per chosen member."""
 
-    metrics: tuple[str, ...] = ("train/fvu", "train/l0", "train/dead_fraction")
+    metrics: tuple[str, ...] = ("train/fvu", "train/l0", "train/dead_fraction", "train/loss", "train/grad_norm")
     """Columns of the history."""
 
     def __post_init__(self) -> None:
@@ -258,9 +259,13 @@ def _arm_name(coefficient: str, kinds: Collection[str]) -> str:
 
 
 def varying(members: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The dotted names that differ between flattened experiments, in field order; a name that only some have counts."""
+    """The dotted names that differ between flattened experiments, in field order; a name that only some have counts.
+
+    `dead_after` does not count where it is what follows from the length of training.
+    """
     members = list(members)
-    names = dict.fromkeys(name for flat in members for name in flat if name != "name")
+    left_out = {"name"} | ({"dead_after"} if all(map(window_follows, members)) else set())
+    names = dict.fromkeys(name for flat in members for name in flat if name not in left_out)
     return [name for name in names if len({repr(flat.get(name, "absent")) for flat in members}) > 1]
 
 

@@ -91,7 +91,8 @@ def _section(figure: Any, results: Results) -> Section | None:
                 for name in figure.metrics
             ]
             caption = (
-                "Over training, each point over the steps since the one before; a line per width, over its members."
+                "Over training, each point over the steps since the one before (loss and grad_norm: of its last step); "
+                "a line per width, over its members."
             )
             return Section("Curves", caption, plots)
         case FiringRates():

@@ -272,7 +272,7 @@ class _Upload:
             client.record(members, step, rows["examples"].iloc[0], {name: rows[name].to_numpy() for name in values})
         if table is not None:
             finished, rates = table.loc[members], cohort.firing_rates()
-            W_dec = np.stack([cohort.weights(m)["W_dec"] for m in members])
+            W_dec = np.stack([cohort.weights(m)[0]["W_dec"] for m in members])
             numbers = {str(n): finished[n].to_numpy() for n in finished if str(n).startswith("eval/")}
             shape = cohort.state.get("image_shape")
             sink.end(
