@@ -12,6 +12,7 @@ from sae.analysis import ask
 from sae.cli.command import Command, read
 from sae.core.types import UserError
 from sae.report.printing import print_claims
+from sae.store.folder import held
 from sae.study import claims
 from sae.study import definition_files as loading
 from sae.study.sweep import as_sweep
@@ -59,9 +60,10 @@ def _decided(folder: Path, path: Path | None = None) -> list[dict[str, Any]]:
     sweep = as_sweep(loading.load_file(path))
     if not sweep.claims:
         raise UserError(f"{path} makes no claims; allowed: a sweep with claims=(Claim(...), ...)")
-    if results.finished:
-        ask.settle(sweep.measures, results)
-    return claims.settle(sweep.claims, results)
+    with held(results.folder):
+        if results.finished:
+            ask.settle(sweep.measures, results)
+        return claims.settle(sweep.claims, results)
 
 
 COMMAND = Command("claims DIR... [FILE] [--check]", "Decide runs' claims again, without training.", main)

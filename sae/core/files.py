@@ -1,11 +1,21 @@
-"""Files written atomically: whatever happens, a file is either the old one or the new one."""
+"""Files written atomically and read with a checksum: a file is the old one or the new one, or is called damaged."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from sae.core.types import UserError
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of temporary files: a killed process leaves one behind
+
+
+class DamagedError(UserError):
+    """A file differs from what was written, or is missing."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -13,23 +23,90 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
     Raises OSError (for a full disk, say), leaving `path` untouched and no temporary file behind.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # a name that nobody else's file has; short enough for any file system
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # the error of a full disk names no file
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # the error of a full disk names no file
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes. No other process may be writing there."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+
+
+def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, atomically, with a last entry "checksum" over the others."""
+    write_json(path, {**value, "checksum": _checksum(json.loads(json.dumps(value)))})
+
+
+def read_checked(path: Path, shape: Any = object) -> Any:
+    """What `write_checked` wrote, without its checksum. JSON without one, which is older, is read as it is.
+
+    `shape`: see `check_shape`. Raises DamagedError, and FileNotFoundError where there is no file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except IsADirectoryError:
+        raise DamagedError(f"{path} is a folder, allowed: a file; move it away") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: not readable as JSON ({' '.join(str(error).split())[:200]})") from None
+    checksum = value.pop("checksum", None) if isinstance(value, dict) else None
+    if checksum is not None and checksum != _checksum(value):
+        raise DamagedError(
+            f"{path} is damaged, or was edited by hand: its checksum is another; "
+            'delete its entry "checksum" to have it read as it is'
+        )
+    check_shape(path, value, shape)
+    return value
+
+
+def check_shape(path: Path, value: Any, shape: Any) -> None:
+    """Check that a file's JSON has the entries and types that its readers rely on. Raises DamagedError.
+
+    A shape is a type or a union; [shape] for a list; {"name": shape, "other?": shape} for a mapping that has the first
+    entry and may have the second; {...: shape} for a mapping with any names.
+    """
+    if wrong := _misshapen(value, shape, ""):
+        raise DamagedError(f"{path} is damaged, or was edited by hand: {wrong}")
+
+
+def _misshapen(value: Any, shape: Any, where: str) -> str:
+    """What has another shape, in words; "" where all is as it should be."""
+    kind = type(shape) if isinstance(shape, list | dict) else shape
+    if not isinstance(value, kind):
+        return f"{where or 'its content'} is {json.dumps(value)[:60]}"
+    if isinstance(shape, list):
+        inner = [(f"{where}[{i}]", each, shape[0]) for i, each in enumerate(value)]
+    elif isinstance(shape, dict):
+        if missing := [
+            name for name in shape if isinstance(name, str) and name.rstrip("?") == name and name not in value
+        ]:
+            return f"{where or 'it'} has no {missing[0]}"
+        of = lambda name: shape.get(name, shape.get(f"{name}?", shape.get(..., object)))
+        inner = [(f"{where}.{name}".strip("."), each, of(name)) for name, each in value.items()]
+    else:
+        inner = []
+    return next((wrong for at, each, one in inner if (wrong := _misshapen(each, one, at))), "")
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

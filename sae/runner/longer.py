@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.core.files import write_json
+from sae.core.files import write_checked
 from sae.core.types import UserError
 from sae.data.feed import BLOCK_STEPS, block_steps
 from sae.experiment import Experiment, tied_to_length, window_follows
@@ -30,7 +30,7 @@ def lengthen(folder: Path, sweep: Sweep, command: Sequence[str], say: Callable[[
         older = Results(folder)
         if _only_longer(older.definition["members"], members):
             _check(older, sweep)
-            write_json(folder / DEFINITION, older.definition | {"members": members, "command": list(command)})
+            write_checked(folder / DEFINITION, older.definition | {"members": members, "command": list(command)})
         _reopen(Results(folder), say)
 
 

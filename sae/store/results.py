@@ -1,6 +1,6 @@
 """The results of a run, read from its folder. `report.notebook.Results`, which `sae.load` gives, adds the figures."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from sae.core.definitions import unflatten
+from sae.core.files import DamagedError, read_checked
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
@@ -20,6 +21,28 @@ from sae.study import arms, figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
 from sae.study.measures import Measure
+
+TEXT = str | None
+SHAPE = {
+    "name": str,
+    "question?": str,
+    "command?": [str],
+    "token?": str,
+    "cohorts": [[int]],
+    "members": [{...: object}],
+    "own?": {...: str},
+    "answer?": dict | None,
+    "figures?": [{"kind": str}],
+    "arms?": [str],
+    "claims?": [{"text": str, "threshold": str, "clause": str}],
+    "packages?": {...: TEXT},
+    "python?": str,
+    "device?": {"kind": str, "platform": str, "count": int},
+    "host?": str,
+    "git_commit?": TEXT,
+    "started?": str,
+    "data?": [{"member": int, "fingerprint": {...: str}}],
+}  # of definition.json
 
 
 class ChangedError(UserError):
@@ -34,11 +57,11 @@ class Results:
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
-        try:
-            self.definition: dict[str, Any] = json.loads(path.read_text())
-            self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: not readable as JSON of a run ({type(error).__name__}: {error})") from None
+        self.definition: dict[str, Any] = read_checked(path, SHAPE)
+        members = sorted(member for cohort in self.definition["cohorts"] for member in cohort)
+        if members != list(range(len(self.definition["members"]))) or [] in self.definition["cohorts"]:
+            raise DamagedError(f"{path} is damaged, or was edited by hand: its cohorts do not hold each member once")
+        self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
 
     def __repr__(self) -> str:
         n = len(self.definition["members"])
@@ -64,7 +87,7 @@ class Results:
         """
         tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
         members = storage.join_members(self._some(tables, "finished member"))
-        found = storage.read_analysis(self.folder)
+        found = storage.read_analysis(self.folder, self.cohorts)
         members = members.join(found, on="member")
         asked = found.attrs["asked"].values()
         members.attrs = {"meanings": {name: line for columns in asked for name, line in columns.items()}}
@@ -90,11 +113,21 @@ class Results:
     @property
     def asked(self) -> tuple[str, ...]:
         """The measures, each as its `repr`, whose columns are in the members table."""
-        return tuple(storage.read_analysis(self.folder).attrs["asked"])
+        return tuple(storage.read_analysis(self.folder, self.cohorts).attrs["asked"])
 
     def keep(self, measure: Measure, found: pd.DataFrame) -> None:
         """Add a measure's columns to the members table: a row per member, indexed by its number."""
-        storage.write_analysis(self.folder, repr(measure), found, measure.columns)
+        storage.write_analysis(self.folder, self.cohorts, repr(measure), found, measure.columns)
+
+    def mend(self, say: Callable[[str], object]) -> None:
+        """Delete a damaged analysis.parquet, after a line that says so: its measures will be asked again."""
+        try:
+            storage.read_analysis(self.folder, self.cohorts)
+        except DamagedError as error:
+            if not (path := self.folder / storage.ANALYSIS).is_file():
+                raise  # it is not ours
+            say(str(error))
+            path.unlink()
 
     def source(self, member: int) -> Source:
         """The definition of a member's data.

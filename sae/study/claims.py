@@ -19,7 +19,6 @@ was dropped later is still listed.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -29,13 +28,26 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from sae.core.files import write_json
+from sae.core.files import DamagedError, check_shape, read_checked, write_checked
 from sae.core.types import UserError
 from sae.study.answers import bootstrap
 from sae.study.quantities import cells
 from sae.study.quantities.cells import Quantity, Tables
 
 NAME = "claims.json"
+NUMBER = int | float | None
+SHAPE = [
+    {
+        "text": str,
+        "source": str,
+        "verdict": str,
+        "later?": bool | None,
+        "clauses": [
+            {"text": str, "threshold": str, "verdict": str, "reason": str, "seeds?": int}
+            | dict.fromkeys(("measured", "low", "high"), NUMBER)
+        ],
+    }
+]  # of its claims
 Verdict = Literal["holds", "fails", "undecided"]
 
 
@@ -263,17 +275,25 @@ def as_json(decided: Sequence[Decided], first: Sequence[Mapping[str, str]] | Non
 def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
     """Decide claims on a run's results and write claims.json into its folder, if it changed -> its content."""
     decided = as_json([decide(claim, results) for claim in claims], results.definition.get("claims"))
-    if decided != read(results.folder):
-        write_json(results.folder / NAME, decided)
+    try:
+        known = read(results.folder)
+    except DamagedError:
+        known = None
+    if decided != known:
+        write_checked(results.folder / NAME, {"claims": decided})
     return decided
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The content of claims.json; [] if there is none, or it cannot be read."""
+    """The claims in claims.json; [] if there is none. Raises DamagedError."""
+    path = folder / NAME
     try:
-        return json.loads((folder / NAME).read_text())
-    except (OSError, ValueError):
+        found = read_checked(path)
+    except FileNotFoundError:
         return []
+    decided = found.get("claims") if isinstance(found, dict) else found  # an older file is the list alone
+    check_shape(path, decided, SHAPE)
+    return decided
 
 
 def named(claim: dict[str, Any]) -> str:

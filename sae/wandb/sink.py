@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from sae.core.definitions import flatten
-from sae.core.files import sha256, write_json
+from sae.core.files import read_checked, sha256, write_checked
 from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
+from sae.core.types import UserError
 from sae.engine.records import Outcome, Record, Start
 from sae.report.images import dictionary_grid
 from sae.store.results import Results
@@ -31,8 +31,10 @@ MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 
 def noted(folder: Path) -> dict[str, Any]:
     """What a run noted of its place in W&B: entity, project, artifacts, an agent's run_id; empty where it did not."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / PLACE).read_text())
+    with contextlib.suppress(OSError, UserError):
+        return read_checked(
+            folder / PLACE, {"entity?": str | None, "project?": str, "artifacts?": bool, "run_id?": str}
+        )
     return {}
 
 
@@ -59,7 +61,7 @@ class Wandb:
         self.image_shape: tuple[int, ...] | None = None
         with contextlib.suppress(OSError):  # results matter more than W&B does
             place = {"entity": self.client.entity, "project": self.client.project, "artifacts": artifacts}
-            write_json(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
+            write_checked(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
 
     def start(self, start: Start) -> None:
         """Begin a run per member, with its configuration under dotted names."""
