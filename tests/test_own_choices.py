@@ -20,6 +20,7 @@ from sae.analysis.small_latents import SmallLatents
 from sae.cli.main import main
 from sae.core import model
 from sae.core.definitions import kind
+from sae.core.files import read_checked, write_checked
 from sae.experiment import own_files
 from sae.study.definition_files import load_file
 from sae.study.sweep import as_sweep
@@ -253,8 +254,9 @@ def test_a_definition_file_inside_a_folder_is_not_run(folder, tmp_path, capsys):
     run = tmp_path / "theirs"
     shutil.copytree(folder / "run", run)
     (run / "evil.py").write_text("open('executed', 'w')")
-    text = (run / "definition.json").read_text()
-    (run / "definition.json").write_text(text.replace(str(folder / "own.py"), str(run / "evil.py")))
+    definition = read_checked(run / "definition.json")
+    command = [word.replace(str(folder / "own.py"), str(run / "evil.py")) for word in definition["command"]]
+    write_checked(run / "definition.json", definition | {"command": command})
     assert main(["claims", str(run)]) == 1
     assert "lies inside it; name it: sae claims DIR FILE" in capsys.readouterr().err
     assert not Path("executed").exists()

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; free some space, or use --out DIR on another disk" if full else ""
         return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
     except Interrupted as stop:
         return _fail(f"{stop}; what was done is saved, and the same command goes on from there", stop.exit_code, None)

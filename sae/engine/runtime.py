@@ -5,10 +5,14 @@ import platform
 import resource
 import sys
 import zlib
+from collections.abc import Hashable
 from pathlib import Path
 
 import jax
 import psutil
+
+MOST_PROGRAMS = 32  # training programs that a process keeps
+_programs: set[Hashable] = set()
 
 
 def compiler_bytes() -> int:
@@ -29,6 +33,18 @@ def keep_compiled_programs() -> None:
     # jax's defaults keep only what took long to compile, and nothing at all on a CPU
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def forget_old_programs(program: Hashable) -> None:
+    """Note a training program that is about to be compiled; where there were many others, let JAX forget them all.
+
+    JAX keeps every program and its trace for as long as the process lives, some 2 to 20 MiB each. A notebook that tries
+    1,000 definitions would grow without end. What is needed again is read from the cache on the disk.
+    """
+    if program not in _programs and len(_programs) >= MOST_PROGRAMS:
+        _programs.clear()
+        jax.clear_caches()
+    _programs.add(program)
 
 
 def cache_folder() -> Path:
