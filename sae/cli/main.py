@@ -1,13 +1,13 @@
 """The command line: find the command, run it, and turn an error into one line and an exit code."""
 
 import errno
-import signal
 import sys
 
 from sae.cli import agent_run, bench, claims, dashboard, listing, pull, report, run, sweep_config, sync, watch
 from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
 from sae.engine import processes
+from sae.runner.signals import end_at_the_second
 
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
 MODULES = (run, report, claims, watch, bench, listing, sweep_config, agent_run, sync, pull, dashboard)
@@ -17,7 +17,7 @@ COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 def main(argv: list[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 for bad input, 130 or 143 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_at_the_second()
     try:
         return processes.end(_command(argv))
     except processes.PeerLostError as error:

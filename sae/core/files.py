@@ -38,6 +38,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder for ~ and ~user. Raises UserError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = str(path).partition("/")[0]
+        raise UserError(f"{path}: got {user}, which has no home folder here; allowed: a path without it") from None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed processes. No other process may be writing there."""
     for path in folder.iterdir():

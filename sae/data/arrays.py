@@ -12,6 +12,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from sae.core.files import expanded
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows, table_fingerprint
@@ -62,7 +63,7 @@ class Arrays(Source):
         """Raw training and held-out rows."""
         train = _open(self.path, self.key)
         if self.held_out_path is not None:
-            if Path(self.held_out_path).expanduser().resolve() == Path(self.path).expanduser().resolve():
+            if expanded(self.held_out_path).resolve() == expanded(self.path).resolve():
                 raise UserError(
                     f"{self.path}: held_out_path is the same as path; leave it out to hold out the last rows"
                 )
@@ -132,7 +133,7 @@ def _part(table: np.ndarray | Shards, start: int, stop: int) -> np.ndarray | Sha
 
 def _open(name: str, key: str | None) -> np.ndarray | Shards:
     """The table [n, d_in] at a path, not yet read (but for .npz)."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.exists():
         names = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         where = f"in {path.parent}, {nearest(path.name, names[:20])}" if names else f"nothing is in {path.parent}"

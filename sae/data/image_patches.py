@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from sae.core.files import sha256
+from sae.core.files import expanded, sha256
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
@@ -119,7 +119,7 @@ class ImagePatches(Source):
         if self.folder is None:
             photos = COLOUR_PHOTOS if self.colour else COLOUR_PHOTOS | GREY_PHOTOS
             return {name: _packaged(photos[name], name) for name in sorted(photos)}
-        folder = Path(self.folder).expanduser()
+        folder = expanded(self.folder)
         if not folder.is_dir():
             raise UserError(f"ImagePatches: no folder '{folder}'; give one that exists, or leave folder unset")
         images = {

@@ -1,5 +1,6 @@
 """The process and its device: memory, and the cache of compiled programs."""
 
+import errno
 import os
 import platform
 import resource
@@ -49,7 +50,10 @@ def forget_old_programs(program: Hashable) -> None:
 
 def cache_folder() -> Path:
     """The cache folder for this user and CPU type. Raises OSError where it cannot be made."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sparsity-lab" / _processor()
+    home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if str(home).startswith("~"):  # a user without a home folder
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(home))
+    folder = home / "sparsity-lab" / _processor()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

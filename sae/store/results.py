@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pandas as pd
 
 from sae.core.definitions import unflatten
-from sae.core.files import DamagedError, read_checked
+from sae.core.files import DamagedError, expanded, read_checked
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
@@ -53,7 +53,7 @@ class Results:
     """The results of a run, read from its folder, finished or not."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")

@@ -71,7 +71,7 @@ class Client:
     ) -> None:
         self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        root = pathlib.Path(env.get("WANDB_DIR") or out).expanduser().absolute()
+        root = pathlib.Path(os.path.expanduser(env.get("WANDB_DIR") or out)).absolute()
         self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # wandb's own rule
         self.log = self.folder / "wandb-process.log"
         env["WANDB_DIR"] = str(root)

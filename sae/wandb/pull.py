@@ -5,12 +5,14 @@ W&B's public API, whoever in the team made them. Runs that `sae run` did not mak
 alike: their config as hyper-parameters, the numbers of their history as curves, `eval/...` in their summary as results.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,7 +20,7 @@ from typing import Any, get_type_hints
 import pandas as pd
 
 from sae.core.definitions import choices, fields, kind
-from sae.core.files import write_json
+from sae.core.files import expanded, write_checked
 from sae.core.text import count, nearest
 from sae.core.types import UserError
 from sae.experiment import Experiment
@@ -30,6 +32,8 @@ from sae.store.tables import plain
 from sae.wandb import sink
 from sae.wandb.server import Server, connect
 
+FILES = ("definition.json", "members.parquet", "history.parquet", "analysis.parquet", "claims.json", "cohorts")
+FILES += ("report.html", "report", ".lock")  # of a pulled folder: the new one has its own, or they are made again
 AT_ONCE = 8  # histories fetched side by side
 OWN = ("member", "cohort")  # names in a config that are not hyper-parameters
 UNKNOWN = {
@@ -57,7 +61,7 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
     if not (entity and project) or "/" in project:
         raise UserError(f"pull: got {path!r}, allowed: ENTITY/PROJECT, as in the address of the W&B page")
     name = re.sub(r"[^\w .,=+-]", "_", options.group or project)
-    out = (options.out or Path("runs") / f"{name}-pulled").expanduser()
+    out = expanded(options.out or Path("runs") / f"{name}-pulled")
     _refuse(out)
     server = connect(entity, project)
     runs, sweep = _find(server, options.group)
@@ -69,16 +73,12 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
     members = [_hyper(run) | ({"group": run.group} if several else {}) for run in runs]
     tables = [_history(rows, i, member) for i, (rows, member) in enumerate(zip(histories, members, strict=True))]
     cohorts, now = _cohorts(runs), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    new = out.with_name(out.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    folders.make(new)
     known = {
         key: value
         for key, value in (sweep.config if sweep else {}).items()
         if key in sink.SWEEP_CONFIG and key != "name"
     }
-    write_json(
-        new / DEFINITION,
+    definition = (
         UNKNOWN
         | {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
         | known
@@ -87,16 +87,15 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
             "host": f"W&B at {server.host}",
             "started": min(str(run.createdAt) for run in runs),
             "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
-        },
+        }
     )
-    for index, numbers in enumerate(cohorts):
-        _write(CohortFiles(new, index), numbers, runs, members, tables)
-    results = Results(new)
-    if any(cohort.finished for cohort in results.cohorts):
-        storage.write_joined(new, results.cohorts)
-    if out.exists():
-        shutil.rmtree(out)
-    new.rename(out)
+    with _replacing(out) as new:
+        write_checked(new / DEFINITION, definition)
+        for index, numbers in enumerate(cohorts):
+            _write(CohortFiles(new, index), numbers, runs, members, tables)
+        results = Results(new)
+        if any(cohort.finished for cohort in results.cohorts):
+            storage.write_joined(new, results.cohorts)
     unfinished = sum(not _finished(run) for run in runs)
     say(f"{out}: {count(len(runs), 'member')}" + (f", {unfinished} of them not finished" if unfinished else ""))
     return Results(out)
@@ -104,11 +103,32 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
 
 def _refuse(out: Path) -> None:
     """Raises UserError where the folder holds something that was not pulled."""
+    if out.resolve() in (here := Path.cwd(), *here.parents):
+        raise UserError(f"pull: got --out {out}, allowed: a folder that you are not in, as it is replaced")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if (out / DEFINITION).exists() and "pulled" in Results(out).definition:
         return
     raise UserError(f"{out} holds something that was not pulled from W&B; use --out DIR with a new or empty folder")
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Generator[Path]:
+    """A new folder, which takes the place of another at the end. What somebody else put there comes along."""
+    whole = out.resolve()
+    new, old = (whole.with_name(f".{whole.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    folders.make(new)
+    try:
+        yield new
+        if whole.exists():
+            whole.rename(old)
+        new.rename(whole)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    if old.exists():
+        for path in [path for path in old.iterdir() if path.name not in FILES]:
+            path.rename(whole / path.name)
+        shutil.rmtree(old)
 
 
 def _find(server: Server, group: str | None) -> tuple[list[Any], Any | None]:

@@ -48,7 +48,7 @@ def resolve_mode(choice: str) -> Mode | None:
 
 def read() -> dict[str, str]:
     """What `wandb login --host`, `wandb offline` and `wandb init` wrote into the user's and the project's settings."""
-    config = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    config = Path(os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"))
     parser = configparser.ConfigParser(interpolation=None)
     with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
         parser.read([config / "settings", Path("wandb") / "settings"])
@@ -67,9 +67,9 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
         return True
     if "NETRC" in os.environ:
-        files = [Path(os.environ["NETRC"]).expanduser()]
+        files = [Path(os.path.expanduser(os.environ["NETRC"]))]
     else:
-        files = [file for name in ("~/.netrc", "~/_netrc") if (file := Path(name).expanduser()).exists()]
+        files = [file for name in ("~/.netrc", "~/_netrc") if (file := Path(os.path.expanduser(name))).exists()]
     with contextlib.suppress(OSError, netrc.NetrcParseError, UnicodeDecodeError):
         return any((netrc.netrc(file).authenticators(host()) or ("", "", ""))[2] for file in files[:1])
     return False

@@ -146,7 +146,7 @@ class _Upload:
         noted = sink.noted(results.folder)
         self.trial = Trial("", noted["run_id"], results.definition["name"]) if "run_id" in noted else None
         self.artifacts = bool(noted.get("artifacts"))
-        self.folder = Path(os.environ.get("WANDB_DIR") or results.folder).expanduser() / "wandb"
+        self.folder = Path(os.path.expanduser(os.environ.get("WANDB_DIR") or results.folder)) / "wandb"
         self.log = self.folder / "wandb-process.log"
         self.lost: dict[int | str, str] = {}
         self.histories: dict[int, pd.DataFrame] = {}
