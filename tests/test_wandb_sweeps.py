@@ -173,6 +173,7 @@ def test_sweep_config_prints_or_writes(capsys):
         ([FILE, "--metric", "fvu"], "close names: eval/fvu"),
         ([FILE, "--method", "gird"], "'gird'"),
         ([FILE, "--metod", "grid"], "sweep-config has no option '--metod'; close names: --method"),
+        ([FILE, "--project", "t5/large"], "W&B project: got 't5/large', allowed: 1 to 128 characters"),
         ([FILE, "--out", "sweep.py"], "--out: got sweep.py, allowed: a .yaml file"),
         (["sweeep.py"], "close names: sweep.py"),
     ],
@@ -276,6 +277,19 @@ def test_an_environment_that_is_no_agents_is_one_line(fails):
     Path(env["WANDB_SWEEP_PARAM_PATH"]).write_text("- a list")
     assert "is not what an agent writes" in fails("agent-run", FILE, env=env)
     assert "needs an API key" in fails("agent-run", FILE, env=agent_env({}))
+    env = agent_env({}, WANDB_PROJECT="t5/large", WANDB_API_KEY="0" * 40)
+    assert "W&B project: got 't5/large'" in fails("agent-run", FILE, env=env)
+    assert not Path("runs").exists()
+
+
+def test_a_long_name_of_a_run_has_short_names_of_fields(monkeypatch):
+    values = {"penalty.l1": 0.123456789, "optimizer.lr": 0.00123456789, "optimizer.weight_decay": 0.000123456789}
+    values |= {"optimizer.warmup_steps": 100, "dead_after": 123456, "seed": 1}
+    for name, value in agent_env(values).items():
+        monkeypatch.setenv(name, value)
+    name = read_trial(load_file(FILE), [])[2].name
+    assert len(name) <= 128
+    assert {"l1=0.123456789", "lr=0.00123456789", "weight_decay=0.000123456789", "seed=1"} < set(name.split())
 
 
 def test_one_run_of_an_agent_arrives_in_its_sweep():

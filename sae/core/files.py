@@ -1,4 +1,4 @@
-"""Files written atomically: whatever happens, a file is either the old one or the new one."""
+"""Files: where a path leads, and files written so that each is either the old one or the new one."""
 
 import hashlib
 import json
@@ -6,6 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from sae.core.types import UserError
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~user` replaced. Raises UserError where that home folder is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        whose = Path(path).parts[0]
+        fix = "set HOME, or write" if whose == "~" else "write"
+        raise UserError(f"{path}: the home folder {whose} is not known; {fix} the path from / on") from None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.core.files import expanded
 from sae.wandb import settings
 from sae.wandb.settings import Mode
 
@@ -71,7 +72,7 @@ class Client:
     ) -> None:
         self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        root = pathlib.Path(env.get("WANDB_DIR") or out).expanduser().absolute()
+        root = expanded(env.get("WANDB_DIR") or out).absolute()
         self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # wandb's own rule
         self.log = self.folder / "wandb-process.log"
         env["WANDB_DIR"] = str(root)
@@ -85,7 +86,7 @@ class Client:
                 env.setdefault(f"WANDB_{name.upper()}", value)
 
         if trial:
-            project = os.environ.get("WANDB_PROJECT") or settings.read().get("project") or project
+            project = settings.agents_project(project)
         self.project, self.entity = project, env.get("WANDB_ENTITY")
         self._sync = f"sae sync {shlex.quote(str(out))}"
         self._queue: queue.SimpleQueue[list | None] = queue.SimpleQueue()

@@ -22,6 +22,7 @@ from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.experiment import Experiment
 from sae.study.sweep import Sweep, as_sweep, varying
+from sae.wandb import settings
 from sae.wandb.client import Trial
 
 LOG_FACTOR = 10  # a float axis that spans this factor or more is sampled by its logarithm
@@ -45,6 +46,7 @@ class Options:
 
 def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, question: str = "") -> str:
     """The axes of a file's sweep as the YAML for `wandb sweep`. Raises UserError for what W&B cannot express."""
+    settings.check_place(options.project)
     sweep = as_sweep(definition)
     axes = _axes(sweep)
     size, combinations = " x ".join(f"{len(axes[name])} {name}" for name in axes), math.prod(map(len, axes.values()))
@@ -148,8 +150,14 @@ def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Exp
     values |= {name: value for name, value in given.items() if name in fields}
     rest = [token for token in argv if not ("=" in token and _field(token) in values)]
     overrides = [token for name, value in values.items() for token in _override(base, name, value)]
-    name = " ".join(f"{name}={value}" for name, value in values.items()) or sweep.name
-    return base, overrides + rest, Trial(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"], name)
+    return base, overrides + rest, Trial(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"], _name(values, sweep))
+
+
+def _name(values: Mapping[str, Any], sweep: Sweep) -> str:
+    """The name of a run: all that the agent has set, under the last parts of dotted names where it is long."""
+    whole = " ".join(f"{name}={value}" for name, value in values.items())
+    short = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in values.items())
+    return (whole if len(whole) <= settings.LONGEST else short) or sweep.name
 
 
 def folder(name: str, trial: Trial) -> Path:
