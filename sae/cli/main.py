@@ -5,18 +5,24 @@ import signal
 import sys
 
 from sae.cli import agent_run, bench, claims, dashboard, listing, pull, report, run, sweep_config, sync, watch
+from sae.cli.streams import show_what_can_be_shown
 from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
 from sae.engine import processes
 
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
 MODULES = (run, report, claims, watch, bench, listing, sweep_config, agent_run, sync, pull, dashboard)
+ADVICE = {
+    errno.ENOSPC: "free some space, or use --out DIR on another disk",
+    errno.EMFILE: "the limit is `ulimit -n`; raise it first: ulimit -n 4096",
+}
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 for bad input, 130 or 143 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    show_what_can_be_shown()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return processes.end(_command(argv))
@@ -26,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
-        return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
+        advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+        return _fail(f"{where}{error.strerror or error or type(error).__name__}{advice}")
     except Interrupted as stop:
         return _fail(f"{stop}; what was done is saved, and the same command goes on from there", stop.exit_code, None)
     except KeyboardInterrupt:

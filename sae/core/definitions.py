@@ -11,12 +11,14 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+from sae.core.files import Written
 from sae.core.text import nearest
 from sae.core.types import UserError, definition
 
@@ -98,6 +100,13 @@ def _replace_one(value: Any, name: str, path: list[str], new: Any) -> Any:
         )
     inner = _replace_one(getattr(value, head), name, rest, new) if rest else new
     return dataclasses.replace(value, **{head: inner})
+
+
+def written_in(folder: Path, value: T) -> T:
+    """A definition whose fields that are paths are looked for in this folder first."""
+    marked = [field.name for field in dataclasses.fields(value) if field.metadata.get("path")]  # ty: ignore[invalid-argument-type]
+    paths = {name: Written(path, folder) for name in marked if isinstance(path := getattr(value, name), str)}
+    return dataclasses.replace(value, **paths)  # ty: ignore[invalid-argument-type]
 
 
 def choices(hint: Any) -> list[type]:

@@ -20,6 +20,28 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path}: the home folder {whose} is not known; {fix} the path from / on") from None
 
 
+class Written(str):
+    """A path as a definition file writes it, which knows the folder of that file. It is equal to its text."""
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path) -> "Written":
+        """The text, as it stands in a file in this folder."""
+        written = super().__new__(cls, text)
+        written.folder = folder
+        return written
+
+
+def located(path: str) -> Path:
+    """Where the path in a field of a definition leads: beside its definition file, or else from the working directory.
+
+    A path that is in neither place leads there from the working directory. Raises UserError where a home is not known.
+    """
+    plain = expanded(path)
+    beside = path.folder / plain if isinstance(path, Written) else plain
+    return beside if beside.exists() else plain
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a temporary file beside `path`, flush it to disk, then rename it to `path` in one step.
 

@@ -254,4 +254,4 @@ def _text(value: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return (ROOM / name).read_text()
+    return (ROOM / name).read_text(encoding="utf-8")

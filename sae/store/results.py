@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import pandas as pd
 
-from sae.core.definitions import unflatten
+from sae.core.definitions import unflatten, written_in
+from sae.core.files import expanded
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
@@ -25,12 +26,12 @@ class Results:
     """The results of a run, read from its folder, finished or not."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
         try:
-            self.definition: dict[str, Any] = json.loads(path.read_text())
+            self.definition: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: not readable as JSON of a run ({type(error).__name__}: {error})") from None
@@ -94,7 +95,9 @@ class Results:
     def source(self, member: int) -> Source:
         """The definition of a member's data. Raises UserError for a user's own class that is not defined here."""
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
-        return unflatten(Experiment, "data", flat, self.definition.get("own"))
+        source = unflatten(Experiment, "data", flat, self.definition.get("own"))
+        beside = self.definition.get("beside")
+        return written_in(Path(beside), source) if beside else source
 
     @property
     def answer(self) -> Answer | None:

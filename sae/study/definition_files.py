@@ -1,15 +1,19 @@
 """Definition files: from a path to the `experiment` or `sweep` that it defines, and to its question."""
 
 import ast
+import dataclasses
 import importlib.util
 import sys
 import traceback
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from sae.core.definitions import written_in
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.data.source import Source
 from sae.experiment import Experiment
 from sae.study.sweep import Sweep
 
@@ -17,7 +21,10 @@ FOLDERS = ("experiments", "sweeps")
 
 
 def load_file(path: Path) -> Experiment | Sweep:
-    """The `sweep`, or else the `experiment`, that a file defines. Raises UserError with the fault in one line."""
+    """The `sweep`, or else the `experiment`, that a file defines. Raises UserError with the fault in one line.
+
+    Relative paths of its data are looked for beside the file first, then from the working directory.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
     if not path.is_file():
@@ -30,13 +37,22 @@ def load_file(path: Path) -> Experiment | Sweep:
         raise UserError(f"{path} defines neither `experiment` nor `sweep`; a definition file ends in one of the two")
     if not isinstance(found[0], (Experiment, Sweep)):
         raise UserError(f"{path}: got a {type(found[0]).__name__}, allowed: an Experiment or a Sweep")
-    return found[0]
+    return _beside(path.resolve().parent, found[0])
+
+
+def _beside(folder: Path, found: Any) -> Any:
+    """An experiment or a sweep whose data are looked for beside its file first; other values as they are."""
+    if isinstance(found, Sweep):
+        return dataclasses.replace(found, members=[_beside(folder, member) for member in found.members])
+    if isinstance(found, Experiment) and isinstance(found.data, Source):
+        return dataclasses.replace(found, data=written_in(folder, found.data))
+    return found
 
 
 def question(path: Path) -> str:
     """The first line of a definition file's docstring; "" if it has none or is no Python."""
     try:
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        docstring = ast.get_docstring(ast.parse(path.read_bytes()))
     except (SyntaxError, UnicodeDecodeError):
         return ""
     return (docstring or "").split("\n")[0]

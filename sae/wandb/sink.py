@@ -32,7 +32,7 @@ MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 def noted(folder: Path) -> dict[str, Any]:
     """What a run noted of its place in W&B: entity, project, artifacts, an agent's run_id; empty where it did not."""
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / PLACE).read_text())
+        return json.loads((folder / PLACE).read_text(encoding="utf-8"))
     return {}
 
 

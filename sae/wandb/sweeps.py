@@ -171,7 +171,7 @@ def _from_file() -> Mapping[str, Any]:
     if not path:
         return {}
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return {name: entry["value"] for name, entry in content.items() if name != "wandb_version"}
     except OSError as error:
         raise UserError(f"WANDB_SWEEP_PARAM_PATH: {path}: {error.strerror}") from None
