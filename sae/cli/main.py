@@ -1,6 +1,7 @@
 """The command line: find the command, run it, and turn an error into one line and an exit code."""
 
 import errno
+import logging
 import signal
 import sys
 
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 for bad input, 130 or 143 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     show_what_can_be_shown()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where there is no home, it tells of a cache of its own
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return processes.end(_command(argv))
@@ -34,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
         return _fail(f"{where}{error.strerror or error or type(error).__name__}{advice}")
+    except UnicodeEncodeError as error:  # the streams' errors never come here, so that it is a name
+        return _fail(_unwritable(str(error.object)))
     except Interrupted as stop:
         return _fail(f"{stop}; what was done is saved, and the same command goes on from there", stop.exit_code, None)
     except KeyboardInterrupt:
@@ -56,9 +60,18 @@ def _command(argv: list[str]) -> int:
         print(usage())
         return 0 if argv else 1
     name, *rest = argv
+    for token in argv:
+        if any("\ud800" <= character <= "\udfff" for character in token):  # a byte that is no character here
+            raise UserError(_unwritable(token))
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; {nearest(name, COMMANDS)}")
     return COMMANDS[name].main(rest)
+
+
+def _unwritable(name: str) -> str:
+    """What is said of a name that cannot be a file's, or that was no text to begin with."""
+    encoding = sys.getfilesystemencoding()
+    return f"{name[:200]}: this locale's encoding, {encoding}, lacks some of its characters; set LC_ALL=C.UTF-8"
 
 
 def _fail(message: str, code: int = 1, seconds: float | None = processes.PARTING) -> int:

@@ -247,4 +247,4 @@ def _as_rows(array: np.ndarray, what: str) -> np.ndarray:
 
 
 def _brief(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

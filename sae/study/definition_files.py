@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import os
 import sys
 import traceback
 import zlib
@@ -74,7 +75,7 @@ def _execute(path: Path) -> ModuleType:
     for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:
         del sys.modules[name]  # imported for an earlier file, perhaps from another checkout
     # two files of one name in two folders are two modules
-    name = f"definition_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    name = f"definition_{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: got a file of another kind, allowed: a Python file, {path.stem}.py")

@@ -79,6 +79,8 @@ class Client:
         env |= {"WANDB_ENTITY": entity} if entity else {}
         env.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         env.setdefault("WANDB_CACHE_DIR", str(self.folder / "cache"))
+        if not settings.has_home():
+            env["HOME"] = str(self.folder)  # wandb wants one
         env.setdefault("WANDB_PROGRAM", pathlib.Path(sys.argv[0]).name)
         env.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's telemetry takes 10 s where the server is dead
         for name, value in settings.read().items():

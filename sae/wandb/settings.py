@@ -88,6 +88,13 @@ def read() -> dict[str, str]:
     return dict(parser["default"]) if "default" in parser else {}
 
 
+def has_home() -> bool:
+    """Whether this user has a home folder. Some containers have users without."""
+    with contextlib.suppress(UserError):
+        return bool(expanded("~"))
+    return False
+
+
 def host() -> str:
     """The W&B server, as configured."""
     url = os.environ.get("WANDB_BASE_URL") or read().get("base_url") or "https://api.wandb.ai"
