@@ -7,7 +7,7 @@ sweep axis, the W&B config key and the column of the members table.
 import dataclasses
 from typing import Any, Literal, get_type_hints
 
-from sae.core.definitions import Choice, adopted, choices, fields, file_of, floats, is_own, kind, problems
+from sae.core.definitions import Choice, adopted, choices, fields, file_of, is_own, kind, numbers, problems
 from sae.core.types import UserError, definition, leaf, static
 from sae.data.source import Source
 from sae.methods.activations import Relu, elementwise
@@ -89,13 +89,14 @@ class Experiment:
 
 
 def validate(experiment: Experiment) -> Experiment:
-    """The experiment with whole numbers in float fields made floats, so that they have one type everywhere.
+    """The experiment with Python's own numbers, floats in float fields, so that each has one type everywhere.
 
     Checks every field's type and range, and each choice beside the others. Raises UserError with one line that names
     the field.
     """
     if not isinstance(experiment, Experiment):
         raise UserError(f"got {type(experiment).__name__}, allowed: an Experiment")
+    experiment = numbers(experiment)
     for problem in problems(experiment):
         raise UserError(f"{experiment.name!r}: {problem}")
     for field, choice in {"data": experiment.data, **method(experiment)}.items():
@@ -112,7 +113,7 @@ def validate(experiment: Experiment) -> Experiment:
         raise UserError(
             f"{experiment.name!r}: data: {source} cannot be hashed; decorate the class with sae.definition"
         ) from None
-    return floats(experiment)
+    return experiment
 
 
 def method(experiment: Experiment) -> dict[str, Choice]:

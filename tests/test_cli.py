@@ -155,6 +155,11 @@ def test_a_command_without_its_arguments_is_one_line(command, capsys):
         assert cli.main([command.name]) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"sae: {command.name}: got no ") and err.endswith(f"allowed: sae {command.usage}\n"), err
+    if command.name in ("watch", "sync", "dashboard", "sweep-config", "pull"):
+        options = {"watch": "--once", "dashboard": "--dry-run", "pull": "--group=x"}
+        assert cli.main([command.name, options.get(command.name, "--project=x")]) == 1
+        what = command.usage.split()[1]
+        assert capsys.readouterr().err == f"sae: {command.name}: got no {what}, allowed: sae {command.usage}\n"
     assert cli.main([command.name, *["there"] * (command.name not in ("bench", "list")), "--jsn"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("sae: ") and err.count("\n") == 1, err
@@ -218,6 +223,9 @@ BAD_FLAGS = [
     (["--optimizer.b1", "1.5"], "optimizer.b1: got 1.5, allowed: at most 1"),
     (["--batch-size", "5000"], "batch_size: got 5000, allowed: at most the 1400 training examples"),
     (["--activation", "top"], "--activation: got 'top'; close names: top-k"),
+    (["--penalty", "my-own"], "or a class of your own that the definition file defines or imports"),
+    (["--activation.k", "4"], "'--activation.k'; top-k and batch-top-k have it: --activation top-k"),
+    (["--penalty.l1", "nan"], "penalty.l1: got nan, allowed: finite 32-bit numbers"),
     (["--activation", "top-k", "--activation.k", "49"], "activation.k: got 49, allowed: at most d_sae = 48"),
     (["--b-dec-init", "median"], "invalid choice 'median' for argument '--b-dec-init'"),
     (["--precision", "bfloat"], "invalid choice 'bfloat' for argument '--precision'"),

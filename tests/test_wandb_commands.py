@@ -45,7 +45,7 @@ def trained(tiny, tmp_path_factory):
     """Seven members in two cohorts, one of them diverged, recorded offline with pictures and weights."""
     members = [
         *grid(tiny, {"penalty.l1": (0.05, 0.5), "seed": (0, 1)}),
-        sae.replace(tiny, {"optimizer.lr": float("nan"), "penalty.l1": 0.05}),
+        sae.replace(tiny, {"optimizer.lr": 1e30, "penalty.l1": 0.05}),
         *grid(sae.replace(tiny, {"d_sae": 32}), {"penalty.l1": (0.05, 0.5)}),
     ]
     out = tmp_path_factory.mktemp("commands") / "run"

@@ -137,9 +137,6 @@ def test_a_sweep_of_arms_is_no_grid_but_can_be_sampled(tiny):
 
 
 def test_what_wandb_cannot_express_is_refused(tiny):
-    endless = Sweep(name="endless", members=grid(tiny, {"optimizer.lr": (0.1, float("nan"))}))
-    with pytest.raises(UserError, match="optimizer.lr: got nan, and W&B sweeps over finite numbers and words only"):
-        sweep_yaml(endless, FILE, Options())
     with pytest.raises(UserError, match="varies nothing"):
         sweep_yaml(tiny, FILE, Options())
     mixed = Sweep(name="mixed", members=[tiny, sae.replace(tiny, {"activation": TopK(k=5)})])
