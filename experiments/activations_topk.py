@@ -1,6 +1,6 @@
 """Which directions does TopK find in activations of your own, given as rows in files?
 
-The files are .npy, .npz or .safetensors, or a folder of .npy shards; they may be larger than memory. Give their place
+The files are .npy, .npz, .safetensors or .pt, or a folder of shards; they may be larger than memory. Give their place
 with `--data.path`. Rows are scaled to unit mean norm, so that a learning rate suits activations of any scale.
 
     sae run experiments/activations_topk.py --data.path layer8.npy

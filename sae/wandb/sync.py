@@ -282,7 +282,7 @@ class _Upload:
                 client,
                 members,
                 list(finished["status"]),
-                numbers,
+                numbers | sink.at_target(numbers, [flats[m] for m in members]),
                 np.stack([rates[m] for m in members]),
                 W_dec,
                 tuple(shape) if shape else None,
