@@ -138,7 +138,8 @@ def test_choices_and_switches_are_flags(tiny_file, capsys):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
-def test_help_of_a_command_shows_its_options(command, capsys):
+def test_help_of_a_command_shows_its_options(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     needs_file = command.name in ("run", "agent-run", "bench")
     for argv in (["--help"], ["-h"], *([] if needs_file or command.name == "list" else [["there", "-h"]])):
         with pytest.raises(SystemExit) as stop:
@@ -146,11 +147,12 @@ def test_help_of_a_command_shows_its_options(command, capsys):
         out = capsys.readouterr().out
         assert stop.value.code == 0 and out.startswith(f"usage: sae {command.name} ") and "--" in out
     assert command.about in " ".join(out.replace("│", " ").split())
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
 def test_a_command_without_its_arguments_is_one_line(command, capsys):
-    assert f"       sae {command.usage} " in cli.usage().replace("usage: ", "       ")
+    assert f"       sae {command.usage}\n" in cli.usage().replace("usage: ", "       ")
     if command.name not in ("bench", "list"):
         assert cli.main([command.name]) == 1
         err = capsys.readouterr().err

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -60,7 +62,9 @@ def parse(
             )
     except SystemExit as stop:
         if stop.code == 0:  # --help
-            print(text.getvalue(), end="")
+            width = shutil.get_terminal_size().columns
+            for line in text.getvalue().splitlines():  # tyro wraps what is in its boxes only
+                print(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))
             raise
         said = _one_line(text.getvalue())
         if lacking := re.match(r"Missing from .*?: (\S+)", said):

@@ -49,9 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """What `sae --help` prints."""
-    width = max(len(command.usage) for command in COMMANDS.values())
-    lines = [f"sae {command.usage:{width}}   {command.about}" for command in COMMANDS.values()]
-    more = "sae COMMAND --help shows a command's options, and sae run FILE --help also every field of the file."
+    lines = [f"sae {command.usage}\n           {command.about}" for command in COMMANDS.values()]
+    more = "sae COMMAND --help shows a command's options,\nand sae run FILE --help also every field of the file."
     return "usage: " + "\n       ".join(lines) + f"\n\n{more}"
 
 

@@ -49,9 +49,8 @@ def override(
         return members[0], chosen
     unique = {repr(replace(member, {"name": ""})): member for member in members}
     if len(unique) < len(members):
-        print(
-            f"{len(members)} members, {len(unique)} of them different after {', '.join(f'--{name}' for name in given)}"
-        )
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        print(f"{len(members)} members, {len(unique)} of them different after {flags}")
     name = members[0].name if "name" in given else definition.name
     return dataclasses.replace(definition, name=name, members=tuple(unique.values())), chosen
 
