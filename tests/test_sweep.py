@@ -114,10 +114,10 @@ def test_scalars_of_numpy_and_jax_are_numbers_like_others(tiny, kind):
 
 def test_a_field_of_another_choice_names_the_choices_that_have_it(tiny):
     for change in (grid, lambda base, axes: sae.replace(base, {name: 3 for name in axes})):
-        with pytest.raises(UserError) as error:
+        # classes of one's own that other tests define may have it, too
+        said = r"^relu has no field 'activation.k'; top-k and batch-top-k( and .*)? have it: activation=TopK\(k=...\)$"
+        with pytest.raises(UserError, match=said):
             change(tiny, {"activation.k": (4, 8)})
-        said = "relu has no field 'activation.k'; top-k and batch-top-k have it: activation=TopK(k=...)"
-        assert str(error.value) == said
     with pytest.raises(UserError, match=r"^never has no field 'revival.every'; resample has it: revival=Resample\(eve"):
         grid(tiny, {"revival.every": (4, 8)})
     with pytest.raises(UserError, match="^relu has no field 'activation.kk'; it has no fields$"):
