@@ -126,9 +126,11 @@ def _other(value: Any, name: str, path: list[str]) -> str:
 
 
 def having(cls: type, field: str) -> list[type]:
-    """The choices of a choice's kind that have a field of this name; [] for a class that is no choice."""
+    """The choices of a choice's kind that have a field of this name, each kind once; [] for a class that is none."""
     kinds = [base for base in cls.__mro__ if is_kind(base)]
-    return [one for one in choices(kinds[0]) if field in one.__dataclass_fields__] if kinds else []  # ty: ignore[missing-attribute]
+    known = choices(kinds[0]) if kinds else []
+    found = [one for one in known if field in one.__dataclass_fields__]  # ty: ignore[missing-attribute]
+    return list({kind(one): one for one in found}.values())  # a notebook's cell defines its class again and again
 
 
 def written_in(folder: Path, value: T) -> T:
