@@ -34,7 +34,7 @@ def write(path: Path, value: float) -> None:
 
 
 def mean(source) -> float:
-    return round(float(source.load().shift.mean()))
+    return round(float(source.load().normalization.shift.mean()))
 
 
 def test_a_path_is_found_beside_its_file_and_else_from_the_working_directory(places):
