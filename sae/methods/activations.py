@@ -77,7 +77,8 @@ class BatchTopK(Activation):
         latents = relu(pre_acts)
         contribution = _contribution(sae, latents)
         n = jnp.round(self.k * pre_acts.shape[1]).astype(jnp.int32)
-        kept = jnp.where(contribution >= top_k.nth_largest(contribution, n), latents, 0.0)
+        threshold = top_k.nth_largest(contribution, n, guess=own(sae)["threshold"])
+        kept = jnp.where(contribution >= threshold, latents, 0.0)
         return kept, kept
 
     def settle(self, own: dict[str, Array], out: Pass) -> dict[str, Array]:
