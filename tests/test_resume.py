@@ -31,7 +31,7 @@ base = Experiment(
 sweep = Sweep(name="long", members=grid(base, {"d_sae": (64, 96), "penalty.l1": (0.1, 0.5), "seed": (0, 1)}))
 """
 COMMAND = [sys.executable, "-m", "sae.cli", "run", "long.py", "--out", "run", "--checkpoint-minutes", "0.005"]
-COMMAND += ["--no-report"]
+COMMAND += ["--no-report", "--keep-every", "700"]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,10 @@ def same(a: sae.Results, b: sae.Results) -> None:
         one, other = a.sae(member), b.sae(member)
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             np.testing.assert_array_equal(getattr(one, name)[...], getattr(other, name)[...])
+    kept = lambda run: {
+        path.relative_to(run.folder): path.read_bytes() for path in run.folder.glob("cohorts/*/steps/*")
+    }
+    assert kept(a) == kept(b), "weights kept on the way"
 
 
 def killed_at_random(folder, whole, kills: int, seed: int) -> None:

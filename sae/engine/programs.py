@@ -95,17 +95,19 @@ def train_block(
 
     def member(args: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
         experiment, state, sums = args
+        # on a mesh, a number that is the same for all members is another type than a member's own
+        of_member = lambda tree: jax.tree.map(lambda value: jnp.where(state.diverged, value, value), tree)
 
         def one(i: Array, carry: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
             before, sums, last = carry
             after, new, gradient = train.step(experiment, before, step + i, batches[i])
             # a branch, as all members share its condition: other steps do not pay for it
-            seen = lambda: train.numbers(experiment, before, step + i, batches[i], gradient)
+            seen = lambda: of_member(train.numbers(experiment, before, step + i, batches[i], gradient))
             last = jax.lax.cond(ends_chunk & (i == n - 1), seen, lambda: last)
             return after, jax.tree.map(jnp.add, sums, new), last
 
         shapes = jax.eval_shape(train.numbers, experiment, state, step, batches[0], state.sae)
-        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        nothing = of_member(jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
         return jax.lax.fori_loop(0, n, one, (state, sums, nothing))
 
     def observe(i: Array, moments: Moments) -> Moments:
