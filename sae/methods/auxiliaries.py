@@ -11,7 +11,7 @@ from sae.core.model import Pass, matmul
 from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
-from sae.methods.top_k import k_reached
+from sae.methods.top_k import k_largest
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form
     """AuxK's cost without its weight, [], where some latent is dead."""
     dead, n_dead = dead[:, None], jnp.sum(dead)
     # all dead latents are chosen where there are no more than k
-    chosen = _run(n_dead > k, lambda: k_reached(jnp.where(dead, pre_acts, -jnp.inf), k), dead & (pre_acts == pre_acts))
+    chosen = _run(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), dead & (pre_acts == pre_acts))
     values = relu(pre_acts) if form == "openai" else pre_acts
     rest = error - matmul(W_dec.T, jnp.where(chosen & dead, values, 0.0), precision)
     squared = jnp.sum(rest**2)
