@@ -80,8 +80,8 @@ def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
     return jnp.asarray(sum(found.values())), out
 
 
-def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums, Sae]:
-    """One update on x [d_in, batch], the metric sums of its pass, and the gradient that the optimizer got."""
+def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums, Array]:
+    """One update on x [d_in, batch], the metric sums of its pass, and the norm of the optimizer's gradient, []."""
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
@@ -105,15 +105,18 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
         (state.sae, state.silent, state.control, state.average),
     )
     sae, silent, control, average = kept
-    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums, gradient
+    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums, optax.tree.norm(_tree(gradient))
 
 
-def numbers(experiment: Experiment, before: TrainState, step: Array, x: Array, gradient: Sae) -> dict[str, Array]:
-    """What the log shows of one step, [] each by name (see `metrics.OF_A_STEP`): its loss is computed once more."""
+def numbers(experiment: Experiment, before: TrainState, step: Array, x: Array) -> dict[str, Array]:
+    """What the log shows of one step beside the norm of its gradient, [] each by name (see `metrics.OF_A_STEP`).
+
+    The loss is computed once more.
+    """
     found, _ = terms(before.sae, experiment, step, x, *_followed(experiment, before))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    total, norm = jnp.asarray(sum(named.values())), optax.tree.norm(_tree(gradient))
-    return {"loss": total, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
+    total = jnp.asarray(sum(named.values()))
+    return {"loss": total, **named, **experiment.optimizer.numbers(step, experiment.n_steps)}
 
 
 def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:
