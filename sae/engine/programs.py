@@ -89,7 +89,7 @@ def train_block(
 
     n is traced and the steps run in a loop of that length, so how training is cut into chunks cannot change
     a bit of its results: it is the same program for every n. Where the block ends a chunk, it also gives the numbers of
-    its last step, {name: [member]}: those of `train.numbers` and `grad_norm`.
+    its last step, {name: [member]} (see `train.numbers`); else zeros.
     """
     batches = block.batches(step)  # [steps, d_in, batch]
 
@@ -98,19 +98,17 @@ def train_block(
         # on a mesh, a number that is the same for all members is another type than a member's own
         of_member = lambda tree: jax.tree.map(lambda value: jnp.where(state.diverged, value, value), tree)
 
-        def one(i: Array, carry: tuple) -> tuple[TrainState, Sums, dict[str, Array], Array]:
-            before, sums, seen, _ = carry
-            # a branch, as all members share its condition: other steps do not pay for it. It takes nothing of the step,
-            # so that it comes first and the state can be updated in place
-            look = lambda: of_member(train.numbers(experiment, before, step + i, batches[i]))
-            seen = jax.lax.cond(ends_chunk & (i == n - 1), look, lambda: seen)
-            after, new, norm = train.step(experiment, before, step + i, batches[i])
-            return after, jax.tree.map(jnp.add, sums, new), seen, norm
+        def one(i: Array, carry: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
+            before, sums, last = carry
+            after, new, gradient = train.step(experiment, before, step + i, batches[i])
+            # a branch, as all members share its condition: other steps do not pay for it
+            seen = lambda: of_member(train.numbers(experiment, before, step + i, batches[i], gradient))
+            last = jax.lax.cond(ends_chunk & (i == n - 1), seen, lambda: last)
+            return after, jax.tree.map(jnp.add, sums, new), last
 
-        shapes = jax.eval_shape(train.numbers, experiment, state, step, batches[0]), sums.n
+        shapes = jax.eval_shape(train.numbers, experiment, state, step, batches[0], state.sae)
         nothing = of_member(jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
-        state, sums, seen, norm = jax.lax.fori_loop(0, n, one, (state, sums, *nothing))
-        return state, sums, seen | {"grad_norm": norm}
+        return jax.lax.fori_loop(0, n, one, (state, sums, nothing))
 
     def observe(i: Array, moments: Moments) -> Moments:
         return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot))
