@@ -72,7 +72,7 @@ class Experiment:
     """Initial decoder bias; the last two are of a sample of the training examples."""
     apply_b_dec_to_input: bool = static(True)
     """Encode x - b_dec rather than x."""
-    precision: Literal["float32", "bfloat16"] = static("float32")
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = static("float32")
     """Precision of the factors in the step's matrix products. Sums, and everything else, are float32."""
     dead_after: int | None = leaf(None, min=1)
     """Training examples without activity after which a latent is called dead; None for a tenth of the training, at most

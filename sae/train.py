@@ -81,13 +81,13 @@ def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
 
 
 def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums, Sae]:
-    """One update on x [d_in, batch], the metric sums of its pass, and the gradient that the optimizer got."""
+    """One update on x [d_in, batch], the metric sums of its pass, and the gradient of the loss."""
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
-    gradient = e.constraint.gradient(state.sae, gradient)
     chain = e.optimizer.transform(e.n_steps)
-    updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
+    allowed = e.constraint.gradient(state.sae, gradient)
+    updates, opt_state = chain.update(_tree(allowed), state.opt_state, _tree(state.sae))
     updated = jax.tree.map(jnp.add, state.sae, updates)
     sae = e.constraint.project(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
@@ -109,10 +109,14 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
 
 
 def numbers(experiment: Experiment, before: TrainState, step: Array, x: Array, gradient: Sae) -> dict[str, Array]:
-    """What the log shows of one step, [] each by name (see `metrics.OF_A_STEP`): its loss is computed once more."""
+    """What the log shows of one step, [] each by name (see `metrics.OF_A_STEP`): its loss is computed once more.
+
+    The gradient is that of the loss, before the constraint: `step` then need not keep another one.
+    """
     found, _ = terms(before.sae, experiment, step, x, *_followed(experiment, before))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    total, norm = jnp.asarray(sum(named.values())), optax.tree.norm(_tree(gradient))
+    norm = optax.tree.norm(_tree(experiment.constraint.gradient(before.sae, gradient)))
+    total = jnp.asarray(sum(named.values()))
     return {"loss": total, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
 
 
