@@ -96,7 +96,7 @@ def timer(
 
 def _remembered() -> dict[str, int]:
     try:
-        return json.loads(_path().read_text())
+        return json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -271,7 +271,7 @@ def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The content of claims.json; [] if there is none, or it cannot be read."""
     try:
-        return json.loads((folder / NAME).read_text())
+        return json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
 
