@@ -80,14 +80,14 @@ def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
     return jnp.asarray(sum(found.values())), out
 
 
-def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums, Sae]:
-    """One update on x [d_in, batch], the metric sums of its pass, and the gradient of the loss."""
+def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
+    """One update on x [d_in, batch], and the metric sums of its pass."""
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
+    gradient = e.constraint.gradient(state.sae, gradient)
     chain = e.optimizer.transform(e.n_steps)
-    allowed = e.constraint.gradient(state.sae, gradient)
-    updates, opt_state = chain.update(_tree(allowed), state.opt_state, _tree(state.sae))
+    updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
     updated = jax.tree.map(jnp.add, state.sae, updates)
     sae = e.constraint.project(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
@@ -105,19 +105,23 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
         (state.sae, state.silent, state.control, state.average),
     )
     sae, silent, control, average = kept
-    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums, gradient
+    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums
 
 
-def numbers(experiment: Experiment, before: TrainState, step: Array, x: Array, gradient: Sae) -> dict[str, Array]:
-    """What the log shows of one step, [] each by name (see `metrics.OF_A_STEP`): its loss is computed once more.
+def numbers(experiment: Experiment, state: TrainState, step: Array, x: Array) -> dict[str, Array]:
+    """What the log shows of a state beside sums over steps, [] each by name (see `metrics.OF_A_STEP`).
 
-    The gradient is that of the loss, before the constraint: `step` then need not keep another one.
+    They are computed anew on x [d_in, batch], the batch of the step before.
     """
-    found, _ = terms(before.sae, experiment, step, x, *_followed(experiment, before))
+
+    def total(sae: Sae) -> tuple[Array, dict[str, Array | float]]:
+        found, _ = terms(sae, experiment, step, x, *_followed(experiment, state))
+        return jnp.asarray(sum(found.values())), found
+
+    (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
+    norm = optax.tree.norm(_tree(experiment.constraint.gradient(state.sae, gradient)))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    norm = optax.tree.norm(_tree(experiment.constraint.gradient(before.sae, gradient)))
-    total = jnp.asarray(sum(named.values()))
-    return {"loss": total, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
+    return {"loss": loss, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
 
 
 def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:

@@ -257,13 +257,14 @@ def test_a_cohort_trains_without_moving_anything_between_host_and_device(tiny, s
     experiments, feed = plan.stacked(ONE), Feed(source.load(), 0, tiny.batch_size, tiny.n_steps)
     candidates, held_out = feed.candidates(0, 128), list(feed.held_out(512))
     sample = candidates[0]
-    pivot, n, ends = jnp.asarray(feed.data.mean), jnp.int32(3), jnp.bool_(True)
+    pivot, n = jnp.asarray(feed.data.mean), jnp.int32(3)
     steps, block = [jnp.int32(step) for step in range(0, 60, 3)], feed.block(0)
 
     def whole_run():
         state = programs.init(experiments, sample, placement=FOUR)
         for step in steps:
-            state, last = programs.train_block(experiments, state, block, pivot, step, n, ends, placement=FOUR)
+            state, x = programs.train_block(experiments, state, block, pivot, step, n, placement=FOUR)
+            last = programs.look(experiments, state, step, x, placement=FOUR)
             state, values = programs.end_chunk(experiments, state, placement=FOUR)
         state = programs.revive(experiments, state, steps[-1], candidates, placement=FOUR)
         window = empty
@@ -299,8 +300,9 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
                 (feed.block(0), block_leaves),
             )
         )
-        where = (step, step + 3, step == 0)
-        trained, last = programs.train_block(experiments_, state_, block, jnp.zeros(d_in), *where, placement=TWO)
+        pivot = jnp.zeros(d_in)
+        trained, x = programs.train_block(experiments_, state_, block, pivot, step, step + 3, placement=TWO)
+        last = programs.look(experiments_, trained, step, x, placement=TWO)
         revived = programs.revive(experiments_, trained, step, candidates, placement=TWO)
         return jax.tree.leaves((programs.end_chunk(experiments_, revived, placement=TWO), last))
 
