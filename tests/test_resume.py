@@ -197,6 +197,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
     assert rows[1][1]["train/dead"].dtype == np.int32
 
 
+def test_a_checkpoint_of_other_bits_is_one_line_and_is_kept(tmp_path):
+    said: list[str] = []
+    states = [{"w": np.ones(3, dtype), "n": np.int32(1)} for dtype in (np.float32, np.float64)]
+    for state, like, bits in ((*states, 32), (*states[::-1], 64)):
+        checkpoints = Checkpoints(tmp_path / f"{bits}", said.append)
+        checkpoints.save(3, state, [])
+        checkpoints.close()
+        fix = f"has numbers of {bits} bits, and this process has others; set JAX_ENABLE_X64={int(bits == 64)}"
+        with pytest.raises(UserError, match=fix):
+            Checkpoints(tmp_path / f"{bits}", said.append).restore(like)
+        assert (tmp_path / f"{bits}" / "3").exists() and said == []
+
+
 def two_cohorts() -> Sweep:
     base = Experiment(name="x", data=Digits(), d_sae=16, n_steps=20, batch_size=64, optimizer=Adam(), dead_after=500)
     base = sae.replace(base, {"penalty": ElasticNet(l1=0.1), "revival": Resample(every=10, n_candidates=64)})

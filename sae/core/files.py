@@ -1,4 +1,4 @@
-"""Files written atomically and read with a checksum: a file is the old one or the new one, or is called damaged."""
+"""Files: where a path leads; files written so that each is the old or the new one, and read with their checksum."""
 
 import hashlib
 import json
@@ -11,11 +11,43 @@ from typing import Any, BinaryIO
 
 from sae.core.types import UserError
 
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of temporary files: a killed process leaves one behind
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of temporary files: a killed process leaves one behind
 
 
 class DamagedError(UserError):
     """A file differs from what was written, or is missing."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~user` replaced. Raises UserError where that home folder is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        whose = Path(path).parts[0]
+        fix = "set HOME, or write" if whose == "~" else "write"
+        raise UserError(f"{path}: the home folder {whose} is not known; {fix} the path from / on") from None
+
+
+class Written(str):
+    """A path as a definition file writes it, which knows the folder of that file. It is equal to its text."""
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path) -> "Written":
+        """The text, as it stands in a file in this folder."""
+        written = super().__new__(cls, text)
+        written.folder = folder
+        return written
+
+
+def located(path: str) -> Path:
+    """Where the path in a field of a definition leads: beside its definition file, or else from the working directory.
+
+    A path that is in neither place leads there from the working directory. Raises UserError where a home is not known.
+    """
+    plain = expanded(path)
+    beside = path.folder / plain if isinstance(path, Written) else plain
+    return beside if beside.exists() else plain
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -23,8 +55,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
     Raises OSError (for a full disk, say), leaving `path` untouched and no temporary file behind.
     """
-    # a name that nobody else's file has; short enough for any file system
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # a name that nobody else's file has
     try:
         with open(temporary, "xb") as file:
             write(file)
@@ -38,19 +69,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def expanded(path: str | Path) -> Path:
-    """A path with the home folder for ~ and ~user. Raises UserError where there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        user = str(path).partition("/")[0]
-        raise UserError(f"{path}: got {user}, which has no home folder here; allowed: a path without it") from None
-
-
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed processes. No other process may be writing there."""
     for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name):
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 

@@ -93,7 +93,7 @@ def write_page(shown: Shown, out: Path) -> None:
         folder=out.stem,
     )
     text = render(page, runs, shown.chosen, shown.history)
-    write_atomically(out, lambda file: file.write(text.encode()))
+    write_atomically(out, lambda file: file.write(text.encode(errors="replace")))
 
 
 def write_figures(shown: Shown, folder: Path) -> None:

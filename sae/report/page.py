@@ -261,4 +261,4 @@ def _code(text: str) -> str:
 
 
 def _file(name: str) -> str:
-    return (ROOM / name).read_text()
+    return (ROOM / name).read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import pandas as pd
 
-from sae.core.definitions import unflatten
+from sae.core.definitions import unflatten, written_in
 from sae.core.files import DamagedError, expanded, read_checked
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
@@ -31,6 +31,7 @@ SHAPE = {
     "cohorts": [[int]],
     "members": [{...: object}],
     "own?": {...: str},
+    "beside?": TEXT,
     "answer?": dict | None,
     "figures?": [{"kind": str}],
     "arms?": [str],
@@ -137,7 +138,9 @@ class Results:
         if member not in range(n := len(self.definition["members"])):
             raise UserError(f"{self.folder}: got member {member}, allowed: {ranges(range(n))}")
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
-        return unflatten(Experiment, "data", flat, self.definition.get("own"))
+        source = unflatten(Experiment, "data", flat, self.definition.get("own"))
+        beside = self.definition.get("beside")
+        return written_in(Path(beside), source) if beside else source
 
     def data(self, member: int) -> Examples:
         """The data that a member was trained on, loaded: `data.train[:]` and `data.held_out[:]` are raw rows.

@@ -29,7 +29,7 @@ from sae.store import storage
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, CohortFiles
 from sae.store.tables import plain
-from sae.wandb import sink
+from sae.wandb import settings, sink
 from sae.wandb.server import Server, connect
 
 FILES = ("definition.json", "members.parquet", "history.parquet", "analysis.parquet", "claims.json", "cohorts")
@@ -60,6 +60,7 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
     entity, slash, project = path.strip("/").partition("/")
     if not (entity and project) or "/" in project:
         raise UserError(f"pull: got {path!r}, allowed: ENTITY/PROJECT, as in the address of the W&B page")
+    settings.check_place(project, entity)
     name = re.sub(r"[^\w .,=+-]", "_", options.group or project)
     out = expanded(options.out or Path("runs") / f"{name}-pulled")
     _refuse(out)
@@ -116,7 +117,7 @@ def _refuse(out: Path) -> None:
 def _replacing(out: Path) -> Generator[Path]:
     """A new folder, which takes the place of another at the end. What somebody else put there comes along."""
     whole = out.resolve()
-    new, old = (whole.with_name(f".{whole.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    new, old = (whole.with_name(f".{whole.name}.{secrets.token_hex(4)}") for _ in range(2))
     folders.make(new)
     try:
         yield new

@@ -258,7 +258,9 @@ def _states(ids: Sequence[str]) -> dict[str, str]:
 
 def _ask(command: list[str]) -> tuple[int, str, str]:
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        run = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, "", str(error)
     return run.returncode, run.stdout, run.stderr
@@ -267,14 +269,14 @@ def _ask(command: list[str]) -> tuple[int, str, str]:
 def _read_jobs(logs: Path) -> dict[str, dict[str, Any]]:
     """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left."""
     try:
-        return json.loads((logs / "jobs.json").read_text())
+        return json.loads((logs / "jobs.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 
 
 def _write_jobs(logs: Path, jobs: Sequence[_Job]) -> None:
     text = json.dumps({job.part.name: {"id": job.id, "submitted": job.submitted} for job in jobs}, indent=1)
-    (logs / "jobs.json").write_text(text)
+    (logs / "jobs.json").write_text(text, encoding="utf-8")
 
 
 def _extra(options: Sequence[str]) -> dict[str, str | bool]:
