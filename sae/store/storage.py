@@ -186,7 +186,7 @@ class CohortFiles:
 
     def _sound_step(self, step: int) -> Path:
         path = self._step_path(step)
-        if not path.exists() or sha256(path) != self.kept[step]:
+        if not path.is_file() or sha256(path) != self.kept[step]:
             raise DamagedError(f"{path} is damaged or missing; `sae run --fresh --keep-every N` makes it anew")
         return path
 
