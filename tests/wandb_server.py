@@ -85,8 +85,8 @@ class RegisteredSweep:
 class WandbServer:
     """Answers until it falls silent: from then on it accepts connections and never answers them.
 
-    With `trouble` it answers nothing either: a number is the HTTP status of every answer, "closed" ends every connection
-    without one. `die` stops to listen.
+    With `trouble` it answers nothing either: a number is the HTTP status of every answer, "closed" ends every
+    connection without one. `die` stops to listen.
 
     Asked what it has of a run, it knows nothing of the last `lag` seconds, as W&B does not. It answers a question
     (GraphQL, not rows) after `delay` seconds.

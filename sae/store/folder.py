@@ -42,7 +42,8 @@ def older_run(folder: Path, sweep: Sweep) -> Results | None:
         raise UserError(f"{folder} is a file; use --out DIR with a new or empty folder")
     if not (folder / DEFINITION).exists():
         if not _empty(folder):
-            raise UserError(f"{folder} is not empty and holds no run (no {DEFINITION}); use --out DIR with a new or empty folder")
+            what = f"{folder} is not empty and holds no run (no {DEFINITION})"
+            raise UserError(f"{what}; use --out DIR with a new or empty folder")
         return None
     older = Results(folder)
     if difference := _first_difference(older.definition["members"], plain(sweep)):

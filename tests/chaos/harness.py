@@ -141,6 +141,12 @@ class Said:
         """Whether it failed as it should: with exit code 1, a last line of its own, and no traceback."""
         return self.code == 1 and "Traceback" not in self.text and self.text.splitlines()[-1].startswith("sae: ")
 
+    @property
+    def end(self) -> str:
+        """How it ended, in a line."""
+        lines = self.text.splitlines() or [""]
+        return f"code {self.code}, {len(lines)} lines, the last {lines[-1][:200]!r}"
+
 
 class Place:
     """A definition file and the folder of its run, which is whole in `reference`."""
@@ -244,7 +250,7 @@ def kills(place: Place, tally: Tally, most: int | None = None) -> None:
     assert said.code == 0, said.text
     for n in sorted(set(np.linspace(0, watch.n - 1, most or watch.n).astype(int).tolist())):
         place.put(states / str(n) if (states / str(n)).exists() else None)
-        tally.case("kill", f"before operation {n} of {watch.n}", _resumed(place))
+        tally.case("kill", f"before operation {n} of {watch.n}", resumed(place))
     shutil.rmtree(states)
 
 
@@ -263,18 +269,14 @@ def full_disks(place: Place, tally: Tally, most: int | None = None) -> None:
         with Watch(place.run, lambda n, at=at: refuse(at, n)):
             said = place.again()
         # a measure or a report that cannot be written costs only itself
-        faults = [] if said.one_line or (said.code == 0 and "Traceback" not in said.text) else [_end(said)]
-        tally.case("full disk", f"from operation {at} of {watch.n}", faults or _resumed(place))
+        faults = [] if said.one_line or (said.code == 0 and "Traceback" not in said.text) else [said.end]
+        tally.case("full disk", f"from operation {at} of {watch.n}", faults or resumed(place))
 
 
-def _end(said: Said) -> str:
-    lines = said.text.splitlines() or [""]
-    return f"code {said.code}, {len(lines)} lines, the last {lines[-1][:200]!r}"
-
-
-def _resumed(place: Place) -> list[str]:
+def resumed(place: Place) -> list[str]:
+    """What the same command leaves wrong."""
     said = place.again()
-    return [_end(said)] if said.code != 0 or "Traceback" in said.text else place.faults()
+    return [said.end] if said.code != 0 or "Traceback" in said.text else place.faults()
 
 
 def _copy(folder: Path, to: Path) -> None:
@@ -318,7 +320,7 @@ def corruptions(place: Place, tally: Tally, state: Path, kind: str, n: int, most
     for at in sorted(set(np.linspace(0, len(cases) - 1, most or len(cases)).astype(int).tolist())):
         name, harm, harmed = cases[at]
         faults = []
-        if before.finished:
+        if before.finished and (name.name, harm) != ("analysis.parquet", "deleted"):  # as if nothing had been asked
             _harm(place, state, name, harm, harmed)
             faults = _read(place, before, state)
         _harm(place, state, name, harm, harmed)
@@ -341,7 +343,9 @@ def _read(place: Place, before: sae.Results, state: Path) -> list[str]:
     found = []
     try:
         results = sae.load(place.run)
-        found += differences(results, before) + ["definition differs"] * (results.definition != before.definition)
+        found += differences(results, before)
+        read = {name: results.definition.get(name) for name in before.definition}
+        found += ["definition differs"] * (read != before.definition)
         found += ["claims differ"] * (claims.read(place.run) not in ([], claims.read(state)))
     except UserError as error:
         found += ["more than a line"] * ("\n" in str(error))
@@ -350,7 +354,7 @@ def _read(place: Place, before: sae.Results, state: Path) -> list[str]:
     for command in (["report", str(place.run), "-o", str(place.run.parent / "page.html")], ["claims", str(place.run)]):
         said = Said(command)
         if not (said.one_line or said.code == 0) or "Traceback" in said.text:
-            found.append(f"{command[0]}: {_end(said)}")
+            found.append(f"{command[0]}: {said.end}")
     return found
 
 
@@ -360,7 +364,7 @@ def _healed(place: Place, name: Path, harm: str, harmed: bytes | None) -> list[s
     if said.one_line and name.name in said.text and (harm == "made a folder" or name.name == "definition.json"):
         return []
     if said.code != 0 or "Traceback" in said.text:
-        return [f"run: {_end(said)}"]
+        return [f"run: {said.end}"]
     found = place.faults()
     if "steps" in name.parts:  # no other file is lost with it, so it is named where it is read, and no more is done
         return [fault for fault in found if "is damaged or missing" not in fault]
