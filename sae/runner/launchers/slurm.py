@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import pickle
 import re
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae.core.files import DamagedError, read_checked, write_checked
 from sae.core.text import count
 from sae.core.types import Interrupted, UserError
 from sae.runner.launchers.parts import GRACE, Failure, LaunchOptions, Part, Say, ending, failed, make_logs, start
@@ -268,15 +268,13 @@ def _ask(command: list[str]) -> tuple[int, str, str]:
 
 def _read_jobs(logs: Path) -> dict[str, dict[str, Any]]:
     """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left."""
-    try:
-        return json.loads((logs / "jobs.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
+    with contextlib.suppress(FileNotFoundError, DamagedError):
+        return read_checked(logs / "jobs.json", {...: {"id": str, "submitted": int | float}})
+    return {}
 
 
 def _write_jobs(logs: Path, jobs: Sequence[_Job]) -> None:
-    text = json.dumps({job.part.name: {"id": job.id, "submitted": job.submitted} for job in jobs}, indent=1)
-    (logs / "jobs.json").write_text(text, encoding="utf-8")
+    write_checked(logs / "jobs.json", {job.part.name: {"id": job.id, "submitted": job.submitted} for job in jobs})
 
 
 def _extra(options: Sequence[str]) -> dict[str, str | bool]:
