@@ -376,6 +376,14 @@ class NotFrozen:
         return pre_acts
 
 
+@dataclasses.dataclass(frozen=True)
+class Plain(sae.Activation):
+    """A plain dataclass derived from a kind: no pytree."""
+
+    def __call__(self, sae, pre_acts):
+        return pre_acts
+
+
 class Undecorated(sae.Activation):
     """No sae.definition."""
 
@@ -419,6 +427,7 @@ WRONG = {
         "data", lambda: Undecorated(),
     ),
     "activation: got WrongBase.*, allowed: .* derived from sae.Activation": ("activation", lambda: WrongBase()),
+    "activation: got Plain.*, allowed: .* or Plain decorated with sae.definition": ("activation", lambda: Plain()),
     "activation: got .*, allowed: .* or Undecorated decorated with sae.definition": (
         "activation", lambda: Undecorated(),
     ),

@@ -65,6 +65,6 @@ def _not_loaded(results: sae.Results) -> dict[str, str]:
 
 COMMAND = Command(
     "report DIR... [FILE...] [-o PAGE]",
-    "Print runs' answers; write one HTML page, and PNG and SVG of every figure.",
+    "Print runs' answers; write one HTML page and its figures.",
     main,
 )

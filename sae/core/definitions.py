@@ -182,7 +182,7 @@ def is_kind(hint: Any) -> bool:
 
 def is_definition(cls: type) -> bool:
     """Whether a class was made with `sae.definition` itself, and not only a class that it derives from."""
-    return "__dataclass_fields__" in vars(cls)
+    return vars(cls).get("__sae_definition__") is cls
 
 
 def is_own(cls: type) -> bool:

@@ -121,8 +121,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, names:
 
 
 def _abbreviated(cells: Sequence[str], most: int) -> list[str]:
-    short = abbreviated(cells, most)
-    return [short[cell] for cell in cells]
+    short = abbreviated((cell for cell in cells if not _is_number(cell)), most)
+    return [short.get(cell, cell) for cell in cells]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def _size(*texts: str) -> int:

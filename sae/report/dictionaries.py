@@ -80,8 +80,9 @@ def look(
         first = results.definition["cohorts"][index][0]
         flat = results.definition["members"][first]
         source = sweep.members[first].data if sweep else results.source(first)
-        results.check_data(first, source)
-        data = load(source)
+        loaded = {}
+        results.check_data(first, source, loaded)
+        data = loaded.get(source) or load(source)
         found += _look(results, data, flat, results.cohorts[index].firing_rates(), in_cohort, hyper(members), figure)
     return sorted(found, key=lambda d: list(rows).index(d.row))
 

@@ -17,7 +17,7 @@ RISES = 0.02  # relative fall of FVU where sparsity rises: the frontier is not m
 REBOUND = 1.5  # factor between the last and the least FVU of training
 CONVERGED = 0.02  # relative fall of FVU over the last tenth of training
 EXPLAINED, SHARE = 0.3, 0.5  # an FVU below the first, with a median r2 of input dimensions below the second
-HUGE = 20  # norm of the longest held-out row over that of the median row
+HUGE = 20  # norm of the longest row over that of the median row
 REMEDY = "try a lower optimizer.lr, a longer optimizer.warmup_steps, or optimizer.clip"
 
 
@@ -95,7 +95,7 @@ def _of_members(members: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_data(members: pd.DataFrame) -> Iterator[str]:
-    """What held-out rows say about the data. Tables of older runs lack these columns."""
+    """What the tables say about the data. Those of older runs lack these columns."""
     if "eval/r2_median" in members:
         few = members[(members["eval/fvu"] < EXPLAINED) & (members["eval/r2_median"] < SHARE)]
         if len(few):
@@ -110,7 +110,7 @@ def _of_data(members: pd.DataFrame) -> Iterator[str]:
         if len(long):
             times = number(float(long["eval/norm_max_ratio"].max()))
             yield (
-                f"Some rows are huge: the longest held-out row is {times} times as long as the median row "
+                f"Some rows are huge: the longest row is {times} times as long as the median row "
                 f"({_who(long, members)}), so that few rows can decide the error; the source's max_norm leaves out "
                 "longer rows."
             )

@@ -57,7 +57,7 @@ def _check(older: Results, sweep: Sweep) -> None:
         raise UserError(f"{older.folder}: cohort {index} cannot be trained for longer: {why}; use --out DIR or --fresh")
 
     for entry in older.definition.get("data", []):
-        older.check_data(entry["member"], sweep.members[entry["member"]].data)
+        older.check_data(entry["member"], sweep.members[entry["member"]].data, {})
     for cohort, members in zip(older.cohorts, older.definition["cohorts"], strict=True):
         before = older.definition["members"][members[0]]["n_steps"]
         lengths = {sweep.members[i].n_steps for i in members}

@@ -19,8 +19,8 @@ import jax
 from sae.core.definitions import flatten
 from sae.core.files import Written, write_json
 from sae.core.types import UserError
-from sae.data.source import Examples, Source
-from sae.engine.loading import fingerprint
+from sae.data.source import Source
+from sae.engine.loading import Loaded, fingerprint
 from sae.experiment import complete, own_files
 from sae.store.results import Results
 from sae.store.storage import DEFINITION
@@ -100,7 +100,7 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
         yield
 
 
-def fingerprints(sweep: Sweep, loaded: Mapping[Source, Examples]) -> list[dict[str, Any]]:
+def fingerprints(sweep: Sweep, loaded: Loaded) -> list[dict[str, Any]]:
     """What tells the data of each source of a sweep from others, with the first member that trains on it."""
     first: dict[Source, int] = {}
     for i, member in enumerate(sweep.members):

@@ -13,7 +13,7 @@ from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.data.source import Examples, Source
-from sae.engine.loading import change, fingerprint, load
+from sae.engine.loading import Loaded, change, fingerprint, load
 from sae.experiment import Experiment
 from sae.store import storage
 from sae.store.storage import DEFINITION, CohortFiles
@@ -114,23 +114,25 @@ class Results:
 
         Raises UserError where they cannot be loaded, and ChangedError where they are others than then.
         """
-        source = self.source(member)
-        self.check_data(member, source)
-        return load(source)
+        source, loaded = self.source(member), {}
+        self.check_data(member, source, loaded)
+        return loaded.get(source) or load(source)
 
-    def check_data(self, member: int, source: Source) -> None:
+    def check_data(self, member: int, source: Source, loaded: Loaded) -> None:
         """Check that a member's source has the data that it was trained on. Raises ChangedError, and UserError.
 
-        A run that is older than the fingerprints of data, or was pulled from W&B, says nothing of them.
+        `loaded` gets the data where the check takes loading them. A run that is older than the fingerprints of data, or
+        was pulled from W&B, says nothing of them.
         """
         flat = [
             {n: v for n, v in m.items() if n == "data" or n.startswith("data.")} for m in self.definition["members"]
         ]
         for entry in self.definition.get("data", []):
             if flat[entry["member"]] == flat[member]:
-                if difference := change(entry["fingerprint"], fingerprint(source, {})):
+                if difference := change(entry["fingerprint"], fingerprint(source, loaded)):
+                    place = flat[member].get("data.path") or flat[member]["data"]
                     raise ChangedError(
-                        f"{self.folder}: the data have changed since it began: {difference}; "
+                        f"{self.folder}: the data have changed since it began: {place}: {difference}; "
                         "--fresh moves the run aside and starts again, --out DIR keeps both"
                     )
 

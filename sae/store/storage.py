@@ -147,10 +147,10 @@ class CohortFiles:
 
     def drop_kept(self, after: int) -> None:
         """Delete the weights kept after later steps than one that training goes on from: they will be made again."""
-        self.mark(kept={str(at): checksum for at, checksum in self.kept.items() if at <= after})
-        for path in (self.path / STEPS).glob("*"):
-            if path not in map(self._step_path, self.kept):
-                path.unlink()
+        kept = {at: checksum for at, checksum in self.kept.items() if at <= after}
+        self.mark(kept={str(at): checksum for at, checksum in kept.items()})
+        for path in {*(self.path / STEPS).glob("*")} - set(map(self._step_path, kept)):
+            path.unlink()
 
     def finish(self, members: pd.DataFrame, **changes) -> None:
         """Write the members table and mark the cohort finished. History and any weights have been written before."""

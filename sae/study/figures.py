@@ -238,10 +238,7 @@ def arm_names(along: Iterable[str], members: Iterable[Mapping[str, Any]]) -> dic
     what the choices are. Names that would be equal are the dotted names instead.
     """
     along, members = list(along), list(members)
-    kinds = {
-        name: {m.get(name.rpartition(".")[0]) for m in members if m.get(name) == m.get(name) is not None}
-        for name in along
-    }
+    kinds = {name: {m.get(name.rpartition(".")[0]) for m in members if pd.notna(m.get(name))} for name in along}
     named = {name: _arm_name(name, {str(kind) for kind in of_name if kind}) for name, of_name in kinds.items()}
     words = list(named.values())
     return {name: word if words.count(word) == 1 else name for name, word in named.items()}
