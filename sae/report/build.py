@@ -91,7 +91,7 @@ def write_page(shown: Shown, out: Path) -> None:
         folder=out.stem,
     )
     text = render(page, runs, shown.chosen, shown.history)
-    write_atomically(out, lambda file: file.write(text.encode()))
+    write_atomically(out, lambda file: file.write(text.encode(errors="replace")))
 
 
 def write_figures(shown: Shown, folder: Path) -> None:
@@ -196,7 +196,7 @@ def _facts(runs: Runs) -> list[Fact]:
         batches = " or ".join(map(str, sorted({flat["batch_size"] for flat in flats})))
         sources = ", ".join(dict.fromkeys(str(flat["data"]) for flat in flats))
         machine = f"{device['count']} × {device['kind']} ({device['platform']}), host {definition['host']}"
-        facts += [Fact("run", run, "b")] if len(runs.results) > 1 else []
+        facts += [Fact("run", run, "head")] if len(runs.results) > 1 else []
         facts += [
             Fact("members", f"{len(flats)}" + (f", {diverged} diverged" if diverged else "")),
             Fact("cohorts", f"{len(states)}, each one compiled program"),
@@ -209,7 +209,7 @@ def _facts(runs: Runs) -> list[Fact]:
             Fact("commit", definition.get("git_commit") or "none"),
         ]
         if command := definition.get("command"):
-            facts.append(Fact("repeat", shlex.join(command), "pre"))
+            facts.append(Fact("repeat", shlex.join(command), "command"))
     return facts
 
 
