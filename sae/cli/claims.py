@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 import sae
 from sae.analysis import ask
 from sae.cli.command import Command, read
+from sae.core.console import Console, show
 from sae.core.types import UserError
 from sae.report.printing import print_claims
 from sae.study import claims
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"claims: got {got}, allowed: folders of runs, or one folder and a definition file")
     decided = {folder: _decided(folder, *files) for folder in folders}
     if options.markdown:
-        print("\n\n".join(claims.markdown(of_run) for of_run in decided.values()))
+        show("\n\n".join(claims.markdown(of_run) for of_run in decided.values()))
         fails = any(claim["verdict"] == "fails" for of_run in decided.values() for claim in of_run)
         return 2 if options.check and fails else 0
     heads = [sae.load(folder).definition["name"] for folder in folders] if len(folders) > 1 else [""]

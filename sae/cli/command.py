@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from sae.core.console import show
 from sae.core.text import nearest
 from sae.core.types import UserError
 
@@ -58,7 +59,7 @@ def parse(cls: type[T], tokens: Sequence[str], prog: str, description: str, defa
             )
     except SystemExit as stop:
         if stop.code == 0:  # --help
-            print(text.getvalue(), end="")
+            show(text.getvalue().removesuffix("\n"))
             raise
         raise UserError(_one_line(text.getvalue())) from None
 

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 import sae
 from sae.cli.command import Command, read
+from sae.core.console import Console, say
 from sae.core.types import UserError
 from sae.engine.runtime import keep_compiled_programs
 from sae.report.printing import print_answer, print_claims
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
         print_answer(results, console)
         print_claims({"": claims.read(results.folder)}, console)
     page = build.build(runs, options.out)
-    print(f"wrote {page}, and its figures to {page.with_suffix('')}")
+    say(f"wrote {page}, and its figures to {page.with_suffix('')}")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
+from sae.core import console
 from sae.core.files import write_atomically
 from sae.core.text import count
 from sae.core.types import UserError
@@ -28,7 +29,9 @@ MOST_ROWS = 40  # rows of a table in the answer, at most
 Say = Callable[[str], object]
 
 
-def build(results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Say = print) -> Path:
+def build(
+    results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Say = console.say
+) -> Path:
     """Write the page to `out` and the files for a paper to a folder beside it; return the page's path.
 
     `out` is by default report.html in the first run's folder. `sweep` is the definition, where the caller has it, for
@@ -54,7 +57,7 @@ class Shown:
     note: str  # which dictionaries are shown, or why none are
 
 
-def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = print) -> Shown:
+def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = console.say) -> Shown:
     """Read tables, draw figures, look at dictionaries. `say` gets a line for each figure that cannot be drawn."""
     runs = gather(results)
     members, history = brief(runs.sound), data.thin(runs.history)

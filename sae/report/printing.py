@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae.core.text import count, table
+from sae.core.text import count, one_line, table
 from sae.report.data import brief, held_out, number
 from sae.report.warnings import REMEDY
 from sae.store.results import Results
@@ -42,7 +42,7 @@ def print_answer(results: Results, console: Console) -> None:
         else:
             title, (means, frame) = results.definition["name"], held_out(members, METRICS)
         facts = [count(len(members), "member"), "held out", *([means] if means else [])]
-        say(f"\n{title} ({', '.join(facts)})")
+        say(f"\n{one_line(title)} ({', '.join(facts)})")
         say(_text(frame.head(MOST_ROWS), console.width))
         if len(frame) > MOST_ROWS:
             say(f"... {len(frame) - MOST_ROWS} more rows in members.parquet")
@@ -52,7 +52,7 @@ def print_answer(results: Results, console: Console) -> None:
         if diverged:
             say(f"{diverged} of {len(everyone)} members diverged and are left out; {REMEDY}")
     names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
-    say(f"results: {results.folder} ({', '.join(names)})")
+    say(one_line(f"results: {results.folder} ({', '.join(names)})"))
 
 
 def _text(frame: pd.DataFrame, width: int) -> str:
@@ -93,13 +93,13 @@ def print_claims(runs: Mapping[str, list[dict[str, Any]]], console: Console, che
         table.add_column(column, overflow="fold", no_wrap=column in ("measured", ""))
     for name, of_run in runs.items():
         if name:
-            table.add_row(Text(name, "bold"))
+            table.add_row(Text(one_line(name), "bold"))
         for claim in of_run:
             for i, cell in enumerate(claim["clauses"]):
                 reason = f": {cell['reason']}" if cell["reason"] else ""
                 text = claims.named(claim) if i == 0 else ""
                 row = (text, cell["text"], claims.measured(cell), cell["threshold"], cell["verdict"] + reason)
-                table.add_row(*map(Text, row))
+                table.add_row(*(Text(one_line(word)) for word in row))
     found = [claim["verdict"] for claim in decided]
     console.print()
     console.print(table)

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sae.core.text import ranges
+from sae.core.text import one_line, ranges
 from sae.core.types import UserError
 from sae.report.data import ARMS
 from sae.report.terminal import SHOWN, spread
@@ -38,8 +38,8 @@ def watch(results: Results, console: Console, *, once: bool = False, seconds: fl
 
 def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     """The state of a run now: its cohorts, its frontier so far, and what is wrong."""
-    head = Text(f"{results.definition['name']}: {results.status}  ", style="bold")
-    head.append(results.definition.get("question", ""), style="not bold dim")
+    head = Text(one_line(f"{results.definition['name']}: {results.status}  "), style="bold")
+    head.append(one_line(results.definition.get("question") or ""), style="not bold dim")
     try:
         latest = _latest(results)
     except UserError:  # nothing is written yet, or it is being written right now

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.files import write_json
+from sae.core.text import in_markdown
 from sae.core.types import UserError
 from sae.study.answers import bootstrap
 from sae.study.quantities import cells
@@ -312,5 +313,5 @@ def markdown(decided: Sequence[dict[str, Any]]) -> str:
             text, verdict = named(claim) if i == 0 else "", cell["verdict"]
             reason = f" ({cell['reason']})" if cell["reason"] else ""
             row = (text, cell["text"], cell["threshold"], measured(cell), verdict + reason)
-            lines.append("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |")
+            lines.append("| " + " | ".join(in_markdown(word) for word in row) + " |")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
+from sae.core import console
 from sae.core.definitions import choices, fields, kind
 from sae.core.files import write_json
 from sae.core.text import count, nearest
@@ -51,7 +52,7 @@ class Options:
     """The folder to write; by default runs/<group or project>-pulled."""
 
 
-def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Results:
+def pull(path: str, options: Options, say: Callable[[str], None] = console.say) -> Results:
     """Write a run's folder from W&B's runs, in place of an older pulled one. Raises UserError."""
     entity, slash, project = path.strip("/").partition("/")
     if not (entity and project) or "/" in project:

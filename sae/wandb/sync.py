@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.core import console
 from sae.core.text import count
 from sae.core.types import UserError
 from sae.store import folder as folders
@@ -85,7 +86,7 @@ def place(results: Results, entity: str | None, project: str | None) -> tuple[st
     return entity or noted.get("entity"), project
 
 
-def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> bool:
+def sync(folder: Path, options: Options, say: Callable[[str], None] = console.say) -> bool:
     """Upload a run's folder to W&B -> whether all of it arrived. Raises UserError."""
     results = Results(folder)
     if "pulled" in results.definition:
