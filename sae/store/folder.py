@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from sae.core.definitions import flatten
-from sae.core.files import write_json
+from sae.core.files import sha256, write_json
 from sae.core.types import UserError
 from sae.data.source import Examples, Source
 from sae.engine.loading import fingerprint
@@ -128,6 +128,14 @@ def describe_again(results: Results, sweep: Sweep) -> None:
             write_json(results.folder / DEFINITION, results.definition)
 
 
+def file_sha256(command: Sequence[str]) -> str | None:
+    """The SHA-256 of the definition file in a run's command, by which it is known again; None where it names none."""
+    try:
+        return sha256(Path(command[2]))
+    except (IndexError, OSError):
+        return None
+
+
 def _first_difference(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str | None:
     """The first difference between the folder's members and the sweep's, in words."""
     for i, (old, new) in enumerate(zip(theirs, ours, strict=False)):
@@ -147,6 +155,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "name": sweep.name,
         "question": question,
         "command": list(command),
+        "file_sha256": file_sha256(command),
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": plain(sweep),
