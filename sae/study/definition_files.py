@@ -35,7 +35,7 @@ def load_file(path: Path) -> Experiment | Sweep:
 
 
 def shipped() -> list[Path]:
-    """The definition files of the checkout that the package lies in. Whoever runs `sae` trusts them like the package."""
+    """The definition files of the checkout that the package lies in; they are as trusted as the package."""
     return sorted(path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*.py"))
 
 
