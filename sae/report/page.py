@@ -72,6 +72,7 @@ class Page:
     dictionaries: Sequence[Dictionary]
     recovery: go.Figure | None  # where there are true features
     dictionaries_note: str  # which are shown, or why none are
+    missing: Sequence[str]  # figures that are not shown, and why
     facts: Sequence[Fact]
     folder: str  # name of the folder beside the page that holds the files for a paper
 

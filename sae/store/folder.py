@@ -87,7 +87,7 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
     releases the lock when its process ends, however it ends, so a lock file left behind means nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+") as file:
+    with open(folder / LOCK, "a+", opener=_follow_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -98,6 +98,11 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
+
+
+def _follow_no_link(path: str, flags: int) -> int:
+    """A folder is data from anyone: the file that is written may be no link to another."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def fingerprints(sweep: Sweep, loaded: Mapping[Source, Examples]) -> list[dict[str, Any]]:

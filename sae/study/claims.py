@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.files import write_json
+from sae.core.shapes import fault
 from sae.core.text import in_markdown
 from sae.core.types import UserError
 from sae.study.answers import bootstrap
@@ -272,9 +273,30 @@ def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The content of claims.json; [] if there is none, or it cannot be read."""
     try:
-        return json.loads((folder / NAME).read_text())
-    except (OSError, ValueError):
+        found = json.loads((folder / NAME).read_text())
+    except (OSError, ValueError, RecursionError):
         return []
+    return [] if fault(found, list[Any], "") or any(map(_unsound, found)) else found
+
+
+CELL: dict[str, Any] = {
+    "text": str,
+    "measured": float | None,
+    "low": float | None,
+    "high": float | None,
+    "seeds": int,
+    "threshold": str,
+    "verdict": Verdict,
+    "reason": str,
+}
+CLAIM: dict[str, Any] = {"text": str, "source": str, "verdict": Verdict, "later": bool | None, "clauses": list[Any]}
+
+
+def _unsound(claim: Any) -> bool:
+    """Whether an entry of claims.json is none that `as_json` writes."""
+    if fault(claim, CLAIM, "") or set(CLAIM) - set(claim):
+        return True
+    return any(fault(cell, CELL, "") or set(CELL) - set(cell) for cell in claim["clauses"])
 
 
 def named(claim: dict[str, Any]) -> str:

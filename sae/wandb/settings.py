@@ -4,6 +4,7 @@ import configparser
 import contextlib
 import netrc
 import os
+import re
 import urllib.parse
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -44,6 +45,11 @@ def resolve_mode(choice: str) -> Mode | None:
             "set WANDB_API_KEY, run `wandb login`, or use --wandb offline"
         )
     return None if mode == "off" else "online" if mode == "online" else "offline"
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is the id of a run or a sweep, which names files and folders."""
+    return bool(re.fullmatch(r"[\w-]{1,128}", text))
 
 
 def read() -> dict[str, str]:

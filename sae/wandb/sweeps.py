@@ -8,6 +8,7 @@ Every such run is one member in a program of its own. To train many members in o
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,12 @@ import yaml
 
 from sae.core.definitions import flatten, replace
 from sae.core.metrics import EVALUATED
-from sae.core.text import nearest
+from sae.core.text import nearest, one_line, printable
 from sae.core.types import UserError
 from sae.experiment import Experiment
 from sae.study.sweep import Sweep, as_sweep, varying
 from sae.wandb.client import Trial
+from sae.wandb.settings import is_id
 
 LOG_FACTOR = 10  # a float axis that spans this factor or more is sampled by its logarithm
 
@@ -74,7 +76,7 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
     continuous = options.method != "grid"
     config["parameters"] = {name: _parameter(values, continuous) for name, values in axes.items()}
 
-    comments = [
+    comments = [  # a name with a line's end would end the comment
         f"The axes of {path} for W&B: {size}.",
         "`wandb sweep` with this file prints the `wandb agent` command. Start it in the folder of the path below.",
     ]
@@ -83,8 +85,11 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
             f"The {len(sweep.members)} members of that file are not a full grid of these axes.",
             "W&B also samples combinations that are not among them.",
         ]
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
-    return "".join(f"# {line}\n" for line in comments) + text
+    dump = functools.partial(yaml.safe_dump, config, sort_keys=False, width=110)
+    text = dump(allow_unicode=True)
+    if printable(text) != text:
+        text = dump(allow_unicode=False)
+    return "".join(f"# {one_line(line)}\n" for line in comments) + text
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:
@@ -141,6 +146,9 @@ def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Exp
         raise UserError(
             f"agent-run is for `wandb agent` to start, and {missing[0]} is not set; to train by hand: sae run"
         )
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):  # they name a folder
+        if not is_id(os.environ[name]):
+            raise UserError(f"{name}: got {os.environ[name]!r}, allowed: letters, digits, '_' and '-'")
     fields = flatten(base)
     given = {_field(token): token.split("=", 1)[1] for token in argv if token.startswith("--") and "=" in token}
     spelled = {_field(token) for token in argv if token.startswith("--")}
