@@ -12,6 +12,7 @@ from sae.analysis import ask
 from sae.cli.command import Command, read
 from sae.core.console import Console, show
 from sae.core.files import sha256
+from sae.core.text import one_line
 from sae.core.types import UserError
 from sae.report import data
 from sae.report.printing import print_claims
@@ -62,8 +63,9 @@ def _file(results: sae.Results, named: list[Path]) -> Path:
     if found:
         return found[0]
     words = results.definition.get("command", [])[2:3]
-    inside = lambda path: results.folder.resolve() in Path(path).resolve().parents
-    path = next((word for word in words if word.endswith(".py") and not inside(word)), "FILE.py")
+    fits = lambda word: word.endswith(".py") and one_line(word) == word
+    inside = lambda word: results.folder.resolve() in Path(word).resolve().parents
+    path = next((word for word in words if fits(word) and not inside(word)), "FILE.py")
     fix = f"sae claims {shlex.quote(str(results.folder))} {shlex.quote(path)}"
     raise UserError(f"{results.folder}: its definition file is not one of this checkout, as it was; name it: {fix}")
 
