@@ -339,8 +339,9 @@ def _reached(row: Mapping[Any, Any]) -> str:
 def _dimension(column: pd.Series, name: str, each: bool) -> dict[str, Any]:
     """An axis of parallel coordinates: words, or numbers, on a log scale where they span much. `each`: a tick each."""
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        words = list(dict.fromkeys(column.astype(str)))
-        values = column.astype(str).map(words.index).to_numpy(float)
+        named = column.map(number)  # a member that lacks the field has "–"
+        words = list(dict.fromkeys(named))
+        values = named.map(words.index).to_numpy(float)
         short = abbreviated(words, TICK)
         ticktext = [_text(short[word]) for word in words]
         return {"label": _text(name), "values": values, "tickvals": list(range(len(words))), "ticktext": ticktext}

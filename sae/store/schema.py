@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from sae.core.definitions import is_kind
 from sae.core.shapes import fault
@@ -66,6 +66,9 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as JSON of a run ({type(error).__name__}: {error})") from None
     if found := unsound(definition):
         raise UserError(f"{path}: {found}")
+    for place in ("wandb", ".wandb"):  # they could send an API key to another server
+        if (settings := path.parent / place / "settings").exists():
+            raise UserError(f"{settings}: got W&B's settings in a run's folder, allowed: none; delete the file")
     for link in _links(path.parent):
         raise UserError(f"{link}: got a link that leads out of the run's folder, allowed: links to places inside it")
     return definition
@@ -124,9 +127,9 @@ def _of_figure(where: str, values: Mapping[str, Any], reader: Callable[[Mapping[
 
 
 def _fields() -> dict[str, Any]:
-    """The types of an experiment's fields, a choice being written as its kind."""
-    hints = get_type_hints(Experiment)
-    return {name: str if is_kind(hint) else hint for name, hint in hints.items()}
+    """The types of an experiment's fields; a choice, and a word among several, may be one of another version."""
+    is_word = lambda hint: is_kind(hint) or get_origin(hint) is Literal
+    return {name: str if is_word(hint) else hint for name, hint in get_type_hints(Experiment).items()}
 
 
 FIELDS = _fields()  # of an experiment, which a member may have

@@ -218,6 +218,18 @@ def test_links_inside_a_folder_and_those_of_wandb_are_fine(run, tmp_path):
     assert sae.load(tmp_path / "linked").finished
 
 
+@pytest.mark.parametrize("place", ["wandb", ".wandb"])
+def test_wandbs_settings_in_a_folder_are_refused(run, place):
+    """They name the server that gets the user's API key."""
+    (run / place).mkdir()
+    (run / place / "settings").write_text("[default]\nbase_url = http://evil.example\n")
+    try:
+        with pytest.raises(UserError, match=f"{place}/settings: got W&B's settings in a run's folder, allowed: none"):
+            sae.load(run)
+    finally:
+        shutil.rmtree(run / place)
+
+
 class Evil:
     def __reduce__(self):
         return (open, ("executed", "w"))

@@ -89,7 +89,8 @@ def test_a_run_of_such_a_name_is_watched_and_claimed(tmp_path, monkeypatch, caps
             {"text": EVIL, "measured": 1.0, "low": None, "high": None, "seeds": 1, "threshold": EVIL,
              "verdict": "holds", "reason": EVIL}]}]))  # fmt: skip
     Path(f"x/{EVIL.replace(chr(0), '').replace('/', '')}").touch()
-    for command in (["watch", "x", "--once"], ["report", "x"], ["claims", "x"], [EVIL], ["report", EVIL.replace(chr(0), "")]):
+    commands = ["watch", "x", "--once"], ["report", "x"], ["claims", "x"], [EVIL], ["report", EVIL.replace(chr(0), "")]
+    for command in commands:
         main(command)
     out, err = capsys.readouterr()
     assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028" for c in out + err)
