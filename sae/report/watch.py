@@ -71,8 +71,8 @@ def scatter(points: Sequence[tuple[float, float, str, str]], width: int = 64, he
 
 def _latest(results: Results) -> pd.DataFrame:
     """A row per member: its last log point and its hyper-parameters."""
-    last = results.history.groupby("member").last()
-    return last.join(pd.DataFrame(results.definition["members"]))
+    last, hyper = results.history.groupby("member").last(), pd.DataFrame(results.definition["members"])
+    return last.join(hyper[[name for name in hyper if name not in last]])
 
 
 def _cohorts(results: Results) -> Table:

@@ -43,7 +43,8 @@ def evil(value):
 def page(tiny, tmp_path_factory):
     """The page of a run whose folder's path and whose every text, in all its files, is hostile."""
     figures = [
-        Frontier(along=("penalty.l1",), group=("d_sae", *COLUMNS[:3])), Heatmap(metric="eval/fvu", along=("penalty.l1",)),
+        Frontier(along=("penalty.l1",), group=("d_sae", *COLUMNS[:3])),
+        Heatmap(metric="eval/fvu", along=("penalty.l1",)),
         AtMatched(arms={EVIL: "penalty.l1"}, matched="eval/fvu", at=(), metrics=("eval/l0",)),
         Profile(metric="analysis/" + EVIL, x="penalty.l1", group=("d_sae", "__proto__")),
         Parallel(hyper=("penalty.l1", *COLUMNS), metrics=("eval/fvu", "analysis/" + EVIL)),
@@ -107,12 +108,8 @@ def test_every_text_is_shown_and_none_acts(page, browser):
     # the page's own elements and no others
     assert browser.js("document.querySelectorAll('script').length") == 3
     assert browser.js("document.querySelectorAll('img, iframe, object, embed, form, base, svg[onload]').length") == 0
-    assert (
-        browser.js(
-            "[...document.querySelectorAll('*')].filter((n) => [...n.attributes].some((a) => /^on/.test(a.name))).length"
-        )
-        == 0
-    )
+    handlers = "[...document.querySelectorAll('*')].flatMap((n) => [...n.attributes]).filter((a) => /^on/.test(a.name))"
+    assert browser.js(f"{handlers}.length") == 0
     links = browser.js(
         "[...document.querySelectorAll('a')].map((n) => n.getAttribute('href') ?? n.getAttribute('xlink:href'))"
     )
@@ -134,9 +131,8 @@ def test_every_text_is_shown_and_none_acts(page, browser):
 def test_a_script_that_got_into_the_page_would_not_run(page, browser):
     """The policy alone: markup that the page's own script puts in runs nothing, loads nothing and sends nothing."""
     browser.open(page[0])
-    browser.js(
-        'document.body.insertAdjacentHTML(\'beforeend\', \'<img src="data:,x" onerror="bad=1"><a id=j href="javascript:bad=1">\')'
-    )
+    markup = '<img src="data:,x" onerror="bad=1"><a id=j href="javascript:bad=1">'
+    browser.js(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(markup)})")
     browser.js("document.body.append(Object.assign(document.createElement('script'), {textContent: 'bad=1'}))")
     browser.js("document.querySelector('#j').click()")
     browser.js("document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x'}))")
