@@ -60,7 +60,7 @@ class CohortFiles:
     def state(self) -> dict[str, Any]:
         """The contents of cohort.json; {} if it cannot be read."""
         try:
-            return schema.state(json.loads((self.path / STATE).read_text()))
+            return schema.state(json.loads((self.path / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError):
             return {}
 

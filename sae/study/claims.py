@@ -273,7 +273,7 @@ def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The content of claims.json; [] if there is none, or it cannot be read."""
     try:
-        found = json.loads((folder / NAME).read_text())
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return []
     return [] if fault(found, list[Any], "") or any(map(_unsound, found)) else found

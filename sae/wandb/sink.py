@@ -33,7 +33,7 @@ MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 def noted(folder: Path) -> dict[str, Any]:
     """What a run noted of its place in W&B: entity, project, artifacts, an agent's run_id; empty where it did not."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads((folder / PLACE).read_text())
+        found = json.loads((folder / PLACE).read_text(encoding="utf-8"))
         wanted = {"entity": str | None, "project": str, "artifacts": bool, "run_id": str}
         return {} if fault(found, wanted, "") or not is_id(found.get("run_id", "none")) else found
     return {}

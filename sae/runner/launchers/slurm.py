@@ -270,7 +270,7 @@ def _ask(command: list[str]) -> tuple[int, str, str]:
 def _read_jobs(logs: Path) -> dict[str, dict[str, Any]]:
     """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left; {} if that cannot be read."""
     try:
-        jobs = json.loads((logs / "jobs.json").read_text())
+        jobs = json.loads((logs / "jobs.json").read_text(encoding="utf-8"))
         return {part: {"id": _job_id(job["id"]), "submitted": float(job["submitted"])} for part, job in jobs.items()}
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
