@@ -75,7 +75,7 @@ def test_claims_and_figures_read_them(results):
     meaning = Copying.columns["analysis/copy_index"]
     assert page.count(meaning) >= 2, "under its figure, and over its column in the table of members"
     both = build.build([results, results], results.folder / "both.html").read_text()
-    assert meaning in both
+    assert meaning in html.unescape(both)
 
 
 def test_what_was_asked_is_not_asked_again_and_what_is_new_is(results, monkeypatch, capsys):
