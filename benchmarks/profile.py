@@ -33,7 +33,7 @@ def main(members: int = 16, d_in: int = 144, d_sae: int = 512, batch: int = 1024
     experiments = cohort.stacked(placement)
     state = programs.init(experiments, feed.candidates(0, batch)[0], placement=placement)
     program = compile_block(experiments, state, feed, placement)
-    steps = placement.shared((np.int32(0), np.int32(feed.steps), np.bool_(False)))
+    steps = placement.shared((np.int32(0), np.int32(feed.steps)))
     rest = (feed.block(0), placement.shared(data.mean), *steps)
     state, _ = jax.block_until_ready(program(experiments, state, *rest))
     with tempfile.TemporaryDirectory() as folder:

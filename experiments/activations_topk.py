@@ -1,6 +1,6 @@
 """Which directions does TopK find in activations of your own, given as rows in files?
 
-The files are .npy, .npz or .safetensors, or a folder of .npy shards; they may be larger than memory. Give their place
+The files are .npy, .npz, .safetensors or .pt, or a folder of shards; they may be larger than memory. Give their place
 with `--data.path`. Every dimension is standardized, so that a few of large variance do not decide what is learned, and
 rows of more than ten times the median norm (attention sinks) are left out.
 

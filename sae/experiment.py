@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
 
-from sae.core.definitions import Choice, adopted, choices, fields, file_of, floats, is_own, kind, problems
+from sae.core.definitions import Choice, adopted, choices, fields, file_of, is_own, kind, numbers, problems
 from sae.core.types import UserError, definition, leaf, static
 from sae.data.source import Source
 from sae.methods.activations import Relu, elementwise
@@ -72,7 +72,7 @@ class Experiment:
     """Initial decoder bias; the last two are of a sample of the training examples."""
     apply_b_dec_to_input: bool = static(True)
     """Encode x - b_dec rather than x."""
-    precision: Literal["float32", "bfloat16"] = static("float32")
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = static("float32")
     """Precision of the factors in the step's matrix products. Sums, and everything else, are float32."""
     dead_after: int | None = leaf(None, min=1)
     """Training examples without activity after which a latent is called dead; None for a tenth of the training, at most
@@ -96,13 +96,14 @@ class Experiment:
 
 
 def validate(experiment: Experiment) -> Experiment:
-    """The experiment with whole numbers in float fields made floats, so that they have one type everywhere.
+    """The experiment with Python's own numbers, floats in float fields, so that each has one type everywhere.
 
     `dead_after` is a number in it. Checks every field's type and range, and each choice beside the others. Raises
     UserError with one line that names the field.
     """
     if not isinstance(experiment, Experiment):
         raise UserError(f"got {type(experiment).__name__}, allowed: an Experiment")
+    experiment = numbers(experiment)
     for problem in problems(experiment):
         raise UserError(f"{experiment.name!r}: {problem}")
     for field, choice in {"data": experiment.data, **method(experiment)}.items():
@@ -119,7 +120,7 @@ def validate(experiment: Experiment) -> Experiment:
         raise UserError(
             f"{experiment.name!r}: data: {source} cannot be hashed; decorate the class with sae.definition"
         ) from None
-    return floats(resolved(experiment))
+    return resolved(experiment)
 
 
 def resolved(experiment: Experiment) -> Experiment:

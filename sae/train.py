@@ -80,8 +80,8 @@ def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
     return jnp.asarray(sum(found.values())), out
 
 
-def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums, Sae]:
-    """One update on x [d_in, batch], the metric sums of its pass, and the gradient that the optimizer got."""
+def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
+    """One update on x [d_in, batch], and the metric sums of its pass."""
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
@@ -105,15 +105,23 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
         (state.sae, state.silent, state.control, state.average),
     )
     sae, silent, control, average = kept
-    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums, gradient
+    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums
 
 
-def numbers(experiment: Experiment, before: TrainState, step: Array, x: Array, gradient: Sae) -> dict[str, Array]:
-    """What the log shows of one step, [] each by name (see `metrics.OF_A_STEP`): its loss is computed once more."""
-    found, _ = terms(before.sae, experiment, step, x, *_followed(experiment, before))
+def numbers(experiment: Experiment, state: TrainState, step: Array, x: Array) -> dict[str, Array]:
+    """What the log shows of a state beside sums over steps, [] each by name (see `metrics.OF_A_STEP`).
+
+    They are computed anew on x [d_in, batch], the batch of the step before.
+    """
+
+    def total(sae: Sae) -> tuple[Array, dict[str, Array | float]]:
+        found, _ = terms(sae, experiment, step, x, *_followed(experiment, state))
+        return jnp.asarray(sum(found.values())), found
+
+    (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
+    norm = optax.tree.norm(_tree(experiment.constraint.gradient(state.sae, gradient)))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    total, norm = jnp.asarray(sum(named.values())), optax.tree.norm(_tree(gradient))
-    return {"loss": total, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
+    return {"loss": loss, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
 
 
 def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:

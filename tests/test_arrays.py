@@ -15,7 +15,8 @@ import pytest
 import safetensors.numpy
 
 from sae.core.types import UserError
-from sae.data.arrays import Arrays, Shards
+from sae.data.arrays import Arrays
+from sae.data.formats import Shards
 from sae.data.rows import _pieces
 
 N, D = 50, 6
@@ -86,6 +87,39 @@ def test_one_of_several_tensors_is_read_at_its_offset(tmp_path):
         for key in ("a", "b"):
             rows = Arrays(path=str(tmp_path / f"x.{suffix}"), key=key, normalize="none").load()
             np.testing.assert_array_equal(rows.train[:], tensors[key][:45])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_folders_of_safetensors(tmp_path, several):
+    """Shards of bfloat16 with one tensor each, or with two of which one is asked for; leading axes become rows."""
+    x = values(ml_dtypes.bfloat16, (7, 10, D))
+    for i, part in enumerate((x[:2], x[2:3], x[3:])):
+        header = {"acts": {"dtype": "BF16", "shape": part.shape, "data_offsets": [0, part.nbytes]}}
+        if several:
+            header["tokens"] = {"dtype": "U8", "shape": [7], "data_offsets": [part.nbytes, part.nbytes + 7]}
+        head = json.dumps(header).encode()
+        data = len(head).to_bytes(8, "little") + head + part.tobytes() + bytes(7 * several)
+        (tmp_path / f"{i}.safetensors").write_bytes(data)
+    if several:
+        assert "0.safetensors: holds 2 arrays; set key to one of: acts, tokens" in message(Arrays(path=str(tmp_path)))
+    rows = Arrays(path=str(tmp_path), key="acts" if several else None, normalize="none").load()
+    assert rows.train.dtype == ml_dtypes.bfloat16 and rows.train.shape == (63, D)
+    np.testing.assert_array_equal(rows.examples(rows.train[:]), x.reshape(-1, D)[:63].astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64"])
+def test_tensors_of_torch(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(values(shape=(7, 10, D))).to(getattr(torch, dtype)).requires_grad_("float" in dtype)
+    torch.save(x, tmp_path / "x.pt")
+    torch.save({"acts": x, "tokens": torch.arange(7)}, tmp_path / "named.pt")
+    (tmp_path / "shards").mkdir()
+    for i, part in enumerate((x[:2], x[2:3], x[3:])):
+        torch.save(part.clone(), tmp_path / "shards" / f"{i}.pt")
+    for name, key in (("x.pt", None), ("named.pt", "acts"), ("shards", None)):
+        rows = Arrays(path=str(tmp_path / name), key=key, normalize="none").load()
+        assert rows.train.dtype.name == dtype and rows.train.shape == (63, D)
+        np.testing.assert_array_equal(rows.examples(rows.train[:]), x.detach().float().numpy().reshape(-1, D)[:63])
 
 
 @pytest.mark.parametrize("form", ["npy", "safetensors", "folder"])
@@ -240,11 +274,37 @@ def test_load_needs_less_memory_than_the_data(tmp_path):
 def test_more_shards_than_file_descriptors(tmp_path):
     path = write_shards(tmp_path / "s", [np.full((1, 2), i, np.float32) for i in range(400)])
     body = """
-    resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
-    rows = Arrays(path=path, normalize="none", held_out_fraction=0.1).load()
-    print((rows.train[np.arange(359, -1, -1)][:, 0] == np.arange(359, -1, -1)).all())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST, MOST))
+    every = [Arrays(path=path, normalize="none", held_out_fraction=0.1).load() for _ in range(4)]
+    for rows in every:
+        print((rows.train[np.arange(359, -1, -1)][:, 0] == np.arange(359, -1, -1)).all())
+    more = [open(path + "/shard_0.npy") for _ in range(MOST // 2 - 20)]  # as many are left for all else
     """
-    assert limited(body, path, 2**30) == "True\n"
+    for limit in (256, 1024):
+        assert limited(body.replace("MOST", str(limit)), path, 2**30) == "True\n" * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/fd")
+def test_where_no_file_can_be_opened_the_limit_is_named(tmp_path):
+    np.save(tmp_path / "x.npy", values())
+    body = """
+    from sae.core.types import UserError
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    kept = []
+    try:
+        while True:
+            kept.append(open("/dev/null"))
+    except OSError:
+        pass
+    try:
+        _open(path, None)
+    except UserError as error:
+        kept.clear()
+        print(error)
+    """
+    path = str(tmp_path / "x.npy")
+    said = f"{path}: this process may have 64 files open, and has; raise the limit first: ulimit -n 256\n"
+    assert limited(body, path, 2**30) == said
 
 
 def test_loading_twice_is_the_same(tmp_path):
@@ -271,10 +331,10 @@ class TestErrors:
     def test_suffix(self, tmp_path):
         (tmp_path / "x.csv").write_text("1,2")
         text = message(Arrays(path=str(tmp_path / "x.csv")))
-        assert "got .csv" in text and ".npy, .npz, .safetensors or a folder" in text
+        assert "got .csv" in text and ".npy, .npz, .safetensors, .pt or a folder" in text
 
     def test_empty_folder(self, tmp_path):
-        assert "without .npy files" in message(Arrays(path=str(tmp_path)))
+        assert "without .npy, .safetensors, .pt files" in message(Arrays(path=str(tmp_path)))
 
     @pytest.mark.parametrize("keep", [0, 5, 60, 500])
     @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
@@ -344,7 +404,44 @@ class TestErrors:
             path = str(tmp_path / f"x.{suffix}")
             assert "holds 2 arrays; set key to one of: layer_3, layer_4" in message(Arrays(path=path))
             assert "close names: layer_4, layer_3" in message(Arrays(path=path, key="layer4"))
-        assert "leave it out" in message(Arrays(path=str(tmp_path / "x.npy"), key="a"))
+        for path in (str(tmp_path / "x.npy"), write_shards(tmp_path / "s", [values()])):
+            assert "key: got 'a', but there are no names in it" in message(Arrays(path=path, key="a"))
+
+    def test_a_folder_of_two_kinds(self, tmp_path):
+        path = write_shards(tmp_path / "s", [values()])
+        safetensors.numpy.save_file({"x": values()}, f"{path}/shard_1.safetensors")
+        assert "a folder of .npy and .safetensors files; allowed: shards of one kind" in message(Arrays(path=path))
+
+    def test_a_shard_without_the_key(self, tmp_path):
+        for i, name in enumerate(("layer_3", "layer_4")):
+            safetensors.numpy.save_file({name: values()}, str(tmp_path / f"{i}.safetensors"))
+        text = message(Arrays(path=str(tmp_path), key="layer_3"))
+        assert "1.safetensors: key: got 'layer_3'; close names: layer_4" in text
+
+    def test_pt_without_torch(self, tmp_path, monkeypatch):
+        (tmp_path / "x.pt").write_bytes(b"PK")
+        monkeypatch.setitem(sys.modules, "torch", None)
+        text = message(Arrays(path=str(tmp_path / "x.pt")))
+        assert "x.pt: .pt files need PyTorch; pip install -e '.[torch]', or save as .safetensors" in text
+
+    def test_pt_that_is_none_and_pickles_in_it(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        (tmp_path / "x.pt").write_bytes(b"PK\x03\x04 or nothing of the kind" * 10)
+        assert "not a whole .pt file of tensors" in message(Arrays(path=str(tmp_path / "x.pt")))
+
+        class Bomb:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "ran"),)
+
+        torch.save(Bomb(), tmp_path / "bomb.pt")
+        assert "not a whole .pt file of tensors" in message(Arrays(path=str(tmp_path / "bomb.pt")))
+        assert not (tmp_path / "ran").exists()
+        torch.save({"a": torch.ones(3, 2), "b": torch.ones(3, 2), "layer": 3}, tmp_path / "two.pt")
+        assert "holds 2 arrays; set key to one of: a, b" in message(Arrays(path=str(tmp_path / "two.pt")))
+        torch.save([torch.ones(3, 2)], tmp_path / "list.pt")
+        assert "holds list; allowed: a dense tensor" in message(Arrays(path=str(tmp_path / "list.pt")))
+        torch.save(torch.ones(3, 2), tmp_path / "one.pt")
+        assert "key: got 'a', but there are no names" in message(Arrays(path=str(tmp_path / "one.pt"), key="a"))
 
     @pytest.mark.parametrize(
         "entry",

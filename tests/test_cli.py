@@ -137,7 +137,8 @@ def test_choices_and_switches_are_flags(tiny_file, capsys):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
-def test_help_of_a_command_shows_its_options(command, capsys):
+def test_help_of_a_command_shows_its_options(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     needs_file = command.name in ("run", "agent-run", "bench")
     for argv in (["--help"], ["-h"], *([] if needs_file or command.name == "list" else [["there", "-h"]])):
         with pytest.raises(SystemExit) as stop:
@@ -145,15 +146,21 @@ def test_help_of_a_command_shows_its_options(command, capsys):
         out = capsys.readouterr().out
         assert stop.value.code == 0 and out.startswith(f"usage: sae {command.name} ") and "--" in out
     assert command.about in " ".join(out.replace("│", " ").split())
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
 def test_a_command_without_its_arguments_is_one_line(command, capsys):
-    assert f"       sae {command.usage} " in cli.usage().replace("usage: ", "       ")
+    assert f"       sae {command.usage}\n" in cli.usage().replace("usage: ", "       ")
     if command.name not in ("bench", "list"):
         assert cli.main([command.name]) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"sae: {command.name}: got no ") and err.endswith(f"allowed: sae {command.usage}\n"), err
+    if command.name in ("watch", "sync", "dashboard", "sweep-config", "pull"):
+        options = {"watch": "--once", "dashboard": "--dry-run", "pull": "--group=x"}
+        assert cli.main([command.name, options.get(command.name, "--project=x")]) == 1
+        what = command.usage.split()[1]
+        assert capsys.readouterr().err == f"sae: {command.name}: got no {what}, allowed: sae {command.usage}\n"
     assert cli.main([command.name, *["there"] * (command.name not in ("bench", "list")), "--jsn"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("sae: ") and err.count("\n") == 1, err
@@ -217,6 +224,9 @@ BAD_FLAGS = [
     (["--optimizer.b1", "1.5"], "optimizer.b1: got 1.5, allowed: at most 1"),
     (["--batch-size", "5000"], "batch_size: got 5000, allowed: at most the 1400 training examples"),
     (["--activation", "top"], "--activation: got 'top'; close names: top-k"),
+    (["--penalty", "my-own"], "or a class of your own that the definition file defines or imports"),
+    (["--activation.k", "4"], "'--activation.k'; top-k and batch-top-k"),
+    (["--penalty.l1", "nan"], "penalty.l1: got nan, allowed: finite 32-bit numbers"),
     (["--activation", "top-k", "--activation.k", "49"], "activation.k: got 49, allowed: at most d_sae = 48"),
     (["--b-dec-init", "median"], "invalid choice 'median' for argument '--b-dec-init'"),
     (["--precision", "bfloat"], "invalid choice 'bfloat' for argument '--precision'"),

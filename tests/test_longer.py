@@ -65,11 +65,10 @@ def test_what_is_kept_is_what_a_run_of_so_many_steps_ends_with(whole, short):
         same(whole.sae(member, step=34), short.sae(member))
 
 
-def test_the_numbers_of_a_step_are_those_of_its_whole_batch_with_the_weights_before(tiny, whole):
-    """Step 35 ends a chunk, and the weights after step 34 are kept."""
-    experiment, one = sweep_of(tiny, 60).members[1], whole.sae(1, step=34)
+def test_the_numbers_of_a_step_are_those_of_its_whole_batch_with_the_weights_after_it(tiny, whole):
+    experiment, one = sweep_of(tiny, 60).members[1], whole.sae(1)
     feed = Feed(experiment.data.load(), experiment.data_seed, experiment.batch_size, experiment.n_steps)
-    x = feed.block(34).batches(jnp.int32(34))[0]
+    x = feed.block(59).batches(jnp.int32(59))[0]
     W_enc, b_enc, W_dec, b_dec = (model.parameters(one)[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
 
     def terms(W_enc, b_enc, W_dec, b_dec):
@@ -81,7 +80,7 @@ def test_the_numbers_of_a_step_are_those_of_its_whole_batch_with_the_weights_bef
     gradient = jax.grad(lambda *args: sum(terms(*args)), argnums=(0, 1, 2, 3))(W_enc, b_enc, W_dec, b_dec)
     along = jnp.sum(gradient[2] * W_dec, axis=1, keepdims=True) * W_dec  # unit norms take this part away
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in (*gradient[:2], gradient[2] - along, gradient[3])))
-    row = whole.history.set_index(["member", "step"]).loc[(1, 35)]
+    row = whole.history.set_index(["member", "step"]).loc[(1, 60)]
     found = row[["train/reconstruction", "train/penalty", "train/loss", "train/grad_norm", "train/lr"]].astype(float)
     np.testing.assert_allclose(found, [reconstruction, penalty, reconstruction + penalty, norm, 3e-3], rtol=1e-4)
     first = whole.history.set_index(["member", "step"]).loc[(1, 5)]

@@ -241,10 +241,16 @@ def test_a_folder_is_data_and_its_file_must_be_loaded_by_hand(folder):
 def test_a_report_in_another_process_takes_the_file_and_without_it_says_which_is_missing(folder):
     command = [sys.executable, "-m", "sae.cli", "report", str(folder / "run")]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    pages = []
+    pages, said = [], []
     for more in ([], [str(folder / "own.py")]):
-        subprocess.run([*command, *more, "-o", "page.html"], env=env, cwd=folder, check=True, capture_output=True)
+        done = subprocess.run(
+            [*command, *more, "-o", "page.html"], env=env, cwd=folder, check=True, capture_output=True
+        )
         pages.append((folder / "page.html").read_text())
+        said.append(done.stdout.decode())
+    assert f"is a class of {folder / 'own.py'}, which is not loaded, so the page lacks dictionaries\n" in said[0]
+    assert f"to show them, name it: sae report {folder / 'run'} {folder / 'own.py'}\n" in said[0]
+    assert "not loaded" not in said[1]
     missing = "which is not loaded; import it first, or name it after the folder"
     assert missing in pages[0] and missing not in pages[1]
 

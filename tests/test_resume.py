@@ -31,7 +31,7 @@ base = Experiment(
 sweep = Sweep(name="long", members=grid(base, {"d_sae": (64, 96), "penalty.l1": (0.1, 0.5), "seed": (0, 1)}))
 """
 COMMAND = [sys.executable, "-m", "sae.cli", "run", "long.py", "--out", "run", "--checkpoint-minutes", "0.005"]
-COMMAND += ["--no-report"]
+COMMAND += ["--no-report", "--keep-every", "700"]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,10 @@ def same(a: sae.Results, b: sae.Results) -> None:
         one, other = a.sae(member), b.sae(member)
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             np.testing.assert_array_equal(getattr(one, name)[...], getattr(other, name)[...])
+    kept = lambda run: {
+        path.relative_to(run.folder): path.read_bytes() for path in run.folder.glob("cohorts/*/steps/*")
+    }
+    assert kept(a) == kept(b), "weights kept on the way"
 
 
 def killed_at_random(folder, whole, kills: int, seed: int) -> None:
@@ -191,6 +195,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
     assert [at for at, _ in rows] == [3, 6], "with the history up to there"
     np.testing.assert_array_equal(rows[1][1]["train/l0"], np.float32([6, np.nan]))
     assert rows[1][1]["train/dead"].dtype == np.int32
+
+
+def test_a_checkpoint_of_other_bits_is_one_line_and_is_kept(tmp_path):
+    said: list[str] = []
+    states = [{"w": np.ones(3, dtype), "n": np.int32(1)} for dtype in (np.float32, np.float64)]
+    for state, like, bits in ((*states, 32), (*states[::-1], 64)):
+        checkpoints = Checkpoints(tmp_path / f"{bits}", said.append)
+        checkpoints.save(3, state, [])
+        checkpoints.close()
+        fix = f"has numbers of {bits} bits, and this process has others; set JAX_ENABLE_X64={int(bits == 64)}"
+        with pytest.raises(UserError, match=fix):
+            Checkpoints(tmp_path / f"{bits}", said.append).restore(like)
+        assert (tmp_path / f"{bits}" / "3").exists() and said == []
 
 
 def two_cohorts() -> Sweep:

@@ -5,6 +5,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import sae
 from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
 from sae.core.definitions import flatten, kind, unflatten
+from sae.core.definitions import plain as plain_number
 from sae.experiment import complete, validate
 from sae.methods.contract import Penalty
 from sae.report import watch
@@ -67,6 +69,10 @@ def test_grid_is_every_combination_and_numpy_numbers_become_plain(tiny):
     [
         ({"penalty.l1": -0.1}, "penalty.l1: got -0.1, allowed: at least 0"),
         ({"optimizer": Adam(lr="fast")}, "optimizer.lr: got 'fast', allowed: float"),
+        ({"penalty.l1": float("nan")}, "penalty.l1: got nan, allowed: finite 32-bit numbers"),
+        ({"optimizer.lr": float("inf")}, "optimizer.lr: got inf, allowed: finite 32-bit numbers"),
+        ({"optimizer.clip": 1e39}, "optimizer.clip: got 1e+39, allowed: finite 32-bit numbers"),
+        ({"penalty.l1": np.full(1, 0.1)}, "penalty.l1: got array([0.1]), allowed: float"),
         ({"n_steps": 2.5}, "n_steps: got 2.5, allowed: int"),
         ({"seed": 2**31}, "seed: got 2147483648, allowed: 32-bit integers"),
         ({"n_eval": 0}, "n_eval: got 0, allowed: at least 1"),
@@ -82,8 +88,40 @@ def test_validate_names_the_field_the_value_and_what_is_allowed(tiny, change, me
     assert str(error.value) == f"'tiny': {message}"
 
 
-def test_nan_is_a_legal_learning_rate_and_an_int_a_legal_float(tiny):
-    validate(sae.replace(tiny, {"optimizer.lr": float("nan"), "penalty.l1": 1, "optimizer.clip": None}))
+def test_an_int_is_a_legal_float_and_none_where_it_is_allowed(tiny):
+    validate(sae.replace(tiny, {"optimizer.lr": 1, "penalty.l1": 1, "optimizer.clip": None}))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, jnp.float32, np.array, jnp.array])
+def test_scalars_of_numpy_and_jax_are_numbers_like_others(tiny, kind):
+    seed = kind(3).astype(int)
+    written = sae.Experiment(
+        name="tiny", data=tiny.data, d_sae=np.int64(48), n_steps=seed, seed=jnp.asarray(seed),
+        penalty=ElasticNet(l1=kind(0.1)), reconstruction=sae.Matryoshka(widths=(np.int32(8), jnp.int32(24))),
+        apply_b_dec_to_input=np.bool_(False),
+    )  # fmt: skip
+    (one,) = as_sweep(written).members
+    (same,) = grid(tiny, {"penalty.l1": [kind(0.1)], "seed": [seed]})
+    for value, plain in (
+        (one.penalty.l1, 0.1), (one.d_sae, 48), (one.n_steps, 3), (one.seed, 3), (one.apply_b_dec_to_input, False),
+        (one.reconstruction.widths, (8, 24)), (same.penalty.l1, 0.1), (same.seed, 3),
+    ):  # fmt: skip
+        assert value == plain and type(value) is type(plain)
+    assert [type(width) for width in one.reconstruction.widths] == [int, int]
+    hash(one)
+    assert plain_number(ml_dtypes.bfloat16(0.1)) == 0.10009765625
+
+
+def test_a_field_of_another_choice_names_the_choices_that_have_it(tiny):
+    for change in (grid, lambda base, axes: sae.replace(base, {name: 3 for name in axes})):
+        # classes of one's own that other tests define may have it, too
+        said = r"^relu has no field 'activation.k'; top-k and batch-top-k( and .*)? have it: activation=TopK\(k=...\)$"
+        with pytest.raises(UserError, match=said):
+            change(tiny, {"activation.k": (4, 8)})
+    with pytest.raises(UserError, match=r"^never .*; resample (and redraw have|has) it: revival=Resample\(every"):
+        grid(tiny, {"revival.every": (4, 8)})
+    with pytest.raises(UserError, match="^relu has no field 'activation.kk'; it has no fields$"):
+        grid(tiny, {"activation.kk": (4, 8)})
 
 
 def frontier(arm, power, seeds=(0, 1)):

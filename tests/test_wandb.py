@@ -1,5 +1,6 @@
 """W&B as a sink, against wandb itself: what arrives, and what happens when W&B is slow, silent, full or dead."""
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,8 @@ from wandb_server import API_KEY, WandbServer
 from sae.core.types import UserError
 from sae.wandb import client as wandb_client
 from sae.wandb.client import Client
-from sae.wandb.settings import resolve_mode
+from sae.wandb.process import _shortened
+from sae.wandb.settings import check_place, resolve_mode
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 MEMBERS = [0, 1, 12]
@@ -604,14 +606,70 @@ def test_resolve_mode(choice, env, netrc, settings, mode, monkeypatch, tmp_path)
     (tmp_path / "home" / ".config" / "wandb" / "settings").write_text(f"[default]\n{settings}\n")
     if mode is UserError:
         with pytest.raises(UserError) as error:
-            resolve_mode(choice)
+            resolve_mode(choice, "lab")
         assert "\n" not in str(error.value)
         assert any(fix in str(error.value) for fix in ("wandb login", "close names: online"))
     else:
-        assert resolve_mode(choice) == mode
+        assert resolve_mode(choice, "lab") == mode
 
 
 def test_netrc_variable(monkeypatch, tmp_path):
     (tmp_path / "elsewhere").write_text(NETRC)
     monkeypatch.setenv("NETRC", str(tmp_path / "elsewhere"))
-    assert resolve_mode("auto") == "online"
+    assert resolve_mode("auto", "lab") == "online"
+
+
+REFUSED = [
+    (
+        "t5/large",
+        r"W&B project: got 't5/large', allowed: 1 to 128 characters, and none of / \\ # \? % :; for .* t5-large$",
+    ),
+    ("100%", "for example 100$"),
+    ("a\nb", "for example a-b$"),
+    ("p" * 129, f"for example {'p' * 128}$"),
+    ("", r"none of / \\ # \? % :$"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), REFUSED)
+def test_a_name_that_wandb_refuses_is_found_before_training(name, said):
+    import wandb
+
+    for choice in ("auto", "offline"):
+        with pytest.raises(UserError, match=said):
+            resolve_mode(choice, name)
+    with pytest.raises(UserError, match=said.replace("project", "entity")):
+        check_place("lab", name) if name else check_place("")
+    assert resolve_mode("off", name) is None
+    if name:
+        with pytest.raises(wandb.errors.UsageError) if name != "a\nb" else contextlib.nullcontext():
+            wandb.Settings(project=name)  # wandb has the same rules, but for line breaks
+
+
+@pytest.mark.parametrize("name", ["p" * 128, "my lab", "t5-large", "größe_2.0"])
+def test_a_name_that_wandb_takes_is_taken(name):
+    assert resolve_mode("offline", name) == "offline"
+
+
+def test_configured_names_are_checked_where_they_are_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_PROJECT", "the/agents")
+    assert resolve_mode("offline", "lab") == "offline"  # a run that no agent started has its own
+    with pytest.raises(UserError, match="W&B project: got 'the/agents'"):
+        resolve_mode("offline", "lab", agent=True)
+    (tmp_path / "home" / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / "home" / ".config" / "wandb" / "settings").write_text("[default]\nentity = my/team\n")
+    with pytest.raises(UserError, match="W&B entity: got 'my/team'.* for example my-team$"):
+        resolve_mode("offline", "lab")
+    monkeypatch.setenv("WANDB_ENTITY", "team:b")
+    with pytest.raises(UserError, match="W&B entity: got 'team:b'"):
+        resolve_mode("offline", "lab")
+
+
+def test_names_that_are_too_long_keep_both_ends():
+    long = "penalty.l1=0.1 " + "optimizer.lr=0.001 " * 10
+    for limit in (64, 128):
+        short = [_shortened(long + end, limit) for end in ("seed=0", "seed=1")]
+        assert [len(name) for name in short] == [limit, limit]
+        assert all(name.startswith("penalty.l1=0.1 ") for name in short)
+        assert [name[-7:] for name in short] == [" seed=0", " seed=1"]
+    assert _shortened("a" * 128, 128) == "a" * 128

@@ -45,7 +45,7 @@ def trained(tiny, tmp_path_factory):
     """Seven members in two cohorts, one of them diverged, recorded offline with pictures and weights."""
     members = [
         *grid(tiny, {"penalty.l1": (0.05, 0.5), "seed": (0, 1)}),
-        sae.replace(tiny, {"optimizer.lr": float("nan"), "penalty.l1": 0.05}),
+        sae.replace(tiny, {"optimizer.lr": 1e30, "penalty.l1": 0.05}),
         *grid(sae.replace(tiny, {"d_sae": 32}), {"penalty.l1": (0.05, 0.5)}),
     ]
     out = tmp_path_factory.mktemp("commands") / "run"
@@ -406,3 +406,12 @@ def test_an_entity_that_is_not_ours(run, fails):
 def test_a_folder_that_holds_no_run(server, fails, tmp_path):
     for command in ("sync", "dashboard"):
         assert "no definition.json there, so no run" in fails(command, tmp_path)
+
+
+def test_a_name_that_wandb_refuses_is_one_line(trained, tmp_path, fails):
+    said = "got 't5/large', allowed: 1 to 128 characters"
+    for command in ("sync", "dashboard"):
+        assert f"W&B project: {said}" in fails(command, trained.folder, "--project", "t5/large")
+        assert f"W&B entity: {said}" in fails(command, trained.folder, "--entity", "t5/large")
+    assert "W&B project: got '50%'" in fails("pull", "tester/50%")
+    assert "W&B entity: got 'my:team'" in fails("pull", "my:team/lab")

@@ -1,10 +1,12 @@
 """Sweeps that W&B steers: the YAML, the one run of an agent by its environment, and wandb's own agent end to end."""
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from test_cli import SWEEP, TINY
@@ -19,6 +21,7 @@ from sae.core.definitions import flatten
 from sae.core.types import UserError
 from sae.study.definition_files import load_file
 from sae.study.sweep import as_sweep
+from sae.wandb import sink
 from sae.wandb import sweeps as wandb_sweeps
 from sae.wandb.sweeps import Options, read_trial, sweep_yaml
 
@@ -137,14 +140,65 @@ def test_a_sweep_of_arms_is_no_grid_but_can_be_sampled(tiny):
 
 
 def test_what_wandb_cannot_express_is_refused(tiny):
-    endless = Sweep(name="endless", members=grid(tiny, {"optimizer.lr": (0.1, float("nan"))}))
-    with pytest.raises(UserError, match="optimizer.lr: got nan, and W&B sweeps over finite numbers and words only"):
-        sweep_yaml(endless, FILE, Options())
     with pytest.raises(UserError, match="varies nothing"):
         sweep_yaml(tiny, FILE, Options())
     mixed = Sweep(name="mixed", members=[tiny, sae.replace(tiny, {"activation": TopK(k=5)})])
     with pytest.raises(UserError, match="only some members have 'activation.k'"):
         sweep_yaml(mixed, FILE, Options(method="random"))
+
+
+def test_at_a_target_l0_the_coefficient_is_no_axis_and_the_metric_fines_a_miss(sweep):
+    text = sweep_yaml(sweep, FILE, Options(method="bayes", target_l0=12.0))
+    config = yaml.safe_load(text)
+    assert config["metric"] == {"name": "sweep/fvu_at_l0", "goal": "minimize"}
+    assert config["run_cap"] == 8 and "until L0 is 12. " in text
+    assert config["parameters"] == {
+        "d_sae": {"values": [32, 48]},
+        "b_dec_init": {"values": ["zero", "mean"]},
+        "optimizer.lr": {"distribution": "uniform", "min": 1e-3, "max": 3e-3},
+        "control": {"value": "target-l0"},
+        "control.l0": {"value": 12.0},
+        "penalty.l1": {"value": 0.1},  # the middle one
+    }
+
+
+def test_two_coefficients_and_a_control_of_the_files_own(tiny):
+    controlled = sae.replace(tiny, {"control": sae.TargetL0(l0=5.0, rate=0.005)})
+    sweep = Sweep(name="two", members=grid(controlled, {"penalty.l1": (0.1, 0.2), "penalty.l2": (0.0, 0.2)}))
+    parameters = parsed(sweep, target_l0=9.0)["parameters"]
+    assert parameters == {
+        "penalty.l1": {"values": [0.1, 0.2]},
+        "penalty.l2": {"values": [0.0, 0.2]},
+        "control": {"value": "target-l0"},
+        "control.l0": {"value": 9.0},
+    }
+
+
+def test_a_target_l0_that_no_control_can_reach_is_refused(tiny):
+    def fails(base, axes):
+        with pytest.raises(UserError) as error:
+            sweep_yaml(Sweep(name="x", members=grid(base, axes)), FILE, Options(target_l0=9.0))
+        return str(error.value)
+
+    assert "top-k sets L0 by activation.k" in fails(sae.replace(tiny, {"activation": TopK(k=4)}), {"seed": (0, 1)})
+    zero = sae.replace(tiny, {"penalty.l1": 0.0})
+    assert "multiplies penalty.l1 and penalty.l2, and all are 0" in fails(zero, {"seed": (0, 1)})
+    assert "nothing else varies" in fails(tiny, {"penalty.l1": (0.1, 0.2)})
+
+
+def test_the_least_fvu_is_said_to_be_the_least_sparse(sweep):
+    said = "# The least FVU has the least sparsity; --target-l0 L0 compares at one L0.\n"
+    assert said in sweep_yaml(sweep, FILE, Options(method="bayes", metric="eval/fvu"))
+    assert said not in sweep_yaml(sweep, FILE, Options(method="bayes", metric="eval/dead"))
+
+
+def test_the_fvu_at_a_target_is_worth_no_miss():
+    configs = [{"control": "target-l0", "control.l0": 20.0}] * 4
+    values = {"eval/fvu": np.array([0.2, 0.15, 0.3, np.nan]), "eval/l0": np.array([20.0, 40.0, 0.0, np.nan])}
+    (key, got), *none = sink.at_target(values, configs).items()
+    assert key == "sweep/fvu_at_l0" and not none
+    np.testing.assert_allclose(got, [0.2, 0.15 + np.log(2), 0.3 + np.log(2000), np.nan])
+    assert sink.at_target(values, [{"control": "as-written"}] * 4) == {}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.py")), ids=lambda p: p.stem)
@@ -168,11 +222,17 @@ def test_sweep_config_prints_or_writes(capsys):
     ("argv", "said"),
     [
         (["tiny.py"], "'tiny' varies nothing, so it has no axes; allowed: a file that defines a sweep"),
-        ([FILE, "--method", "bayes"], "--method bayes needs a metric to optimise: --metric eval/fvu"),
+        ([FILE, "--method", "bayes"], "--method bayes needs a metric to optimise: --target-l0 20"),
         ([FILE, "--metric", "eval/fvy"], "--metric: got 'eval/fvy'; close names: eval/fvu"),
         ([FILE, "--metric", "fvu"], "close names: eval/fvu"),
         ([FILE, "--method", "gird"], "'gird'"),
         ([FILE, "--metod", "grid"], "sweep-config has no option '--metod'; close names: --method"),
+        (
+            [FILE, "--target-l0", "20", "--metric", "eval/fvu"],
+            "got eval/fvu with --target-l0, allowed: one of the two",
+        ),
+        ([FILE, "--target-l0", "0"], "control.l0: got 0.0, allowed: at least 0.01"),
+        ([FILE, "--project", "t5/large"], "W&B project: got 't5/large', allowed: 1 to 128 characters"),
         ([FILE, "--out", "sweep.py"], "--out: got sweep.py, allowed: a .yaml file"),
         (["sweeep.py"], "close names: sweep.py"),
     ],
@@ -276,6 +336,19 @@ def test_an_environment_that_is_no_agents_is_one_line(fails):
     Path(env["WANDB_SWEEP_PARAM_PATH"]).write_text("- a list")
     assert "is not what an agent writes" in fails("agent-run", FILE, env=env)
     assert "needs an API key" in fails("agent-run", FILE, env=agent_env({}))
+    env = agent_env({}, WANDB_PROJECT="t5/large", WANDB_API_KEY="0" * 40)
+    assert "W&B project: got 't5/large'" in fails("agent-run", FILE, env=env)
+    assert not Path("runs").exists()
+
+
+def test_a_long_name_of_a_run_has_short_names_of_fields(monkeypatch):
+    values = {"penalty.l1": 0.123456789, "optimizer.lr": 0.00123456789, "optimizer.weight_decay": 0.000123456789}
+    values |= {"optimizer.warmup_steps": 100, "dead_after": 123456, "seed": 1}
+    for name, value in agent_env(values).items():
+        monkeypatch.setenv(name, value)
+    name = read_trial(load_file(FILE), [])[2].name
+    assert len(name) <= 128
+    assert {"l1=0.123456789", "lr=0.00123456789", "weight_decay=0.000123456789", "seed=1"} < set(name.split())
 
 
 def test_one_run_of_an_agent_arrives_in_its_sweep():
@@ -298,6 +371,24 @@ def test_one_run_of_an_agent_arrives_in_its_sweep():
     assert [line["train/step"] for line in run.history[:3]] == [20, 40, 60]
     assert run.summary["eval/fvu"] == row["eval/fvu"] and run.summary["status"] == "finished"
     assert run.exit_code == 0
+
+
+def test_wandbs_own_agent_runs_at_a_target_l0():
+    """The YAML's fixed parameters make the control, and the run's summary has the metric that the YAML names."""
+    FILE.write_text(FILE.read_text().replace("n_steps=60", "n_steps=400").replace("(0, 1)", "(0,)"))
+    FILE.write_text(FILE.read_text().replace('"seed": (0,)', '"optimizer.lr": (3e-3, 4e-3)'))
+    command("sae", "sweep-config", FILE, "--method", "grid", "--target-l0", "12", "--out", "target.yaml")
+    config = yaml.safe_load(Path("target.yaml").read_text())
+    with WandbServer() as server:
+        env = server.env | {"WANDB_AGENT_MAX_INITIAL_FAILURES": "1"}
+        command("wandb", "sweep", "target.yaml", env=env)
+        done = command("wandb", "agent", "tester/sparsity-lab/sweep0", env=env)
+        assert server.unknown == [] and sorted(server.runs) == ["trial0", "trial1"], done.stdout + done.stderr
+        for name, lr in (("trial0", 3e-3), ("trial1", 4e-3)):
+            run, row = server.runs[name], sae.load(f"runs/tiny_sweep-sweep0/{name}").members.iloc[0]
+            assert (row["control"], row["control.l0"], row["penalty.l1"]) == ("target-l0", 12.0, 1.0)
+            assert row["optimizer.lr"] == lr and 10 < row["eval/l0"] < 14
+            assert run.summary[config["metric"]["name"]] == row["eval/fvu"] + abs(math.log(row["eval/l0"] / 12))
 
 
 def test_a_run_without_an_agent_is_in_no_sweep():

@@ -18,7 +18,7 @@ from sae.core.metrics import HISTOGRAM_EDGES
 def results(tiny, tmp_path_factory):
     members = [
         *grid(tiny, {"penalty.l1": (0.1, 0.5), "seed": (0, 1)}),
-        sae.replace(tiny, {"optimizer.lr": float("nan")}),
+        sae.replace(tiny, {"optimizer.lr": 1e30}),
         sae.replace(tiny, {"activation": sae.TopK(k=5), "penalty.l1": 0.0}),
     ]
     out = tmp_path_factory.mktemp("wandb_tables")

@@ -73,7 +73,8 @@ class RegisteredSweep:
 
     def __post_init__(self):
         axes = self.config["parameters"] if self.config["method"] == "grid" else {}
-        for values in itertools.product(*(axis["values"] for axis in axes.values())) if axes else ():
+        of_each = [axis.get("values", [axis.get("value")]) for axis in axes.values()]
+        for values in itertools.product(*of_each) if axes else ():
             # a whole number is an integer on its way through W&B's server
             plain = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
             args = {name: {"value": value} for name, value in zip(axes, plain, strict=True)}

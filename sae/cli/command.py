@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -44,11 +46,13 @@ def read(options: type[T], argv: Sequence[str], command: Command) -> T:
         flag = token.split("=", 1)[0].replace("_", "-")
         if flag.startswith("--") and not {flag, flag.replace("--no-", "--", 1)} & {*flags, "--help"}:
             raise UserError(f"{command.name} has no option '{token}'; {nearest(token, flags)}")
-    return parse(options, argv, f"sae {command.name}", command.about)
+    return parse(options, argv, f"sae {command.name}", command.about, usage=command.usage.partition(" ")[2])
 
 
-def parse(cls: type[T], tokens: Sequence[str], prog: str, description: str, default: T | None = None) -> T:
-    """A dataclass from the tokens, over the default. Raises UserError; exits after --help."""
+def parse(
+    cls: type[T], tokens: Sequence[str], prog: str, description: str, default: T | None = None, usage: str = "--help"
+) -> T:
+    """A dataclass from the tokens, over the default; errors show the `usage`. Raises UserError; exits after --help."""
     text = io.StringIO()
     given: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -59,9 +63,15 @@ def parse(cls: type[T], tokens: Sequence[str], prog: str, description: str, defa
             )
     except SystemExit as stop:
         if stop.code == 0:  # --help
-            show(text.getvalue().removesuffix("\n"))
+            width = shutil.get_terminal_size().columns
+            for line in text.getvalue().splitlines():  # tyro wraps what is in its boxes only
+                show(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))
             raise
-        raise UserError(_one_line(text.getvalue())) from None
+        said = _one_line(text.getvalue())
+        if lacking := re.match(r"Missing from .*?: (\S+)", said):
+            name = prog.removeprefix("sae ")
+            raise UserError(f"{name}: got no {lacking[1]}, allowed: {prog} {usage}") from None
+        raise UserError(said) from None
 
 
 def _one_line(box: str) -> str:

@@ -1,10 +1,12 @@
 """The command line: find the command, run it, and turn an error into one line and an exit code."""
 
 import errno
+import logging
 import signal
 import sys
 
 from sae.cli import agent_run, bench, claims, dashboard, listing, pull, report, run, sweep_config, sync, watch
+from sae.cli.streams import show_what_can_be_shown
 from sae.core.console import say, show
 from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
@@ -12,12 +14,18 @@ from sae.engine import processes
 
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
 MODULES = (run, report, claims, watch, bench, listing, sweep_config, agent_run, sync, pull, dashboard)
+ADVICE = {
+    errno.ENOSPC: "free some space, or use --out DIR on another disk",
+    errno.EMFILE: "the limit is `ulimit -n`; raise it first: ulimit -n 4096",
+}
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line -> exit code: 0, 1 for bad input, 130 or 143 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    show_what_can_be_shown()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where there is no home, it tells of a cache of its own
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return processes.end(_command(argv))
@@ -27,8 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        advice = "; free some space, or use --out DIR on another disk" if error.errno == errno.ENOSPC else ""
-        return _fail(f"{where}{error.strerror or type(error).__name__}{advice}")
+        advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+        return _fail(f"{where}{error.strerror or error or type(error).__name__}{advice}")
+    except UnicodeEncodeError as error:  # the streams' errors never come here, so that it is a name
+        return _fail(_unwritable(str(error.object)))
     except Interrupted as stop:
         return _fail(f"{stop}; what was done is saved, and the same command goes on from there", stop.exit_code, None)
     except KeyboardInterrupt:
@@ -40,9 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """What `sae --help` prints."""
-    width = max(len(command.usage) for command in COMMANDS.values())
-    lines = [f"sae {command.usage:{width}}   {command.about}" for command in COMMANDS.values()]
-    more = "sae COMMAND --help shows a command's options, and sae run FILE --help also every field of the file."
+    lines = [f"sae {command.usage}\n           {command.about}" for command in COMMANDS.values()]
+    more = "sae COMMAND --help shows a command's options,\nand sae run FILE --help also every field of the file."
     return "usage: " + "\n       ".join(lines) + f"\n\n{more}"
 
 
@@ -51,9 +60,18 @@ def _command(argv: list[str]) -> int:
         show(usage())
         return 0 if argv else 1
     name, *rest = argv
+    for token in argv:
+        if any("\ud800" <= character <= "\udfff" for character in token):  # a byte that is no character here
+            raise UserError(_unwritable(token))
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'; {nearest(name, COMMANDS)}")
     return COMMANDS[name].main(rest)
+
+
+def _unwritable(name: str) -> str:
+    """What is said of a name that cannot be a file's, or that was no text to begin with."""
+    encoding = sys.getfilesystemencoding()
+    return f"{name[:200]}: this locale's encoding, {encoding}, lacks some of its characters; set LC_ALL=C.UTF-8"
 
 
 def _fail(message: str, code: int = 1, seconds: float | None = processes.PARTING) -> int:

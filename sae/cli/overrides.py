@@ -8,7 +8,7 @@ import tyro
 
 from sae.cli.command import parse
 from sae.core.console import say
-from sae.core.definitions import choices, flatten, kind, replace
+from sae.core.definitions import choices, flatten, having, kind, numbers, replace
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.experiment import Experiment
@@ -32,7 +32,7 @@ def override(
     A choice is replaced by its kind (`--activation top-k`), and a field of it by its value (`--activation.k 8`).
     Members that an override makes equal are kept once, so `--seed 0` runs a sweep at one seed. Raises UserError.
     """
-    members = list(definition.members) if isinstance(definition, Sweep) else [definition]
+    members = [*map(numbers, definition.members if isinstance(definition, Sweep) else [definition])]
     members, tokens = _replace_choices(members, tokens)
     parsed: dict[tuple, Any] = {}  # by the member's choices, which are all that its flags follow from
     given = _given(members, tokens, options)
@@ -50,7 +50,7 @@ def override(
         return members[0], chosen
     unique = {repr(replace(member, {"name": ""})): member for member in members}
     if len(unique) < len(members):
-        flags = ", ".join(f"--{name}" for name in given)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         say(f"{flags}: {len(unique)} of {len(members)} members are left, as the others became equal to these")
     name = members[0].name if "name" in given else definition.name
     return dataclasses.replace(definition, name=name, members=tuple(unique.values())), chosen
@@ -71,7 +71,8 @@ def _replace_choices(members: list[Experiment], tokens: Sequence[str]) -> tuple[
         wanted = tokens.pop(0) if tokens else ""
         wanted = next((k for k in known if plain(k) == plain(wanted)), wanted)
         if wanted not in known:
-            raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, known)}")
+            own = "or a class of your own that the definition file defines or imports"
+            raise UserError(f"--{name}: got {wanted!r}; {nearest(wanted, known)}, {own}")
         try:
             members = [m if kind(getattr(m, name)) == wanted else replace(m, {name: known[wanted]()}) for m in members]
         except TypeError as error:  # this kind has a field without a default
@@ -104,6 +105,9 @@ def _given(members: list[Experiment], tokens: list[str], command_options: Any) -
             flags = ["--" + known.replace("_", "-") for known in [*sorted(fields), *sorted(options)]]
             inner = [flag for flag in flags if flag.endswith("." + token.removeprefix("--"))]
             close = f"close names: {', '.join(inner)}" if inner else nearest(token, flags)
+            if head and (found := having(type(getattr(members[0], head, None)), last)):
+                has = "has" if len(found) == 1 else "have"
+                close = f"{' and '.join(map(kind, found))} {has} it: --{head} {kind(found[0])}"
             raise UserError(f"{members[0].name!r} has no field or option '{token}'; {close}")
     return list(dict.fromkeys(given))
 

@@ -1,19 +1,23 @@
 """`sae report`: what came of runs, as one page."""
 
 import dataclasses
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 from tyro.conf import Positional, arg
 
 import sae
 from sae.cli.command import Command, read
 from sae.core.console import Console, say
+from sae.core.definitions import choices, is_own, kind
 from sae.core.types import UserError
 from sae.engine.runtime import keep_compiled_programs
 from sae.report.printing import print_answer, print_claims
 from sae.study import claims
 from sae.study.definition_files import load_file
+
+NEEDED = ("data", "activation")  # the choices that looking at dictionaries needs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,20 @@ def main(argv: list[str]) -> int:
     for results in runs:
         print_answer(results, console)
         print_claims({"": claims.read(results.folder)}, console)
+        for what, file in _not_loaded(results).items():
+            say(f"{results.folder}: {what} is a class of {file}, which is not loaded, so the page lacks dictionaries")
+            say(f"to show them, name it: sae report {shlex.join([*map(str, options.paths), file])}")
     page = build.build(runs, options.out)
     say(f"wrote {page}, and its figures to {page.with_suffix('')}")
     return 0
+
+
+def _not_loaded(results: sae.Results) -> dict[str, str]:
+    """{"activation shift": its file} of a run's own classes that dictionaries need and that are not defined here."""
+    hints = get_type_hints(sae.Experiment)
+    needed = {name: file for name, file in results.definition.get("own", {}).items() if name.split()[0] in NEEDED}
+    known = {f"{field} {kind(cls)}" for field in NEEDED for cls in choices(hints[field]) if is_own(cls)}
+    return {name: file for name, file in needed.items() if name not in known}
 
 
 COMMAND = Command(

@@ -27,6 +27,7 @@ from sae.study import claims
 from sae.study import definition_files as loading
 from sae.study.sweep import Sweep, as_sweep
 from sae.wandb.client import Trial
+from sae.wandb.settings import resolve_mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,7 @@ def carry_out(
 def _launch(path: Path, tokens: Sequence[str], sweep: Sweep, options: Options, console: Console) -> int:
     """Run each cohort of a sweep in a process or job of its own -> exit code."""
     say = lambda line: Console(stderr=True).print(Text(line), soft_wrap=True)
+    resolve_mode(options.wandb, options.wandb_project)  # here, so that one line tells of its faults and no part starts
     # this process only looks at the device, whose memory is for those that train
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results = prepare(sweep, options, loading.question(path), ["sae", "run", str(path), *tokens], say)

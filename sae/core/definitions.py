@@ -11,16 +11,21 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import jax
 import numpy as np
 from beartype import BeartypeConf
 from beartype.door import is_bearable
+from jax.core import Tracer
 
+from sae.core.files import Written
 from sae.core.text import nearest
 from sae.core.types import UserError, definition
 
 T = TypeVar("T")
+LARGEST = float(np.finfo(np.float32).max)  # of a float field, as training has 32 bits
 
 
 class Choice:
@@ -91,8 +96,21 @@ def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str
 def replace(value: T, changes: Mapping[str, Any]) -> T:
     """A definition with some dotted names changed. Raises UserError for an unknown name."""
     for name, new in changes.items():
-        value = _replace_one(value, name, name.split("."), new.item() if isinstance(new, np.generic) else new)
+        value = _replace_one(value, name, name.split("."), plain(new))
     return value
+
+
+def plain(value: Any) -> Any:
+    """A scalar of numpy or JAX, or such an array with no axes, as Python's own; other values as they are.
+
+    A float of 32 bits becomes the number that it was written as: float32(0.1) is 0.1, not 0.10000000149.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    if not isinstance(value, np.generic | np.ndarray | jax.Array) or value.ndim or isinstance(value, Tracer):
+        return value
+    scalar = np.asarray(value)[()]
+    return float(str(scalar)) if isinstance(scalar, np.floating) else scalar.item()
 
 
 def _replace_one(value: Any, name: str, path: list[str], new: Any) -> Any:
@@ -101,13 +119,35 @@ def _replace_one(value: Any, name: str, path: list[str], new: Any) -> Any:
     if isinstance(value, Choice) and not is_definition(type(value)):
         raise UserError(f"{type(value).__name__} is not a definition; decorate the class with sae.definition")
     if head not in names:
-        prefix = name.removesuffix(".".join(path))
-        raise UserError(
-            f"{kind(value) if names else repr(value)} has no field '{name}'; "
-            + nearest(name, [prefix + field for field in names] or ["none"])
-        )
+        is_one = dataclasses.is_dataclass(value)
+        raise UserError(f"{kind(value) if is_one else repr(value)} has no field '{name}'; {_other(value, name, path)}")
     inner = _replace_one(getattr(value, head), name, rest, new) if rest else new
     return dataclasses.replace(value, **{head: inner})
+
+
+def _other(value: Any, name: str, path: list[str]) -> str:
+    """The end of an error about a field that a value lacks: the choices that have it, or its close names."""
+    prefix = name.removesuffix(".".join(path))
+    if found := having(type(value), path[0]):
+        has, example = "has" if len(found) == 1 else "have", f"{found[0].__name__}({path[0]}=...)"
+        return f"{' and '.join(map(kind, found))} {has} it: {prefix.removesuffix('.')}={example}"
+    names = [prefix + field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    return nearest(name, names) if names else "it has no fields"
+
+
+def having(cls: type, field: str) -> list[type]:
+    """The choices of a choice's kind that have a field of this name, each kind once; [] for a class that is none."""
+    kinds = [base for base in cls.__mro__ if is_kind(base)]
+    known = choices(kinds[0]) if kinds else []
+    found = [one for one in known if field in one.__dataclass_fields__]  # ty: ignore[missing-attribute]
+    return list({kind(one): one for one in found}.values())  # a notebook's cell defines its class again and again
+
+
+def written_in(folder: Path, value: T) -> T:
+    """A definition whose fields that are paths are looked for in this folder first."""
+    marked = [field.name for field in dataclasses.fields(value) if field.metadata.get("path")]  # ty: ignore[invalid-argument-type]
+    paths = {name: Written(path, folder) for name in marked if isinstance(path := getattr(value, name), str)}
+    return dataclasses.replace(value, **paths)  # ty: ignore[invalid-argument-type]
 
 
 def choices(hint: Any) -> list[type]:
@@ -168,16 +208,19 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(cls)
 
 
-def floats(value: T) -> T:
-    """A definition in which every field that is annotated as a float holds one."""
+def numbers(value: T) -> T:
+    """A definition with Python's numbers in place of numpy's and JAX's, and floats wherever floats are annotated."""
     hints, changes = get_type_hints(type(value)), {}
     for field in dataclasses.fields(value):  # ty: ignore[invalid-argument-type]  # a definition is a dataclass
-        got = getattr(value, field.name)
-        if dataclasses.is_dataclass(got):
-            changes[field.name] = floats(got)
-        elif isinstance(got, int) and not isinstance(got, bool) and hints[field.name] in (float, float | None):
-            changes[field.name] = float(got)
-    return dataclasses.replace(value, **changes)  # ty: ignore[invalid-argument-type]
+        old = getattr(value, field.name)
+        new = plain(old)
+        if dataclasses.is_dataclass(old) and not isinstance(old, type):
+            new = numbers(old)
+        elif isinstance(new, int) and not isinstance(new, bool) and hints[field.name] in (float, float | None):
+            new = float(new)
+        if new is not old:
+            changes[field.name] = new
+    return dataclasses.replace(value, **changes) if changes else value  # ty: ignore[invalid-argument-type]
 
 
 def problems(value: Any, prefix: str = "") -> Iterator[str]:
@@ -191,10 +234,16 @@ def problems(value: Any, prefix: str = "") -> Iterator[str]:
             yield f"{name}: got {reprlib.repr(got)}, allowed: {wrong}"
         elif dataclasses.is_dataclass(got):
             yield from problems(got, f"{name}.")
+        elif any(isinstance(one, float) and not abs(one) <= LARGEST for one in (got, *_parts(got))):
+            yield f"{name}: got {got}, allowed: finite 32-bit numbers"
         elif (low := field.metadata.get("min")) is not None and got is not None and got < low:
             yield f"{name}: got {got}, allowed: at least {low}"
         elif (high := field.metadata.get("max")) is not None and got is not None and got > high:
             yield f"{name}: got {got}, allowed: at most {high}"
+
+
+def _parts(value: Any) -> tuple:
+    return value if isinstance(value, tuple) else ()
 
 
 def _wrong_type(got: Any, hint: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Files written atomically: whatever happens, a file is either the old one or the new one."""
+"""Files: where a path leads, and files written so that each is either the old one or the new one."""
 
 import hashlib
 import json
@@ -6,6 +6,40 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from sae.core.types import UserError
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~user` replaced. Raises UserError where that home folder is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        whose = Path(path).parts[0]
+        fix = "set HOME, or write" if whose == "~" else "write"
+        raise UserError(f"{path}: the home folder {whose} is not known; {fix} the path from / on") from None
+
+
+class Written(str):
+    """A path as a definition file writes it, which knows the folder of that file. It is equal to its text."""
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path) -> "Written":
+        """The text, as it stands in a file in this folder."""
+        written = super().__new__(cls, text)
+        written.folder = folder
+        return written
+
+
+def located(path: str) -> Path:
+    """Where the path in a field of a definition leads: beside its definition file, or else from the working directory.
+
+    A path that is in neither place leads there from the working directory. Raises UserError where a home is not known.
+    """
+    plain = expanded(path)
+    beside = path.folder / plain if isinstance(path, Written) else plain
+    return beside if beside.exists() else plain
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -81,8 +81,8 @@ OF_A_STEP = {
     "grad_norm": Metric("norm of the gradient over all parameters, as the optimizer gets it, before clipping", "‖∇‖₂"),
     "lr": Metric("learning rate"),
 }
-"""What the log shows of a single step, the last of every chunk (`train/` only): its loss on its whole batch, with the
-weights before its update. No sum over the chunk, so that the other steps do not pay for it.
+"""What the log shows of the last step of every chunk (`train/` only): its whole batch, with weights after the update.
+It is no sum over the chunk, so that the other steps do not pay for it.
 """
 
 

@@ -129,13 +129,15 @@ def decode(sae: Sae, latents: Array) -> Array:
 
 
 def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
-    """A matrix product in true float32, or of factors rounded to bfloat16 and summed in float32; gradients too.
+    """A matrix product in true float32, or of factors rounded to fewer bits and summed in float32; gradients too.
 
-    GPUs and TPUs round the factors of a float32 product to fewer bits unless told.
+    "tensorfloat32" keeps 10 bits of a factor's mantissa on GPUs, at least as many on TPUs, and all on CPUs; "bfloat16"
+    keeps 7 everywhere. GPUs and TPUs round the factors of a float32 product unless told.
     """
     if precision == "bfloat16":
         return bfloat16_matmul(a, b)
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    high, highest = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+    return jnp.matmul(a, b, precision=high if precision == "tensorfloat32" else highest)
 
 
 @jax.custom_vjp

@@ -64,13 +64,15 @@ def static(
     min: float | None = None,
     max: float | None = None,
     most_of: str | None = None,
+    path: bool = False,
 ) -> Any:
     """A value that fixes shapes or code. It must be hashable. `min` and `max` are inclusive bounds.
 
     `most_of` names a leaf of the same definition: None then stands for the largest value that this leaf has among the
-    members of one compiled program, and is filled in when they are stacked.
+    members of one compiled program, and is filled in when they are stacked. `path` marks a path, which
+    `sae.core.files.located` looks for beside the definition file first.
     """
-    return _field(default, pytree_node=False, min=min, max=max, arm=False, most_of=most_of)
+    return _field(default, pytree_node=False, min=min, max=max, arm=False, most_of=most_of, path=path)
 
 
 def _field(default: Any, **metadata: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from sae.core.files import sha256
+from sae.core.files import located, sha256
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
 from sae.data.rows import Rows, rows
@@ -80,7 +80,7 @@ class ImagePatches(Source):
     """Seed of the places where patches are cut. The choice of held-out images does not depend on it."""
     normalize: Normalize = static("centre")
     """What is done to patches after whitening: none, centre, unit-mean-norm, ... (see `sae.rows`)."""
-    folder: str | None = static(None)
+    folder: str | None = static(None, path=True)
     """Folder of your own images, searched with its subfolders; None for those of scikit-image and scikit-learn."""
     held_out_images: tuple[str, ...] | None = static(None)
     """Names of the images to hold out, as in the folder; None for two built-in ones, or every fifth of your files."""
@@ -119,7 +119,7 @@ class ImagePatches(Source):
         if self.folder is None:
             photos = COLOUR_PHOTOS if self.colour else COLOUR_PHOTOS | GREY_PHOTOS
             return {name: _packaged(photos[name], name) for name in sorted(photos)}
-        folder = Path(self.folder).expanduser()
+        folder = located(self.folder)
         if not folder.is_dir():
             raise UserError(f"ImagePatches: no folder '{folder}'; give one that exists, or leave folder unset")
         images = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.core.files import located
 from sae.core.normalization import Normalization
 from sae.core.text import nearest
 from sae.core.types import UserError, definition, static
@@ -42,7 +43,7 @@ class Tfds(Source):
     """Held-out examples, as a TFDS split that shares no example with `split`."""
     feature: str = static("image")
     """The feature of an example to read."""
-    data_dir: str | None = static(None)
+    data_dir: str | None = static(None, path=True)
     """Folder of prepared data sets; None for $TFDS_DATA_DIR or else ~/tensorflow_datasets."""
     patch_size: int | None = static(None, min=1)
     """Side of random patches of images, in pixels; None for whole examples."""
@@ -104,7 +105,7 @@ class Tfds(Source):
         """The builder of the prepared data set, made from its files alone; none of the data set's code runs."""
         if not re.fullmatch(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?", self.name):
             raise UserError(f"Tfds: name: got {self.name!r}, allowed: like mnist, mnist_corrupted/fog or mine:1.0.0")
-        data_dir = str(Path(self.data_dir or tfds.core.constants.get_default_data_dir()).expanduser())
+        data_dir = str(located(self.data_dir or tfds.core.constants.get_default_data_dir()))
         open_files = tfds.core.read_only_builder.builder_from_files
         try:
             try:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sae.core.types import UserError
 from sae.engine import processes
 from sae.engine.programs import CohortState
 
@@ -96,6 +97,10 @@ class Checkpoints:
                 continue
             described = lambda tree: {name: (leaf.shape, leaf.dtype) for name, leaf in tree.items()}
             kept = {name: array for name, array in arrays.items() if name.startswith("state.")}
+            if bits := _other_bits(kept, leaves):
+                fix = f"set JAX_ENABLE_X64={int(bits == 64)}, as the run began, or start again with --fresh"
+                path = self.folder / str(step)
+                raise UserError(f"checkpoint {path} has numbers of {bits} bits, and this process has others; {fix}")
             if other := sorted(described(kept).items() ^ described(leaves).items(), key=str):
                 self._say(
                     f"checkpoint {self.folder / str(step)} is of another version: {other[0][0]} differs; passed over"
@@ -132,6 +137,14 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
             self._manager = None
+
+
+def _other_bits(kept: Mapping[str, np.ndarray], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> int | None:
+    """The bits of a checkpoint's floats where JAX had others when it was written; None where it had the same."""
+    ours = {leaf.dtype for name, leaf in leaves.items() if name in kept and np.issubdtype(leaf.dtype, np.floating)}
+    theirs = {array.dtype for name, array in kept.items() if name in leaves and np.issubdtype(array.dtype, np.floating)}
+    wide = np.dtype(np.float64)
+    return (64 if wide in theirs else 32) if (wide in theirs) != (wide in ours) else None
 
 
 def _named(state: CohortState) -> dict[str, Any]:

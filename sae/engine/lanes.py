@@ -79,7 +79,7 @@ def timer(
     def train(steps: int) -> float:
         nonlocal state
         begun = time.perf_counter()
-        where = placement.shared((np.int32(0), np.int32(steps), np.bool_(False)))
+        where = placement.shared((np.int32(0), np.int32(steps)))
         state, _ = program(experiments, state, block, pivot, *where)
         jax.block_until_ready(state)
         return time.perf_counter() - begun
@@ -96,7 +96,7 @@ def timer(
 
 def _remembered() -> dict[str, int]:
     try:
-        return json.loads(_path().read_text())
+        return json.loads(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

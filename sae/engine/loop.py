@@ -19,9 +19,9 @@ CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
 
 def compile_block(experiments: Experiment, state: CohortState, feed: Feed, placement: Placement) -> jax.stages.Compiled:
     """The compiled program of a block, which takes any number of steps."""
-    pivot, zero, no = placement.shared((feed.data.mean, np.int32(0), np.bool_(False)))
+    pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
     block = feed.block(0)
-    return programs.train_block.lower(experiments, state, block, pivot, zero, zero, no, placement=placement).compile()
+    return programs.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
 
 
 def train_cohort(
@@ -47,8 +47,10 @@ def train_cohort(
     for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start, keep_every):
         then = step + n
         block = feed.block(step, then if then < example.n_steps else None)
-        where = placement.shared((np.int32(step), np.int32(n), np.bool_(ends_chunk)))
-        state, last = program(experiments, state, block, pivot, *where)
+        state, x = program(experiments, state, block, pivot, *placement.shared((np.int32(step), np.int32(n))))
+        seen = {}
+        if ends_chunk:
+            seen = programs.look(experiments, state, placement.shared(np.int32(then - 1)), x, placement=placement)
         if then in example.revival.steps() and then < example.n_steps:
             candidates = feed.candidates(then, example.revival.candidates())
             at = placement.shared(np.int32(then))
@@ -56,7 +58,7 @@ def train_cohort(
         numbers = None
         if ends_chunk:
             state, numbers = programs.end_chunk(experiments, state, placement=placement)
-            numbers |= last
+            numbers |= seen
             if feed.data.features is not None:
                 features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
                 numbers |= programs.feature_recovery(state.train.sae, features, frequencies, placement=placement)

@@ -81,38 +81,42 @@ def train_block(
     pivot: Array,
     step: Array,
     n: Array,
-    ends_chunk: Array,
     *,
     placement: Placement,
-) -> tuple[CohortState, dict[str, Array]]:
-    """Take n steps, at most a block's, from `step` on. The batches are drawn once, for all members.
+) -> tuple[CohortState, Array]:
+    """Take n steps, at most a block's, from `step` on; also gives the last batch, [d_in, batch].
 
-    n is traced and the steps run in a loop of that length, so how training is cut into chunks cannot change
-    a bit of its results: it is the same program for every n. Where the block ends a chunk, it also gives the numbers of
-    its last step, {name: [member]} (see `train.numbers`); else zeros.
+    The batches are drawn once, for all members. n is traced and the steps run in a loop of that length, so how training
+    is cut into chunks cannot change a bit of its results: it is the same program for every n.
     """
     batches = block.batches(step)  # [steps, d_in, batch]
 
-    def member(args: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
+    def member(args: tuple) -> tuple[TrainState, Sums]:
         experiment, state, sums = args
 
-        def one(i: Array, carry: tuple) -> tuple[TrainState, Sums, dict[str, Array]]:
-            before, sums, last = carry
-            after, new, gradient = train.step(experiment, before, step + i, batches[i])
-            # a branch, as all members share its condition: other steps do not pay for it
-            seen = lambda: train.numbers(experiment, before, step + i, batches[i], gradient)
-            last = jax.lax.cond(ends_chunk & (i == n - 1), seen, lambda: last)
-            return after, jax.tree.map(jnp.add, sums, new), last
+        def one(i: Array, carry: tuple) -> tuple[TrainState, Sums]:
+            state, sums = carry
+            state, new = train.step(experiment, state, step + i, batches[i])
+            return state, jax.tree.map(jnp.add, sums, new)
 
-        shapes = jax.eval_shape(train.numbers, experiment, state, step, batches[0], state.sae)
-        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return jax.lax.fori_loop(0, n, one, (state, sums, nothing))
+        return jax.lax.fori_loop(0, n, one, (state, sums))
 
     def observe(i: Array, moments: Moments) -> Moments:
         return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot))
 
-    trained, sums, last = over_members(member, (experiments, state.train, state.sums), placement)
-    return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments)), last
+    trained, sums = over_members(member, (experiments, state.train, state.sums), placement)
+    return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments)), batches[n - 1]
+
+
+@functools.partial(jax.jit, static_argnames="placement")
+def look(
+    experiments: Experiment, state: CohortState, step: Array, x: Array, *, placement: Placement
+) -> dict[str, Array]:
+    """The numbers of every member after a step on x [d_in, batch], {name: [member]} (see `train.numbers`).
+
+    A program of its own: a branch in the loop of steps would keep a step from updating its state in place.
+    """
+    return over_members(lambda args: train.numbers(*args, step, x), (experiments, state.train), placement)
 
 
 @functools.partial(jax.jit, static_argnames="placement", donate_argnames="state")

@@ -10,6 +10,9 @@ from pathlib import Path
 import jax
 import psutil
 
+from sae.core.files import expanded
+from sae.core.types import UserError
+
 
 def compiler_bytes() -> int:
     """Bytes of the device's memory that compiling takes and does not give back (measured on a CPU)."""
@@ -33,7 +36,10 @@ def keep_compiled_programs() -> None:
 
 def cache_folder() -> Path:
     """The cache folder for this user and CPU type. Raises OSError where it cannot be made."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sparsity-lab" / _processor()
+    try:
+        folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sparsity-lab" / _processor()
+    except UserError as error:  # no home
+        raise OSError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -41,7 +47,8 @@ def cache_folder() -> Path:
 def _processor() -> str:
     """A name for this CPU type. Compiled programs use all of its instructions, and a home may be shared by machines."""
     try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        flags = next(line for line in lines if line.startswith("flags"))
     except (OSError, StopIteration):
         flags = platform.processor()
     return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"
@@ -59,7 +66,7 @@ def peak_bytes() -> int:
     if stats:
         return stats["peak_bytes_in_use"]
     try:  # getrusage would start from the peak of the process that started this one
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
     except (OSError, StopIteration):
         pass

@@ -38,8 +38,8 @@ class TopK(Activation):
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
-        latents = relu(pre_acts)
-        return jnp.where(top_k.k_largest(latents, self.k, self.k_max), latents, 0.0)
+        kept = top_k.k_largest(relu(pre_acts), self.k, self.k_max) & (pre_acts > 0)
+        return jnp.where(kept, pre_acts, 0.0)  # one selection, and one in its gradient
 
     def check(self, experiment: Any) -> str | None:
         """k is at most d_sae, and at most k_max."""
@@ -77,7 +77,8 @@ class BatchTopK(Activation):
         latents = relu(pre_acts)
         contribution = _contribution(sae, latents)
         n = jnp.round(self.k * pre_acts.shape[1]).astype(jnp.int32)
-        kept = jnp.where(contribution >= top_k.nth_largest(contribution, n), latents, 0.0)
+        threshold = top_k.nth_largest(contribution, n, guess=own(sae)["threshold"])
+        kept = jnp.where(contribution >= threshold, latents, 0.0)
         return kept, kept
 
     def settle(self, own: dict[str, Array], out: Pass) -> dict[str, Array]:

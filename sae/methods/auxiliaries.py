@@ -1,6 +1,8 @@
 """Auxiliary losses: costs that give dead latents a gradient."""
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
 from sae.methods.top_k import k_largest
+
+T = TypeVar("T")
 
 
 @definition
@@ -38,16 +42,50 @@ class AuxK(Auxiliary):
     """Whose definition."""
 
     def cost(self, out: Pass) -> Array:
-        """The cost, []; 0 where no latent is dead."""
-        k = self.k or max(1, out.y.shape[0] // 2)
-        dead, n_dead = out.dead[:, None], jnp.sum(out.dead)
+        """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
+        k = min(self.k or max(1, out.y.shape[0] // 2), out.dead.shape[0])
         error = jax.lax.stop_gradient(out.y - out.x_hat)
-        chosen = k_largest(jnp.where(dead, out.pre_acts, -jnp.inf), min(k, out.dead.shape[0])) & dead
-        values = relu(out.pre_acts) if self.form == "openai" else out.pre_acts
-        rest = error - matmul(out.sae.W_dec[...].T, jnp.where(chosen, values, 0.0), out.sae.precision)
-        squared = jnp.sum(rest**2)
-        if self.form == "saelens":
-            return self.weight * jnp.minimum(n_dead / k, 1.0) * squared / out.batch
-        variation = jnp.sum((error - jnp.mean(error, axis=1, keepdims=True)) ** 2)
-        some = (n_dead > 0) & (variation > 0)
-        return self.weight * jnp.where(some, squared / jnp.where(some, variation, 1.0), 0.0)
+        cost = functools.partial(_cost, k=k, form=self.form, precision=out.sae.precision)
+        fixed = (error, out.dead)
+        return self.weight * _where(cost, jnp.any(out.dead), (out.sae.W_dec[...], out.pre_acts), fixed)
+
+
+def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form: str, precision: str) -> Array:
+    """AuxK's cost without its weight, [], where some latent is dead."""
+    dead, n_dead = dead[:, None], jnp.sum(dead)
+    # all dead latents are chosen where there are no more than k
+    chosen = _run(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), dead & (pre_acts == pre_acts))
+    values = relu(pre_acts) if form == "openai" else pre_acts
+    rest = error - matmul(W_dec.T, jnp.where(chosen & dead, values, 0.0), precision)
+    squared = jnp.sum(rest**2)
+    if form == "saelens":
+        return jnp.minimum(n_dead / k, 1.0) * squared / error.shape[1]
+    variation = jnp.sum((error - jnp.mean(error, axis=1, keepdims=True)) ** 2)
+    return jnp.where(variation > 0, squared / jnp.where(variation > 0, variation, 1.0), 0.0)
+
+
+def _run(needed: Array, function: Callable[[], T], otherwise: T) -> T:
+    """function(), or `otherwise` where it is not needed. Over lanes it runs if any of them needs it.
+
+    `lax.cond` would compute both sides there.
+    """
+    return jax.lax.while_loop(lambda args: args[0], lambda _: (False, function()), (needed, otherwise))[1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _where(cost: Callable[..., Array], needed: Array, inputs: tuple[Array, ...], fixed: tuple[Array, ...]) -> Array:
+    """cost(*inputs, *fixed), [], or 0 where it is not needed; differentiable by the inputs. See `_run`."""
+    return _run(needed, lambda: cost(*inputs, *fixed), jnp.zeros_like(inputs[0][0, 0]))
+
+
+def _where_forward(cost: Callable[..., Array], needed: Array, inputs: tuple, fixed: tuple) -> tuple[Array, tuple]:
+    both = lambda: jax.value_and_grad(lambda inputs: cost(*inputs, *fixed))(inputs)
+    value, gradients = _run(needed, both, jax.tree.map(jnp.zeros_like, (inputs[0][0, 0], inputs)))
+    return value, gradients
+
+
+def _where_backward(cost: Callable[..., Array], gradients: tuple, g: Array) -> tuple:
+    return None, jax.tree.map(lambda gradient: g * gradient, gradients), None
+
+
+_where.defvjp(_where_forward, _where_backward)

@@ -1,12 +1,13 @@
 """The largest of many numbers, exactly: of each example, or of a whole batch. Feature-major, [d_sae, batch]."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from sae.core.types import Array
 
+WAYS = 7  # thresholds that a pass of a search counts: the fastest number on a CPU and on an H100
+SPREAD = 2**15  # bits between the thresholds around a guess: .4 % of its value
+INFINITY = 0x7F800000  # the bits of infinity
 SORTED_FROM = 1024  # latents from which sorting groups is faster than sorting all of them (measured on a CPU)
 
 
@@ -24,16 +25,42 @@ def k_largest(values: Array, k: Array | int, k_max: int | None = None) -> Array:
     return (held > least) | ((held == least) & (jnp.arange(n)[:, None] <= last))
 
 
-def nth_largest(values: Array, n: Array | int) -> Array:
-    """The n-th largest of all values >= 0, []; n may be traced. 0 where there are fewer than n values."""
-    return _search(jax.lax.stop_gradient(values), n, lambda at_least: jnp.sum(jnp.sum(at_least, axis=0)))
+def nth_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Array:
+    """The n-th largest of all values >= 0, []; n may be traced. 0 where there are fewer than n values.
+
+    Without a sort: numbers >= 0 have the order of their bits, so the result is searched among whole numbers. A pass
+    over the values counts those that reach each of `WAYS` thresholds between the bounds, and leaves the interval
+    between two of them. The first pass looks around the guess; a good one saves passes and changes no result.
+    """
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), jnp.int32)
+    place = jnp.arange(1, WAYS + 1)
+    # on a mesh, what a loop carries must lie where the values lie
+    low = 0 * _count(bits, jnp.ones(1, jnp.int32))[0]
+
+    def narrow(low: Array, high: Array, thresholds: Array) -> tuple[Array, Array]:
+        """The bounds after a pass: n values reach `low`, and fewer reach `high`."""
+        reached = _count(bits, thresholds) >= n
+        low = jnp.maximum(low, jnp.max(jnp.where(reached, thresholds, low)))
+        return low, jnp.minimum(high, jnp.min(jnp.where(reached, high, thresholds)))
+
+    def between(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        width = high - low
+        steps = width // (WAYS + 1) * place + width % (WAYS + 1) * place // (WAYS + 1)
+        return narrow(low, high, jnp.clip(low + steps, low + 1, high - 1))
+
+    around = jax.lax.bitcast_convert_type(jnp.asarray(guess, jnp.float32), jnp.int32)
+    first = jnp.clip(around + (place - (WAYS + 1) // 2) * SPREAD, 1, INFINITY - 1)
+    bounds = narrow(low, low + INFINITY, first)
+    low, _ = jax.lax.while_loop(lambda bounds: bounds[1] - bounds[0] > 1, between, bounds)
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
 def _largest(values: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each column in falling order, and their latents, [k, batch] each. Equal ones keep their order.
 
-    The k groups of latents with the largest maxima contain the k largest latents. So the maxima are sorted, and then
-    k groups, where `lax.top_k` alone would sort every latent.
+    The k groups of latents with the largest maxima contain the k largest latents. So these groups are found, by the
+    same rule, and only their latents are sorted, where `lax.top_k` alone would sort every latent.
     """
     n, batch = values.shape
     size = _group_size(n, k)
@@ -41,9 +68,8 @@ def _largest(values: Array, k: int) -> tuple[Array, Array]:
         found, latents = jax.lax.top_k(values.T, k)
         return found.T, latents.T
     maxima = jnp.max(values.reshape(n // size, size, batch), axis=1)
-    _, groups = jax.lax.top_k(maxima.T, k)  # [batch, k]
-    # groups in their own order, so that of equal latents the first ones still come first
-    latents = (jnp.sort(groups, axis=1)[:, :, None] * size + jnp.arange(size)).reshape(batch, -1)
+    groups = jnp.sort(_largest(maxima, k)[1].T, axis=1)  # [batch, k], in order: of equal latents the first come first
+    latents = (groups[:, :, None] * size + jnp.arange(size)).reshape(batch, -1)
     found, places = jax.lax.top_k(jnp.take_along_axis(values.T, latents, axis=1), k)
     return found.T, jnp.take_along_axis(latents, places, axis=1).T
 
@@ -54,15 +80,8 @@ def _group_size(n: int, k: int) -> int:
     return max(sizes, default=1) if n >= SORTED_FROM else 1
 
 
-def _search(values: Array, n: Array | int, count: Callable[[Array], Array]) -> Array:
-    """The largest threshold that n values reach, bit by bit: numbers >= 0 have the order of their bits."""
-    width = 8 * values.dtype.itemsize
-    integer = jnp.dtype(f"int{width}")
-    bits = jax.lax.bitcast_convert_type(values, integer)
-
-    def one(i: Array, found: Array) -> Array:
-        higher = found | jnp.left_shift(jnp.ones((), integer), (width - 2 - i).astype(integer))
-        return jnp.where(count(bits >= higher) >= n, higher, found)
-
-    zero = 0 * count(bits > 0).astype(integer)  # on a mesh, what a loop carries must lie where the values lie
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, width - 1, one, zero), values.dtype)
+def _count(bits: Array, thresholds: Array) -> Array:
+    """How many numbers reach each of some thresholds, [n]: one pass over the numbers."""
+    reach = [jnp.where(bits >= threshold, 1, 0) for threshold in thresholds]
+    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+    return jnp.stack(jax.lax.reduce(reach, [jnp.int32(0)] * len(reach), add, (0, 1)))

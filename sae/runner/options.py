@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from sae.core.files import expanded
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.data.feed import RESIDENT_BYTES
@@ -71,7 +72,7 @@ class RunOptions:
 
     def folder(self, name: str) -> Path:
         """The folder of the results of a sweep with this name."""
-        return Path(self.out).expanduser() if self.out is not None else Path("runs") / name
+        return expanded(self.out) if self.out is not None else Path("runs") / name
 
     @property
     def least_cohorts(self) -> int:

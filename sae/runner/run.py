@@ -85,7 +85,7 @@ def run(
     sweep = as_sweep(definition)
     with processes.watch(), contextlib.ExitStack() as stack:
         _check_same(sweep, options)
-        mode = processes.of_lead(lambda: resolve_mode(options.wandb))
+        mode = processes.of_lead(lambda: resolve_mode(options.wandb, options.wandb_project, trial is not None))
         loaded: Loaded = {}
         results = processes.of_lead(lambda: prepare(sweep, options, question, command, say, loaded))
         plan = plans.stored(sweep, processes.shared(results and results.definition["cohorts"]))

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from sae.core.definitions import flatten
-from sae.core.files import sha256, write_json
+from sae.core.files import Written, sha256, write_json
 from sae.core.types import UserError
 from sae.data.source import Examples, Source
 from sae.engine.loading import fingerprint
@@ -87,7 +87,7 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
     releases the lock when its process ends, however it ends, so a lock file left behind means nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", opener=_follow_no_link) as file:
+    with open(folder / LOCK, "a+", encoding="utf-8", opener=_follow_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -164,6 +164,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": plain(sweep),
+        "beside": _definition_folder(sweep),
         "own": {name: file for member in sweep.members for name, file in own_files(member).items()},
         **shown(sweep),
         "claims": [claims.written(claim) for claim in sweep.claims],  # as they were before the run: never changed
@@ -174,6 +175,12 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "git_commit": _git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _definition_folder(sweep: Sweep) -> str | None:
+    """The folder in which relative paths of the data are looked for first; None where there are none."""
+    values = [value for member in sweep.members for value in flatten(member).values()]
+    return next((str(value.folder) for value in values if isinstance(value, Written)), None)
 
 
 def shown(sweep: Sweep) -> dict[str, Any]:
@@ -199,8 +206,8 @@ def _git_commit() -> str | None:
     """The checkout's commit, with "+changes" if tracked files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, timeout=10, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+    return commit.stdout.decode().strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -5,7 +5,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pandas as pd
 
-from sae.core.definitions import unflatten
+from sae.core.definitions import unflatten, written_in
+from sae.core.files import expanded
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
@@ -28,7 +29,7 @@ class Results:
     """The results of a run, read from its folder, finished or not."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
@@ -99,7 +100,9 @@ class Results:
         if member not in range(n := len(self.definition["members"])):
             raise UserError(f"{self.folder}: got member {member}, allowed: {ranges(range(n))}")
         flat = {n: tuple(v) if isinstance(v, list) else v for n, v in self.definition["members"][member].items()}
-        return unflatten(Experiment, "data", flat, self.definition.get("own"))
+        source = unflatten(Experiment, "data", flat, self.definition.get("own"))
+        beside = self.definition.get("beside")
+        return written_in(Path(beside), source) if beside else source
 
     def data(self, member: int) -> Examples:
         """The data that a member was trained on, loaded: `data.train[:]` and `data.held_out[:]` are raw rows.

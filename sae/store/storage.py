@@ -214,7 +214,8 @@ def read_analysis(folder: Path) -> pd.DataFrame:
     asked again.
     """
     try:
-        return pd.read_parquet(folder / ANALYSIS, page_checksum_verification=True)
+        with open(folder / ANALYSIS, "rb") as file:
+            return pd.read_parquet(file, page_checksum_verification=True)
     except (OSError, ValueError):
         return _with_asked(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {})
 
@@ -256,7 +257,8 @@ def _write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
 
 def _read_table(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path, page_checksum_verification=True)
+        with open(path, "rb") as file:  # pyarrow opens no path that is not UTF-8
+            return pd.read_parquet(file, page_checksum_verification=True)
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise DamagedError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 

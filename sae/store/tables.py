@@ -15,7 +15,7 @@ from sae.store import storage
 from sae.store.storage import CohortFiles
 
 HISTORY_SECONDS = 1.0  # between two writes of an unfinished cohort's history, which `sae watch` reads
-HISTORY_SHARE = 0.02  # most of the time that these writes may take: where they are slow, they are fewer
+HISTORY_SHARE = 0.05  # most of the time that these writes may take: where they are slow, they are fewer
 
 
 class Tables:
@@ -82,7 +82,8 @@ class Tables:
     def _write(self, status: str, step: int) -> None:
         begun = time.monotonic()
         if self.history:
-            self.files.write_history(storage.join_history(self.history))
+            self.history = [storage.join_history(self.history)]
+            self.files.write_history(self.history[0])
         self.files.mark(status=status, step=step, seconds=self._seconds())
         self.written, self.unwritten = time.monotonic(), False
         self.wait = max(HISTORY_SECONDS, (self.written - begun) / HISTORY_SHARE)

@@ -1,15 +1,20 @@
 """Definition files: from a path to the `experiment` or `sweep` that it defines, and to its question."""
 
 import ast
+import dataclasses
 import importlib.util
+import os
 import sys
 import traceback
 import zlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from sae.core.definitions import written_in
 from sae.core.text import nearest
 from sae.core.types import UserError
+from sae.data.source import Source
 from sae.experiment import Experiment
 from sae.study.sweep import Sweep
 
@@ -18,7 +23,10 @@ CHECKOUT = Path(__file__).parents[2]  # the folder that the package lies in, whe
 
 
 def load_file(path: Path) -> Experiment | Sweep:
-    """The `sweep`, or else the `experiment`, that a file defines. Raises UserError with the fault in one line."""
+    """The `sweep`, or else the `experiment`, that a file defines. Raises UserError with the fault in one line.
+
+    Relative paths of its data are looked for beside the file first, then from the working directory.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
     if not path.is_file():
@@ -31,7 +39,16 @@ def load_file(path: Path) -> Experiment | Sweep:
         raise UserError(f"{path} defines neither `experiment` nor `sweep`; a definition file ends in one of the two")
     if not isinstance(found[0], (Experiment, Sweep)):
         raise UserError(f"{path}: got a {type(found[0]).__name__}, allowed: an Experiment or a Sweep")
-    return found[0]
+    return _beside(path.resolve().parent, found[0])
+
+
+def _beside(folder: Path, found: Any) -> Any:
+    """An experiment or a sweep whose data are looked for beside its file first; other values as they are."""
+    if isinstance(found, Sweep):
+        return dataclasses.replace(found, members=[_beside(folder, member) for member in found.members])
+    if isinstance(found, Experiment) and isinstance(found.data, Source):
+        return dataclasses.replace(found, data=written_in(folder, found.data))
+    return found
 
 
 def shipped() -> list[Path]:
@@ -42,7 +59,7 @@ def shipped() -> list[Path]:
 def question(path: Path) -> str:
     """The first line of a definition file's docstring; "" if it has none or is no Python."""
     try:
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        docstring = ast.get_docstring(ast.parse(path.read_bytes()))
     except (SyntaxError, UnicodeDecodeError):
         return ""
     return (docstring or "").split("\n")[0]
@@ -64,7 +81,7 @@ def _execute(path: Path) -> ModuleType:
     for name in [name for name in sys.modules if name.split(".")[0] in FOLDERS]:
         del sys.modules[name]  # imported for an earlier file, perhaps from another checkout
     # two files of one name in two folders are two modules
-    name = f"definition_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    name = f"definition_{path.stem}_{zlib.crc32(os.fsencode(path.resolve())):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: got a file of another kind, allowed: a Python file, {path.stem}.py")

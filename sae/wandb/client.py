@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.core.files import expanded
 from sae.wandb import settings
 from sae.wandb.settings import Mode
 
@@ -71,13 +72,15 @@ class Client:
     ) -> None:
         self.group, self.token, self._say, self._trial = group, token, say, trial
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        root = pathlib.Path(env.get("WANDB_DIR") or out).expanduser().absolute()
+        root = expanded(env.get("WANDB_DIR") or out).absolute()
         self.folder = root / (".wandb" if (root / ".wandb").exists() else "wandb")  # wandb's own rule
         self.log = self.folder / "wandb-process.log"
         env["WANDB_DIR"] = str(root)
         env |= {"WANDB_ENTITY": entity} if entity else {}
         env.setdefault("WANDB_DATA_DIR", str(self.folder / "data"))
         env.setdefault("WANDB_CACHE_DIR", str(self.folder / "cache"))
+        if not settings.has_home():
+            env["HOME"] = str(self.folder)  # wandb wants one
         env.setdefault("WANDB_PROGRAM", pathlib.Path(sys.argv[0]).name)
         env.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's telemetry takes 10 s where the server is dead
         for name, value in settings.read().items():
@@ -85,7 +88,7 @@ class Client:
                 env.setdefault(f"WANDB_{name.upper()}", value)
 
         if trial:
-            project = os.environ.get("WANDB_PROJECT") or settings.read().get("project") or project
+            project = settings.agents_project(project)
         self.project, self.entity = project, env.get("WANDB_ENTITY")
         self._sync = f"sae sync {shlex.quote(str(out))}"
         self._queue: queue.SimpleQueue[list | None] = queue.SimpleQueue()

@@ -43,6 +43,7 @@ sys.path[:] = [path for path in sys.path if os.path.realpath(path) != _HERE]
 INIT_SECONDS = float(os.environ.get("WANDB_INIT_TIMEOUT", 8))  # then runs are recorded offline, and nothing is lost
 FINISH_SECONDS = 60.0  # longest upload of one run after its end; `sae sync` can do the rest
 COUNT_SECONDS = 5.0  # until W&B's answer about a run includes the last rows it got; mostly 2 to 4 s
+MOST_OF_NAME, MOST_OF_TAG = 128, 64  # characters that the server takes
 
 Member = int | str  # "sweep" is the run of the sweep itself
 
@@ -220,10 +221,10 @@ class Runs:
             project=self.project,
             group=self.group,
             job_type=job_type,
-            tags=[tag[:64] for tag in tags],  # the server's limit
+            tags=[_shortened(tag, MOST_OF_TAG) for tag in tags],
             id=self._id(member) + ("-offline" if apart else self.suffix),
             resume="allow" if online else None,
-            name=name[:128],  # the server's limit
+            name=_shortened(name, MOST_OF_NAME),
             config=config,
             reinit="create_new",
             settings=self.settings,
@@ -294,6 +295,12 @@ def _let_it_count(older: list[pathlib.Path]) -> None:
     """Wait until the server counts the rows that an older process sent a moment ago."""
     times = [path.stat().st_mtime for folder in older for path in folder.rglob("*") if path.is_file()]
     time.sleep(min(max(max(times, default=0) + COUNT_SECONDS - time.time(), 0), COUNT_SECONDS))
+
+
+def _shortened(text: str, most: int) -> str:
+    """A text of at most so many characters; one that is longer lacks its middle, as names differ at their ends."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def _one_line(error: Exception) -> str:

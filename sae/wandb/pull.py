@@ -21,7 +21,7 @@ import pandas as pd
 
 from sae.core import console
 from sae.core.definitions import choices, fields, kind
-from sae.core.files import write_json
+from sae.core.files import expanded, write_json
 from sae.core.shapes import fault
 from sae.core.text import count, nearest
 from sae.core.types import UserError
@@ -31,7 +31,7 @@ from sae.store import schema, storage
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, CohortFiles
 from sae.store.tables import plain
-from sae.wandb import sink
+from sae.wandb import settings, sink
 from sae.wandb.server import Server, connect
 
 AT_ONCE = 8  # histories fetched side by side
@@ -61,8 +61,9 @@ def pull(path: str, options: Options, say: Callable[[str], None] = console.say) 
     entity, slash, project = path.strip("/").partition("/")
     if not (entity and project) or "/" in project:
         raise UserError(f"pull: got {path!r}, allowed: ENTITY/PROJECT, as in the address of the W&B page")
+    settings.check_place(project, entity)
     name = re.sub(r"[^\w .,=+-]", "_", options.group or project)
-    out = (options.out or Path("runs") / f"{name}-pulled").expanduser()
+    out = expanded(options.out or Path("runs") / f"{name}-pulled")
     _refuse(out)
     server = connect(entity, project)
     runs, sweep = _find(server, options.group)

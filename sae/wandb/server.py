@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Generator
 from typing import Any
 
@@ -66,6 +67,12 @@ def connect(entity: str | None, project: str, write: bool = False) -> Server:
     if not settings.has_key():
         raise UserError(f"not logged in at {host}: no API key is configured; set WANDB_API_KEY, or run `wandb login`")
     os.environ["WANDB_SILENT"] = "true"
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its end waits for the server, however dead
+    own = os.path.join(tempfile.gettempdir(), f"wandb-{os.getuid()}")
+    if not settings.has_home():
+        os.environ["HOME"] = own  # wandb wants one
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        os.environ.setdefault("WANDB_CACHE_DIR", own)  # where wandb has no log file, it logs to the terminal
     import wandb
 
     wandb.setup(wandb.Settings(x_graphql_timeout_seconds=ANSWER_SECONDS, x_graphql_retry_max=2))

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.definitions import flatten
+from sae.core.definitions import flatten, kind
 from sae.core.files import sha256, write_json
 from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
 from sae.core.shapes import fault
 from sae.engine.records import Outcome, Record, Start
+from sae.methods.controls import TargetL0
 from sae.report.images import dictionary_grid
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
@@ -27,6 +28,7 @@ from sae.wandb.settings import Mode, is_id
 
 PLACE = "wandb.json"  # the file in a run's folder that says where in W&B its runs are
 SWEEP_CONFIG = ("name", "question", "answer", "figures", "arms", "packages", "python", "device", "git_commit")
+AT_TARGET = "sweep/fvu_at_l0"  # a summary value: the FVU where a control has a target, with a fine for a miss
 MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 
 
@@ -85,7 +87,8 @@ class Wandb:
     def finish(self, outcome: Outcome) -> None:
         """Write the held-out numbers as summary values, a histogram of firing rates, and pictures of dictionaries."""
         W_dec, members = np.asarray(outcome.saes.W_dec[...]), outcome.cohort.members
-        end(self.client, members, outcome.status, outcome.values, outcome.firing_rates, W_dec, self.image_shape)
+        values = dict(outcome.values) | at_target(outcome.values, list(map(flatten, outcome.cohort.experiments)))
+        end(self.client, members, outcome.status, values, outcome.firing_rates, W_dec, self.image_shape)
 
     def sweep(self, results: Results) -> None:
         """Write the run of a finished sweep: its members, figures and claims, and its weights where asked."""
@@ -127,6 +130,19 @@ def end(
     histograms = {"eval/log10_firing_rate": (HISTOGRAM_EDGES, counts)}
     images = {"eval/dictionary": pictures(image_shape, W_dec, firing_rates=firing_rates)} if image_shape else {}
     client.finish_cohort(members, status, values, histograms, images)
+
+
+def at_target(values: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """{AT_TARGET: [member]} for the held-out numbers of members with a target L0, flattened; {} for others.
+
+    The value is FVU + |log(L0 / target)|. Along a frontier FVU changes far less than the fine does, so no run gains by
+    missing its target.
+    """
+    if not all(config["control"] == kind(TargetL0) for config in configs):
+        return {}
+    targets = np.array([config["control.l0"] for config in configs])
+    missed = np.log(np.maximum(np.asarray(values["eval/l0"], float), 1e-2) / targets)
+    return {AT_TARGET: np.asarray(values["eval/fvu"], float) + np.abs(missed)}
 
 
 def log_sweep(client: Client, results: Results, artifacts: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Sweeps that W&B steers: a sweep file's axes as W&B's YAML, and the one run that a `wandb agent` asks for.
 
-    sae sweep-config sweeps/superposition_width_l1.py --method bayes --metric eval/fvu --out sweep.yaml
+    sae sweep-config sweeps/superposition_width_l1.py --method bayes --target-l0 20 --out sweep.yaml
     wandb sweep sweep.yaml
     wandb agent ENTITY/PROJECT/SWEEP    # on as many machines as there are; each run is a `sae agent-run`
 
@@ -17,14 +17,18 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from sae.core.definitions import flatten, replace
+from sae.core.definitions import flatten, kind, replace
 from sae.core.metrics import EVALUATED
 from sae.core.text import nearest, one_line, printable
 from sae.core.types import UserError
 from sae.experiment import Experiment
+from sae.methods.controls import TargetL0
+from sae.study.arms import marked
 from sae.study.sweep import Sweep, as_sweep, varying
+from sae.wandb import settings
 from sae.wandb.client import Trial
 from sae.wandb.settings import is_id
+from sae.wandb.sink import AT_TARGET
 
 LOG_FACTOR = 10  # a float axis that spans this factor or more is sampled by its logarithm
 
@@ -39,6 +43,9 @@ class Options:
     """The held-out number to optimise, such as eval/fvu; bayes needs one."""
     goal: Literal["minimize", "maximize"] = "minimize"
     """Whether a small or a large metric is better."""
+    target_l0: float | None = None
+    """Compare at this L0: a control sets the factor of the penalty, and the metric is the FVU there, with a fine for a
+    target that was missed."""
     project: str = "sparsity-lab"
     """The W&B project."""
     out: Path | None = None
@@ -47,7 +54,14 @@ class Options:
 
 def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, question: str = "") -> str:
     """The axes of a file's sweep as the YAML for `wandb sweep`. Raises UserError for what W&B cannot express."""
+    settings.check_place(options.project)
     sweep = as_sweep(definition)
+    fixed: dict[str, Any] = {}
+    if options.target_l0 is not None:
+        if options.metric is not None:
+            raise UserError(f"--metric: got {options.metric} with --target-l0, allowed: one of the two")
+        sweep, fixed = _at_target(sweep, options.target_l0)
+        options = dataclasses.replace(options, metric=AT_TARGET, goal="minimize")
     axes = _axes(sweep)
     size, combinations = " x ".join(f"{len(axes[name])} {name}" for name in axes), math.prod(map(len, axes.values()))
     whole = combinations == len(sweep.members)
@@ -57,11 +71,12 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
             f"{combinations}; use --method random or bayes, or a file for each part that is a full grid"
         )
     names = [f"eval/{metric}" for metric in EVALUATED]
-    if options.metric is not None and options.metric not in names:
+    if options.metric is not None and options.metric not in (AT_TARGET, *names):
         raise UserError(f"--metric: got {options.metric!r}; {nearest(options.metric, names)}")
     if options.method == "bayes" and options.metric is None:
         raise UserError(
-            "--method bayes needs a metric to optimise: --metric eval/fvu, with --goal maximize where more is better"
+            "--method bayes needs a metric to optimise: --target-l0 20 for the FVU at that L0, or --metric eval/dead, "
+            "with --goal maximize where more is better"
         )
 
     config: dict[str, Any] = {"name": sweep.name, "project": options.project}
@@ -75,6 +90,7 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
         config["run_cap"] = len(sweep.members)  # the file's number of members; W&B would go on for ever
     continuous = options.method != "grid"
     config["parameters"] = {name: _parameter(values, continuous) for name, values in axes.items()}
+    config["parameters"] |= {name: {"value": _plain(value)} for name, value in fixed.items()}
 
     comments = [  # a name with a line's end would end the comment
         f"The axes of {path} for W&B: {size}.",
@@ -85,11 +101,45 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
             f"The {len(sweep.members)} members of that file are not a full grid of these axes.",
             "W&B also samples combinations that are not among them.",
         ]
+    if options.target_l0 is not None:
+        comments += [
+            f"A control moves the factor of the penalty until L0 is {options.target_l0:g}. The metric is",
+            "eval/fvu + |log(eval/l0 / target)|: a run that misses its target by 5 % pays .05 of FVU.",
+        ]
+    if options.metric == "eval/fvu" and any(name in axes for name in marked(sweep.members)):
+        comments += ["The least FVU has the least sparsity; --target-l0 L0 compares at one L0."]
     dump = functools.partial(yaml.safe_dump, config, sort_keys=False, width=110)
     text = dump(allow_unicode=True)
     if printable(text) != text:
         text = dump(allow_unicode=False)
     return "".join(f"# {one_line(line)}\n" for line in comments) + text
+
+
+def _at_target(sweep: Sweep, l0: float) -> tuple[Sweep, dict[str, Any]]:
+    """(the sweep under a control that reaches this L0, parameters that are the same in every run). Raises UserError.
+
+    The control sets the factor of the penalty. So a coefficient that varies alone is no axis: it is fixed at the middle
+    of its values.
+    """
+    names = marked(sweep.members)
+    if own := [name for name in names if name.startswith("activation.")]:
+        activation = kind(sweep.members[0].activation)
+        raise UserError(f"--target-l0: {activation} sets L0 by {own[0]}, not by a penalty; sweep at one {own[0]}")
+    arms = [name for name in names if name.startswith("penalty.")]
+    given = {name: sorted({value for m in sweep.members if (value := flatten(m).get(name))}) for name in arms}
+    if not any(given.values()):
+        raise UserError(f"--target-l0: a control multiplies {' and '.join(arms)}, and all are 0; give one a value")
+    varied = [name for name in varying(sweep.members) if name in arms]
+    fixed = {name: given[name][len(given[name]) // 2] for name in varied} if len(varied) == 1 else {}
+    members: dict[str, Experiment] = {}
+    for member in sweep.members:
+        control = {"control.l0": l0} if isinstance(member.control, TargetL0) else {"control": TargetL0(l0=l0)}
+        member = replace(member, control | fixed)
+        members[repr(member)] = member
+    if len(members) == 1:
+        raise UserError("--target-l0: a control does what the coefficient did, and nothing else varies; vary more")
+    controlled = as_sweep(Sweep(name=sweep.name, members=list(members.values())))
+    return controlled, {"control": "target-l0", "control.l0": l0} | fixed
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:
@@ -105,13 +155,9 @@ def _axes(sweep: Sweep) -> dict[str, list[Any]]:
                 "use a file for each choice"
             )
         for value in values:
-            if (
-                not isinstance(value, bool | int | float | str | None)
-                or value in (math.inf, -math.inf)
-                or value != value
-            ):
+            if not isinstance(value, bool | int | float | str | None):
                 raise UserError(
-                    f"sweep {sweep.name!r}: {name}: got {value!r}, and W&B sweeps over finite numbers and words only"
+                    f"sweep {sweep.name!r}: {name}: got {value!r}, and W&B sweeps over numbers and words only"
                 )
     return axes
 
@@ -127,9 +173,9 @@ def _parameter(values: list[Any], continuous: bool) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """The value as a plain bool, int, float or str: YAML cannot write a subclass, such as numpy's float64."""
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
+    for plain in (bool, int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
     return value
 
 
@@ -156,8 +202,14 @@ def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Exp
     values |= {name: value for name, value in given.items() if name in fields}
     rest = [token for token in argv if not ("=" in token and _field(token) in values)]
     overrides = [token for name, value in values.items() for token in _override(base, name, value)]
-    name = " ".join(f"{name}={value}" for name, value in values.items()) or sweep.name
-    return base, overrides + rest, Trial(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"], name)
+    return base, overrides + rest, Trial(os.environ["WANDB_SWEEP_ID"], os.environ["WANDB_RUN_ID"], _name(values, sweep))
+
+
+def _name(values: Mapping[str, Any], sweep: Sweep) -> str:
+    """The name of a run: all that the agent has set, under the last parts of dotted names where it is long."""
+    whole = " ".join(f"{name}={value}" for name, value in values.items())
+    short = " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in values.items())
+    return (whole if len(whole) <= settings.LONGEST else short) or sweep.name
 
 
 def folder(name: str, trial: Trial) -> Path:
@@ -171,7 +223,7 @@ def _from_file() -> Mapping[str, Any]:
     if not path:
         return {}
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return {name: entry["value"] for name, entry in content.items() if name != "wandb_version"}
     except OSError as error:
         raise UserError(f"WANDB_SWEEP_PARAM_PATH: {path}: {error.strerror}") from None

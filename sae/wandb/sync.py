@@ -23,13 +23,14 @@ import numpy as np
 import pandas as pd
 
 from sae.core import console
+from sae.core.files import expanded
 from sae.core.text import count
 from sae.core.types import UserError
 from sae.store import folder as folders
 from sae.store.results import Results
 from sae.store.storage import CohortFiles
 from sae.study.sweep import member_names
-from sae.wandb import sink
+from sae.wandb import settings, sink
 from sae.wandb.client import Client, Trial
 from sae.wandb.server import Server, connect
 
@@ -80,10 +81,12 @@ class Expected:
 
 
 def place(results: Results, entity: str | None, project: str | None) -> tuple[str | None, str]:
-    """(entity, project) in W&B of a run's folder: those asked for, else those that the run noted."""
+    """(entity, project) in W&B of a run's folder: those asked for, else those that the run noted. Raises UserError."""
     noted = sink.noted(results.folder)
     project = project or noted.get("project") or os.environ.get("WANDB_PROJECT") or "sparsity-lab"
-    return entity or noted.get("entity"), project
+    entity = entity or noted.get("entity")
+    settings.check_place(project, entity)
+    return entity, project
 
 
 def sync(folder: Path, options: Options, say: Callable[[str], None] = console.say) -> bool:
@@ -149,7 +152,7 @@ class _Upload:
         noted = sink.noted(results.folder)
         self.trial = Trial("", noted["run_id"], results.definition["name"]) if "run_id" in noted else None
         self.artifacts = bool(noted.get("artifacts"))
-        self.folder = Path(os.environ.get("WANDB_DIR") or results.folder).expanduser() / "wandb"
+        self.folder = expanded(os.environ.get("WANDB_DIR") or results.folder) / "wandb"
         self.log = self.folder / "wandb-process.log"
         self.lost: dict[int | str, str] = {}
         self.histories: dict[int, pd.DataFrame] = {}
@@ -283,7 +286,7 @@ class _Upload:
                 client,
                 members,
                 list(finished["status"]),
-                numbers,
+                numbers | sink.at_target(numbers, [flats[m] for m in members]),
                 np.stack([rates[m] for m in members]),
                 W_dec,
                 tuple(shape) if shape else None,

@@ -199,7 +199,7 @@ class _Run:
             time.sleep(LINGER)
             sys.exit(143)
         end = _end(Path(self.log).parent, os.environ["SLURM_JOB_ID"])
-        end.with_suffix(".tmp").write_text(str(code))
+        end.with_suffix(".tmp").write_text(str(code), encoding="utf-8")
         os.replace(end.with_suffix(".tmp"), end)
         if code:
             raise RuntimeError(ending(code))
@@ -261,7 +261,9 @@ def _states(ids: Sequence[str]) -> dict[str, str]:
 
 def _ask(command: list[str]) -> tuple[int, str, str]:
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        run = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, "", str(error)
     return run.returncode, run.stdout, run.stderr
@@ -291,7 +293,7 @@ def _end(logs: Path, id: str) -> Path:
 def _exit_code(end: Path) -> int | None:
     """The part's exit code, or minus the signal that killed it; None where its job has not said so."""
     try:
-        code = int(end.read_text())
+        code = int(end.read_text(encoding="utf-8"))
         return code if code >= 0 else -signal.Signals(-code)
     except (OSError, ValueError):
         return None
@@ -299,7 +301,7 @@ def _exit_code(end: Path) -> int | None:
 
 def _write_jobs(logs: Path, jobs: Sequence[_Job]) -> None:
     text = json.dumps({job.part.name: {"id": job.id, "submitted": job.submitted} for job in jobs}, indent=1)
-    (logs / "jobs.json").write_text(text)
+    (logs / "jobs.json").write_text(text, encoding="utf-8")
 
 
 def _extra(options: Sequence[str]) -> dict[str, str | bool]:
