@@ -255,17 +255,6 @@ def test_a_report_in_another_process_takes_the_file_and_without_it_says_which_is
     assert missing in pages[0] and missing not in pages[1]
 
 
-def test_a_definition_file_inside_a_folder_is_not_run(folder, tmp_path, capsys):
-    run = tmp_path / "theirs"
-    shutil.copytree(folder / "run", run)
-    (run / "evil.py").write_text("open('executed', 'w')")
-    text = (run / "definition.json").read_text()
-    (run / "definition.json").write_text(text.replace(str(folder / "own.py"), str(run / "evil.py")))
-    assert main(["claims", str(run)]) == 1
-    assert "lies inside it; name it: sae claims DIR FILE" in capsys.readouterr().err
-    assert not Path("executed").exists()
-
-
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     """SIGTERM after the first checkpoint, and the same command again, beside a run that was not stopped."""
     write(tmp_path, n_steps=6_000)

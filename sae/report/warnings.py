@@ -25,7 +25,7 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
     """Sentences about members and their histories. `members` includes those that diverged."""
     sound = members[members["status"] == "finished"]
     found = [*_diverged(members), *idle(members), *_of_members(sound), *_of_data(sound), *_of_training(sound, history)]
-    if along:
+    if along and {"eval/fvu", "eval/l0", "d_sae"} <= set(members):
         found += _of_lines(lines(sound, along, group))
     return [sentence[:1].upper() + sentence[1:] for sentence in found]
 
@@ -83,10 +83,11 @@ def _diverged(members: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_members(members: pd.DataFrame) -> Iterator[str]:
-    collapsed = members[members["eval/l0"] < COLLAPSED]
+    column = lambda name: members.get(name, pd.Series(np.nan, index=members.index))  # of another program, say
+    collapsed = members[column("eval/l0") < COLLAPSED]
     if len(collapsed):
         yield f"L0 collapsed in {_who(collapsed, members)}: fewer than {COLLAPSED:g} active latents per example."
-    dead = members[members["eval/dead_fraction"] > DEAD]
+    dead = members[column("eval/dead_fraction") > DEAD]
     if len(dead):
         yield (
             f"Over {DEAD:.0%} of the latents are dead in {_who(dead, members)}: compare their L0 and width with care; "

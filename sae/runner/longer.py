@@ -30,7 +30,8 @@ def lengthen(folder: Path, sweep: Sweep, command: Sequence[str], say: Callable[[
         older = Results(folder)
         if _only_longer(older.definition["members"], members):
             _check(older, sweep)
-            write_json(folder / DEFINITION, older.definition | {"members": members, "command": list(command)})
+            made = {"members": members, "command": list(command), "file_sha256": folders.file_sha256(command)}
+            write_json(folder / DEFINITION, older.definition | made)
         _reopen(Results(folder), say)
 
 

@@ -1,8 +1,6 @@
 """The results of a run, read from its folder. `report.notebook.Results`, which `sae.load` gives, adds the figures."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import pandas as pd
@@ -15,7 +13,7 @@ from sae.core.types import UserError
 from sae.data.source import Examples, Source
 from sae.engine.loading import Loaded, change, fingerprint, load
 from sae.experiment import Experiment
-from sae.store import storage
+from sae.store import schema, storage
 from sae.store.storage import DEFINITION, CohortFiles
 from sae.study import arms, figures
 from sae.study.answers import Answer
@@ -35,11 +33,8 @@ class Results:
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
-        try:
-            self.definition: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: not readable as JSON of a run ({type(error).__name__}: {error})") from None
+        self.definition = schema.read(path)
+        self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
 
     def __repr__(self) -> str:
         n = len(self.definition["members"])

@@ -28,6 +28,7 @@ from sae.core.files import sha256, write_atomically, write_json
 from sae.core.model import Sae, parameters
 from sae.core.normalization import Normalization
 from sae.core.types import UserError
+from sae.store import schema
 from sae.study.measures import PREFIX
 
 DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
@@ -59,8 +60,8 @@ class CohortFiles:
     def state(self) -> dict[str, Any]:
         """The contents of cohort.json; {} if it cannot be read."""
         try:
-            return json.loads((self.path / STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return schema.state(json.loads((self.path / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError):
             return {}
 
     @property

@@ -30,6 +30,8 @@ import numpy as np
 import pandas as pd
 
 from sae.core.files import write_json
+from sae.core.shapes import fault
+from sae.core.text import in_markdown
 from sae.core.types import UserError
 from sae.study.answers import bootstrap
 from sae.study.quantities import cells
@@ -271,9 +273,30 @@ def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The content of claims.json; [] if there is none, or it cannot be read."""
     try:
-        return json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return []
+    return [] if fault(found, list[Any], "") or any(map(_unsound, found)) else found
+
+
+CELL: dict[str, Any] = {
+    "text": str,
+    "measured": float | None,
+    "low": float | None,
+    "high": float | None,
+    "seeds": int,
+    "threshold": str,
+    "verdict": Verdict,
+    "reason": str,
+}
+CLAIM: dict[str, Any] = {"text": str, "source": str, "verdict": Verdict, "later": bool | None, "clauses": list[Any]}
+
+
+def _unsound(claim: Any) -> bool:
+    """Whether an entry of claims.json is none that `as_json` writes."""
+    if fault(claim, CLAIM, "") or set(CLAIM) - set(claim):
+        return True
+    return any(fault(cell, CELL, "") or set(CELL) - set(cell) for cell in claim["clauses"])
 
 
 def named(claim: dict[str, Any]) -> str:
@@ -312,5 +335,5 @@ def markdown(decided: Sequence[dict[str, Any]]) -> str:
             text, verdict = named(claim) if i == 0 else "", cell["verdict"]
             reason = f" ({cell['reason']})" if cell["reason"] else ""
             row = (text, cell["text"], cell["threshold"], measured(cell), verdict + reason)
-            lines.append("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |")
+            lines.append("| " + " | ".join(in_markdown(word) for word in row) + " |")
     return "\n".join(lines)

@@ -153,6 +153,7 @@ Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictio
 def complete(figure: Figure, members: pd.DataFrame) -> Figure:
     """The figure with its group extended by whatever its means would hide, other than seeds.
 
+    Parallel coordinates lose the axes that members lack: tables of another program, from W&B, may lack any.
     Raises UserError where the members form none of its arms.
     """
     match figure:
@@ -167,6 +168,11 @@ def complete(figure: Figure, members: pd.DataFrame) -> Figure:
             found = lurking(arm, [*figure.group, figure.x])
         case AtMatched():
             return figure.complete(members)
+        case Parallel():
+            here = lambda names: tuple(name for name in names if name in members)
+            if not (metrics := here(figure.metrics)):
+                raise UserError(f"Parallel: members have none of {', '.join(figure.metrics)}")
+            return dataclasses.replace(figure, hyper=here(figure.hyper), metrics=metrics)
         case _:
             return figure
     return dataclasses.replace(figure, group=(*figure.group, *found))

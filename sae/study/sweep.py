@@ -41,10 +41,11 @@ class Sweep:
     def __post_init__(self) -> None:
         if isinstance(self.members, Experiment):
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
-        object.__setattr__(self, "members", tuple(self.members))
-        object.__setattr__(self, "figures", tuple(self.figures))
-        object.__setattr__(self, "measures", tuple(self.measures))
-        object.__setattr__(self, "claims", tuple(self.claims))
+        for field in ("members", "figures", "measures", "claims"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise UserError(f"sweep {self.name!r}: {field}: got {value!r}, allowed: a list of them")
+            object.__setattr__(self, field, tuple(value))
 
 
 def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment]:

@@ -13,6 +13,7 @@ import pandas as pd
 from sae.core.definitions import flatten, kind
 from sae.core.files import sha256, write_json
 from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
+from sae.core.shapes import fault
 from sae.engine.records import Outcome, Record, Start
 from sae.methods.controls import TargetL0
 from sae.report.images import dictionary_grid
@@ -23,7 +24,7 @@ from sae.study.answers import of_arm
 from sae.study.arms import marked
 from sae.study.figures import Heatmap
 from sae.wandb.client import Client, Pictures, Trial
-from sae.wandb.settings import Mode
+from sae.wandb.settings import Mode, is_id
 
 PLACE = "wandb.json"  # the file in a run's folder that says where in W&B its runs are
 SWEEP_CONFIG = ("name", "question", "answer", "figures", "arms", "packages", "python", "device", "git_commit")
@@ -33,8 +34,10 @@ MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 
 def noted(folder: Path) -> dict[str, Any]:
     """What a run noted of its place in W&B: entity, project, artifacts, an agent's run_id; empty where it did not."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / PLACE).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads((folder / PLACE).read_text(encoding="utf-8"))
+        wanted = {"entity": str | None, "project": str, "artifacts": bool, "run_id": str}
+        return {} if fault(found, wanted, "") or not is_id(found.get("run_id", "none")) else found
     return {}
 
 
