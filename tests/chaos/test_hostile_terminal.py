@@ -83,6 +83,7 @@ def test_a_run_of_such_a_name_is_watched_and_claimed(tmp_path, monkeypatch, caps
     sae.run(Sweep(name="x", members=[replace(tiny, {"n_steps": 20})]), out="x", wandb="off", console=quiet)
     path = Path("x/definition.json")
     names = {"name": f"n{EVIL}\nforged: line", "question": EVIL, "command": ["sae", "run", f"{EVIL}.py"]}
+    names["own"] = {"activation gone": "a;touch b.py"}
     path.write_text(json.dumps(json.loads(path.read_text()) | names))
     Path("x/claims.json").write_text(json.dumps([{
         "text": EVIL, "source": EVIL, "verdict": "holds", "later": None, "clauses": [
@@ -95,6 +96,7 @@ def test_a_run_of_such_a_name_is_watched_and_claimed(tmp_path, monkeypatch, caps
     out, err = capsys.readouterr()
     assert not any((ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c in "\u202e\u2066\u2028" for c in out + err)
     assert not any(line.startswith("forged") for line in (out + err).splitlines()) and SHOWN in out
+    assert "name it: sae report x 'a;touch b.py'\n" in out, "a command to copy runs no other"
 
 
 WORDS = st.text(min_size=1, max_size=30) | st.sampled_from(
