@@ -127,6 +127,12 @@ def test_each_source_is_loaded_once(tiny, experiment, tmp_path, quiet, monkeypat
     monkeypatch.setattr(Arrays, "load", lambda self: calls.append(self) or load(self))
     run(experiment, tmp_path, quiet)
     assert len(calls) == 1
+    own, read = sae.replace(experiment, {"data": Read(path=experiment.data.path)}), []
+    load_own = type(own.data).load
+    monkeypatch.setattr(type(own.data), "load", lambda self: read.append(self) or load_own(self))
+    for _ in range(2):  # a source that says nothing of its data is loaded once more to see that they are the same
+        sae.run(own, out=tmp_path / "own", wandb="off", console=quiet)
+    assert len(read) == 2
 
 
 def test_fingerprints_of_the_sources():

@@ -159,10 +159,20 @@ def test_rows_of_huge_norm_are_left_out(tmp_path):
     ordinary = np.concatenate([x[:1_800][norms[:1_800] < 100], x[1_800:][norms[1_800:] < 100]])
     np.testing.assert_array_equal(np.concatenate([kept.train[:], kept.held_out[:]]), ordinary)
     np.testing.assert_array_equal(kept.train[np.array([5, 3])], ordinary[[5, 3]])
-    median = np.median(norms[:1_800])
+    median = np.median(norms[:1_800][norms[:1_800] > 0])
     assert all_rows.norm_max_ratio == pytest.approx(3_000 / median, rel=1e-3) and kept.norm_max_ratio < 10
     with pytest.raises(UserError, match="max_norm = 1 leaves no held-out row; allowed: a larger one, or None"):
         sae.rows(x[:1_000], 50 * x[:3] + 100, "none", "x", max_norm=1.0)
+
+
+def test_rows_of_zeros_are_no_measure_of_a_norm():
+    """Padding: the median row of most files of padded texts is 0."""
+    x = np.random.default_rng(0).normal(size=(1_000, 4)).astype(np.float32)
+    x[:700] = 0
+    x[999] *= 1_000
+    data = sae.rows(x[::2], x[1::2], "none", "padded", max_norm=10.0)
+    assert len(data.train) == 500 and len(data.held_out) == 499 and data.norm_max_ratio < 10
+    assert 100 < sae.rows(x[::2], x[1::2], "none", "padded").norm_max_ratio < 3_000
 
 
 def outlier_dimensions(n: int) -> np.ndarray:

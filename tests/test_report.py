@@ -49,12 +49,11 @@ def results(sweep, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(results):
-    claim = {"text": "L1 wins", "source": "Us 2026", "clauses": [
-        {"text": "l0 below 9", "measured": 8.0, "low": 7.5, "high": 8.5, "threshold": "≤ 9", "verdict": "holds"},
-        {"text": "no L2", "measured": None, "low": None, "high": None, "threshold": "≤ 1", "verdict": "undecided"},
-    ], "verdict": "undecided"}  # fmt: skip
-    for cell in claim["clauses"]:
-        cell["reason"] = ""
+    cell = {"seeds": 2, "reason": ""}
+    claim = {"text": "L1 wins", "source": "Us 2026", "verdict": "undecided", "later": None, "clauses": [
+        cell | {"text": "l0 below 9", "measured": 8.0, "low": 7.5, "high": 8.5, "threshold": "≤ 9", "verdict": "holds"},
+        cell | dict(text="no L2", measured=None, low=None, high=None, threshold="≤ 1", verdict="undecided"),
+    ]}  # fmt: skip
     write_checked(results.folder / "claims.json", {"claims": [claim]})
     return build([results], sweep=None)
 

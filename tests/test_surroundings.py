@@ -66,7 +66,7 @@ def test_every_command_works_without_a_home_and_in_a_locale_of_ascii(tmp_path, h
             ["run", "q.py"],
             ["watch", "runs/tiny", "--once"],
             ["report", "runs/tiny"],
-            ["claims", "runs/tiny"],
+            ["claims", "runs/tiny", "q.py"],
         ]
         commands += [[name, "--help"] for name in COMMANDS] + [["run", "q.py", "--help"], ["list"], ["--help"]]
     else:

@@ -176,6 +176,27 @@ def test_best_is_by_the_mean_over_seeds():
     assert list(Best(metric="eval/mmcs", along="penalty.l1", smallest=True).table(members)["penalty.l1"]) == [0.1, 0.2]
 
 
+def test_best_averages_over_seeds_alone():
+    """Two learning rates that a mean over them would hide: .431 and .0196, whose mean is .225."""
+    axes = {"d_sae": [64] * 8, "penalty.l1": [0.03, 0.1] * 4, "optimizer.lr": [1e-4, 1e-4, 1e-2, 1e-2] * 2,
+            "seed": [0] * 4 + [1] * 4}  # fmt: skip
+    members = pd.DataFrame(axes).assign(**{"eval/fvu": [0.432, 0.5, 0.0197, 0.04, 0.430, 0.5, 0.0195, 0.04]})
+    table = Best(metric="eval/fvu", along="penalty.l1", smallest=True).table(members)
+    assert table["fvu"].to_list() == pytest.approx([0.431, 0.0196])
+    assert list(table["penalty.l1"]) == [0.03, 0.03] and table.index.names == ["d_sae", "optimizer.lr"]
+
+
+def test_best_of_a_choice_searches_its_fields_too():
+    members = pd.DataFrame(
+        {"activation": ["relu", "top-k", "top-k"], "activation.k": [np.nan, 8, 16], "d_sae": [64] * 3}
+    )
+    members = members.assign(**{"eval/fvu": [0.51, 0.41, 0.305]})
+    table = Best(metric="eval/fvu", along="activation", smallest=True).table(members)
+    assert table.index.names == ["d_sae"] and table.loc[64, ["activation", "activation.k"]].to_list() == ["top-k", 16]
+    with pytest.raises(UserError, match="answer: along: got seed, allowed: no seed, as means are over seeds"):
+        Best(metric="eval/fvu", along="seed", group="d_sae").check(["d_sae", "seed"])
+
+
 def test_a_sweep_that_names_no_figures_shows_what_varies():
     flats = [{"d_sae": w, "penalty.l1": a, "penalty.l2": b} for w in (64, 128) for a, b in ((0, 0), (0.1, 0), (0, 0.1))]
     marked = ("penalty.l1", "penalty.l2", "activation.k")

@@ -50,6 +50,21 @@ def test_a_table_fits_its_width_and_cuts_no_number(width):
         assert len(set(names)) == 4
 
 
+def test_numbers_that_name_rows_are_not_cut_either():
+    rows = [["acts/a_rather_long_name_of_a_file.npy", "1.23456e-05", "0.0333333", "0.1"]] * 2
+    text = table(["data.path", "optimizer.lr", "penalty.l1", "fvu"], rows, 36, names=3)
+    assert text.count("1.23456e-05") == text.count("0.0333333") == text.count("0.1") == 2
+
+
+def test_a_long_name_of_a_member_keeps_the_names_of_its_numbers():
+    names = ["optimizer.lr", "penalty.l1", "penalty.l2", "penalty.warmup_steps", "optimizer.warmup_steps",
+             "optimizer.decay_steps", "seed"]  # fmt: skip
+    flats = [{name: (i + 1) / 1000 for name in names} for i in range(2)]
+    one, other = member_names(flats, "x")
+    assert len(one) <= 128 and one != other
+    assert one.startswith("lr=0.001 l1=0.001 l2=0.001 penalty.warmup_steps=0.001 optimizer.warmup_steps=0.001")
+
+
 def test_member_names_differ_and_are_as_short_as_wandb_wants_them():
     paths = [f"/data/somewhere/deep/acts/gpt2-small_blocks.{i}.hook_resid_post_of_all_tokens/x.npy" for i in range(3)]
     axes = {"data.path": paths, "penalty.a_rather_long_name_of_a_number": (0.1, 0.2), "seed": (0, 1)}

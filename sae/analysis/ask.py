@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sae.analysis.members import stack
+from sae.core import console
 from sae.core.model import Sae, on_examples
 from sae.core.types import Array, UserError
 from sae.data.feed import Feed
@@ -66,7 +67,7 @@ def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def settle(measures: Sequence[Measure], results: Results, say: Callable[[str], None] = print) -> None:
+def settle(measures: Sequence[Measure], results: Results, say: Callable[[str], None] = console.say) -> None:
     """Ask the measures that a finished run has no answer to, and write each answer beside its tables.
 
     A measure that fails costs only its own columns: `say` gets a line with the reason.

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from sae.cli import run
 from sae.cli.command import Command
+from sae.core.console import Console
 from sae.core.types import UserError
 from sae.report.plan import describe_plan
 from sae.wandb import sweeps

@@ -4,10 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from sae.cli.command import Command, read
 from sae.cli.overrides import kinds, override
+from sae.core.console import Console, show
 from sae.engine import bench
 from sae.engine import cohort as cohorts
 from sae.engine.loading import load_data
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> int:
         work = [(cohort, data[cohort.example.data]) for cohort in plan]
     speeds = [bench.measure(cohort, data, options.lanes) for cohort, data in work]
     if options.json:
-        print(json.dumps(bench.report(speeds), indent=1))
+        show(json.dumps(bench.report(speeds), indent=1))
     else:
         bench.table(speeds, Console())
     return 0

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from sae.core.console import show
 from sae.core.text import nearest
 from sae.core.types import UserError
 
@@ -64,7 +65,7 @@ def parse(
         if stop.code == 0:  # --help
             width = shutil.get_terminal_size().columns
             for line in text.getvalue().splitlines():  # tyro wraps what is in its boxes only
-                print(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))
+                show(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))
             raise
         said = _one_line(text.getvalue())
         if lacking := re.match(r"Missing from .*?: (\S+)", said):

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import get_type_hints
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from sae.cli.command import Command, read
+from sae.core.console import Console
 from sae.core.definitions import choices, kind
 from sae.core.text import unquoted
 from sae.experiment import Experiment

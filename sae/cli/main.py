@@ -6,6 +6,7 @@ import sys
 
 from sae.cli import agent_run, bench, claims, dashboard, listing, pull, report, run, sweep_config, sync, watch
 from sae.cli.streams import show_what_can_be_shown
+from sae.core.console import say, show
 from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
 from sae.engine import processes
@@ -57,7 +58,7 @@ def usage() -> str:
 
 def _command(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        show(usage())
         return 0 if argv else 1
     name, *rest = argv
     for token in argv:
@@ -75,5 +76,5 @@ def _unwritable(name: str) -> str:
 
 
 def _fail(message: str, code: int = 1, seconds: float | None = processes.PARTING) -> int:
-    print("sae: " + " ".join(message.split()), file=sys.stderr)
+    say("sae: " + " ".join(message.split()), sys.stderr)
     return processes.end(code, message, seconds)

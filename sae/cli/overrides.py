@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from sae.cli.command import parse
+from sae.core.console import say
 from sae.core.definitions import choices, flatten, having, kind, numbers, replace
 from sae.core.text import nearest
 from sae.core.types import UserError
@@ -50,7 +51,7 @@ def override(
     unique = {repr(replace(member, {"name": ""})): member for member in members}
     if len(unique) < len(members):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        print(f"{flags}: {len(unique)} of {len(members)} members are left, as the others became equal to these")
+        say(f"{flags}: {len(unique)} of {len(members)} members are left, as the others became equal to these")
     name = members[0].name if "name" in given else definition.name
     return dataclasses.replace(definition, name=name, members=tuple(unique.values())), chosen
 

@@ -1,14 +1,15 @@
 """`sae report`: what came of runs, as one page."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 import sae
 from sae.cli.command import Command, read
+from sae.core.console import Console, say
 from sae.core.definitions import choices, is_own, kind
 from sae.core.types import UserError
 from sae.engine.runtime import keep_compiled_programs
@@ -48,10 +49,10 @@ def main(argv: list[str]) -> int:
         print_answer(results, console)
         print_claims({"": claims.read(results.folder)}, console)
         for what, file in _not_loaded(results).items():
-            print(f"{results.folder}: {what} is a class of {file}, which is not loaded, so the page lacks dictionaries")
-            print(f"to show them, name it: sae report {' '.join(map(str, options.paths))} {file}")
+            say(f"{results.folder}: {what} is a class of {file}, which is not loaded, so the page lacks dictionaries")
+            say(f"to show them, name it: sae report {shlex.join([*map(str, options.paths), file])}")
     page = build.build(runs, options.out)
-    print(f"wrote {page}, and its figures to {page.with_suffix('')}")
+    say(f"wrote {page}, and its figures to {page.with_suffix('')}")
     return 0
 
 
@@ -65,6 +66,6 @@ def _not_loaded(results: sae.Results) -> dict[str, str]:
 
 COMMAND = Command(
     "report DIR... [FILE...] [-o PAGE]",
-    "Print runs' answers; write one HTML page, and PNG and SVG of every figure.",
+    "Print runs' answers; write one HTML page and its figures.",
     main,
 )

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from sae.cli.command import Command, parse
 from sae.cli.overrides import kinds, override
+from sae.core.console import Console, show
 from sae.core.types import UserError
 from sae.engine import processes
 from sae.engine.plan import part, stored
@@ -121,13 +121,13 @@ def _launch(path: Path, tokens: Sequence[str], sweep: Sweep, options: Options, c
     ]
     failures = launchers.launch(parts, results.folder, options, say)
     for failure in failures:
-        print(f"sae: {failure}", file=sys.stderr)
+        show(f"sae: {failure}", sys.stderr)
     code = 1 if failures else 0
     if results.finished:
         finish(sweep, results, options, say)
         return _answer(results, options, console) or code
     if not failures and not options.only:
-        print(f"sae: {results.folder} is not finished, though no part failed; see its logs", file=sys.stderr)
+        show(f"sae: {results.folder} is not finished, though no part failed; see its logs", sys.stderr)
         return 1
     return code
 

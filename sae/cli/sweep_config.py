@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from sae.cli.command import Command, read
+from sae.core.console import say, show
 from sae.core.files import write_atomically
 from sae.core.types import UserError
 from sae.study import definition_files as loading
@@ -27,12 +28,12 @@ def main(argv: list[str]) -> int:
     definition = loading.load_file(options.file)
     text = sweeps.sweep_yaml(definition, options.file, options, loading.question(options.file))
     if options.out is None:
-        print(text, end="")
+        show(text.removesuffix("\n"))
     elif options.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out: got {options.out}, allowed: a .yaml file")
     else:
         write_atomically(options.out, lambda file: file.write(text.encode()))
-        print(f"wrote {options.out}; next: wandb sweep {options.out}")
+        say(f"wrote {options.out}; next: wandb sweep {options.out}")
     return 0
 
 

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 import sae
 from sae.cli.command import Command, read
+from sae.core.console import Console
 from sae.report import watch
 
 

@@ -84,7 +84,13 @@ def unflatten(cls: type, field: str, flat: Mapping[str, Any], files: Mapping[str
     named.sort(key=lambda choice: file_of(choice) == file)  # the newest of that file, or of any, comes last
     values = {f.name: flat[name] for f in fields(named[-1]) if (name := f"{field}.{f.name}") in flat}
     # JSON has no tuples, and a static value must be hashable
-    return named[-1](**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    try:
+        made = named[-1](**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    except TypeError as error:  # a field without a default is missing
+        raise UserError(f"{field}: {' '.join(str(error).split())}") from None
+    for problem in problems(made, f"{field}."):
+        raise UserError(problem)
+    return made
 
 
 def replace(value: T, changes: Mapping[str, Any]) -> T:
@@ -182,7 +188,7 @@ def is_kind(hint: Any) -> bool:
 
 def is_definition(cls: type) -> bool:
     """Whether a class was made with `sae.definition` itself, and not only a class that it derives from."""
-    return "__dataclass_fields__" in vars(cls)
+    return vars(cls).get("__sae_definition__") is cls
 
 
 def is_own(cls: type) -> bool:

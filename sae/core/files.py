@@ -86,10 +86,10 @@ def write_checked(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {**value, "checksum": _checksum(json.loads(json.dumps(value)))})
 
 
-def read_checked(path: Path, shape: Any = object) -> Any:
+def read_checked(path: Path) -> Any:
     """What `write_checked` wrote, without its checksum. JSON without one, which is older, is read as it is.
 
-    `shape`: see `check_shape`. Raises DamagedError, and FileNotFoundError where there is no file.
+    Raises DamagedError, and FileNotFoundError where there is no file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -103,37 +103,7 @@ def read_checked(path: Path, shape: Any = object) -> Any:
             f"{path} is damaged, or was edited by hand: its checksum is another; "
             'delete its entry "checksum" to have it read as it is'
         )
-    check_shape(path, value, shape)
     return value
-
-
-def check_shape(path: Path, value: Any, shape: Any) -> None:
-    """Check that a file's JSON has the entries and types that its readers rely on. Raises DamagedError.
-
-    A shape is a type or a union; [shape] for a list; {"name": shape, "other?": shape} for a mapping that has the first
-    entry and may have the second; {...: shape} for a mapping with any names.
-    """
-    if wrong := _misshapen(value, shape, ""):
-        raise DamagedError(f"{path} is damaged, or was edited by hand: {wrong}")
-
-
-def _misshapen(value: Any, shape: Any, where: str) -> str:
-    """What has another shape, in words; "" where all is as it should be."""
-    kind = type(shape) if isinstance(shape, list | dict) else shape
-    if not isinstance(value, kind):
-        return f"{where or 'its content'} is {json.dumps(value)[:60]}"
-    if isinstance(shape, list):
-        inner = [(f"{where}[{i}]", each, shape[0]) for i, each in enumerate(value)]
-    elif isinstance(shape, dict):
-        if missing := [
-            name for name in shape if isinstance(name, str) and name.rstrip("?") == name and name not in value
-        ]:
-            return f"{where or 'it'} has no {missing[0]}"
-        of = lambda name: shape.get(name, shape.get(f"{name}?", shape.get(..., object)))
-        inner = [(f"{where}.{name}".strip("."), each, of(name)) for name, each in value.items()]
-    else:
-        inner = []
-    return next((wrong for at, each, one in inner if (wrong := _misshapen(each, one, at))), "")
 
 
 def _checksum(value: Any) -> str:

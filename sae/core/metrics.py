@@ -78,7 +78,7 @@ OF_A_STEP = {
     "penalty": Metric("penalty, times the factor of the control and of its warm-up"),
     "auxiliary": Metric("auxiliary cost, where the experiment has one"),
     "activation_cost": Metric("cost that the activation itself adds, where it has one"),
-    "grad_norm": Metric("norm of the gradient over all parameters, as the optimizer gets it, before clipping", "‖∇‖₂"),
+    "grad_norm": Metric("norm of the loss's gradient over all parameters, as the constraint leaves it", "‖∇‖₂"),
     "lr": Metric("learning rate"),
 }
 """What the log shows of the last step of every chunk (`train/` only): its whole batch, with weights after the update.

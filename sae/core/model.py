@@ -56,7 +56,10 @@ class Sae(nnx.Module):
         self.normalization = nnx.data(normalization)
 
     def encode(self, x: Array) -> Array:
-        """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
+        """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training.
+
+        In bfloat16 a row's latents depend on the other rows by rounding (see `pre_acts`).
+        """
         x = jnp.asarray(x) if self.normalization is None else self.normalization.apply(jnp.asarray(x, jnp.float32))
         return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), x)
 

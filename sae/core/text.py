@@ -34,6 +34,40 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"close names: {', '.join(close)}" if close else f"allowed: {', '.join(allowed)}"
 
 
+# what moves a terminal's cursor, sets its title or its clipboard, or turns the direction of text
+_CONTROLS = [
+    *range(0x20),
+    0x7F,
+    *range(0x80, 0xA0),
+    0x61C,
+    0x200E,
+    0x200F,
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+]
+_SHOWN = {code: 0x2400 + code if code < 0x20 else 0xFFFD for code in _CONTROLS if chr(code) not in "\n\t"}
+# bytes of paths that are no text stay, but for those that steer a terminal of 8 bits
+_SHOWN |= {code: 0xFFFD for code in range(0xD800, 0xE000) if not 0xDCA0 <= code <= 0xDCFF}
+
+
+def printable(text: str) -> str:
+    """A text that cannot steer a terminal: control characters are replaced by visible ones, ESC by "␛".
+
+    The ends of lines and tabs stay.
+    """
+    return text.translate(_SHOWN)
+
+
+def one_line(text: str) -> str:
+    """A text that cannot steer a terminal, in one line."""
+    return re.sub(r"[\n\t]+", " ", printable(text))
+
+
+def in_markdown(text: str) -> str:
+    """A text for a cell of a table in Markdown, in one line and without links and tags."""
+    return re.sub(r"([\\|]|\](?=\())", r"\\\1", one_line(text)).replace("<", "&lt;")
+
+
 def unquoted(text: str) -> str:
     """A text without the backticks that mark code, for places that do not show code."""
     return text.replace("`", "")
@@ -102,7 +136,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, names:
     Long words are `abbreviated`. Columns that do not fit stand in further blocks below, beside the names again. No
     number is ever cut: a line is longer than `width` where even that is too little. A head may have several lines.
     """
-    columns = [(name, [row[i] for row in rows]) for i, name in enumerate(head)]
+    columns = [(name, [one_line(row[i]) for row in rows]) for i, name in enumerate(head)]
     if _taken(columns) > width:  # the first words of a dotted name go above the last
         columns = [(name.replace(".", ".\n") if _size(name) > _size(*of) else name, of) for name, of in columns]
     others = [(name, _abbreviated(of, WORDS)) for name, of in columns[names:]]
@@ -121,8 +155,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, names:
 
 
 def _abbreviated(cells: Sequence[str], most: int) -> list[str]:
-    short = abbreviated(cells, most)
-    return [short[cell] for cell in cells]
+    short = abbreviated((cell for cell in cells if not _is_number(cell)), most)
+    return [short.get(cell, cell) for cell in cells]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", ""))
+    except ValueError:
+        return False
+    return True
 
 
 def _size(*texts: str) -> int:

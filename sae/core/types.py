@@ -31,6 +31,7 @@ def definition(cls: type[T]) -> type[T]:
     `static` fix shapes or code, so members that differ there train in different programs.
     """
     made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made.__sae_definition__ = made  # a class derived from it, or a plain dataclass, has none of its own
     is_leaf = {field.name: field.metadata.get("pytree_node", True) for field in dataclasses.fields(made)}
     leaves = [name for name, is_one in is_leaf.items() if is_one]
     statics = [name for name, is_one in is_leaf.items() if not is_one]

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.core.console import say
 from sae.core.types import UserError
 
 # The data sets that come as idx files, with the mirrors to try after TFDS's own address. A file is used only if its
@@ -90,7 +91,7 @@ def download(urls: list[str], sha256: str, path: Path) -> str | None:
     for url in urls:
         host = urllib.parse.urlsplit(url).netloc
         if sys.stderr.isatty():
-            print(f"downloading {url}", file=sys.stderr)
+            say(f"downloading {url}", sys.stderr)
         try:
             data = _fetch(url)
         except (OSError, http.client.HTTPException) as error:

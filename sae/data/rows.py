@@ -168,7 +168,7 @@ def rows(
       is constant is only centred.
 
     `max_norm` leaves out the rows, of both splits, whose norm exceeds that multiple of the median norm of the training
-    rows, such as attention sinks; None keeps all rows.
+    rows (of those that are not all 0), such as attention sinks; None keeps all rows.
 
     Raises UserError for an unknown `normalize`, wrong shapes, an empty split, NaN or infinite values, and data with no
     variance.
@@ -220,7 +220,7 @@ def rows(
         held_out=held_out,
         normalization=Normalization(shift.astype(np.float32), scale),
         mean=((mean - shift) * scale).astype(np.float32),
-        norm_max_ratio=largest / max(float(np.median(np.concatenate(some))), 1e-30),
+        norm_max_ratio=largest / _median(np.concatenate(some)),
         image_shape=image_shape,
     )
 
@@ -257,7 +257,7 @@ class _Kept:
 
 def _without_outliers(train: Table, held_out: Table, max_norm: float, what: str) -> tuple[Table, Table]:
     norms = np.concatenate([_some(np.linalg.norm(piece, axis=1), start, train) for start, piece in _pieces(train)])
-    most, kept = max_norm * float(np.median(norms)), []
+    most, kept = max_norm * _median(norms), []
     for split, table in (("train", train), ("held-out", held_out)):
         # what is not finite is kept, to be reported
         inside = np.concatenate([~(np.linalg.norm(piece, axis=1) > most) for _, piece in _pieces(table)])
@@ -265,6 +265,11 @@ def _without_outliers(train: Table, held_out: Table, max_norm: float, what: str)
             raise UserError(f"{what}: max_norm = {max_norm:g} leaves no {split} row; allowed: a larger one, or None")
         kept.append(table if inside.all() else _Kept(table, np.flatnonzero(inside)))
     return kept[0], kept[1]
+
+
+def _median(norms: np.ndarray) -> float:
+    """The median of norms that are not 0: rows of zeros are padding."""
+    return float(np.median(norms[norms > 0])) if np.any(norms > 0) else 1.0
 
 
 def _some(norms: np.ndarray, start: int, table: Table, most: int = 2**20) -> np.ndarray:

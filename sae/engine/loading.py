@@ -51,8 +51,11 @@ def load(source: Source) -> Examples:
     return data
 
 
-def fingerprint(source: Source, loaded: Mapping[Source, Examples]) -> dict[str, str]:
-    """What tells the data of a source from others. Raises UserError, also for what a user's own source does wrong."""
+def fingerprint(source: Source, loaded: Loaded) -> dict[str, str]:
+    """What tells the data of a source from others; `loaded` gets the data where it takes loading them.
+
+    Raises UserError, also for what a user's own source does wrong.
+    """
     try:
         found = source.fingerprint()
     except (UserError, MemoryError, KeyboardInterrupt):
@@ -60,7 +63,9 @@ def fingerprint(source: Source, loaded: Mapping[Source, Examples]) -> dict[str, 
     except Exception as error:
         raise UserError(f"{kind(source)}: fingerprint() raised {type(error).__name__}: {error}") from error
     if found is None:
-        found = getattr(loaded.get(source) or load(source), "fingerprint", {})
+        if source not in loaded:
+            loaded[source] = load(source)
+        found = getattr(loaded[source], "fingerprint", {})
     return {str(name): str(value) for name, value in found.items()}
 
 

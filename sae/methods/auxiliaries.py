@@ -54,7 +54,8 @@ def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form
     """AuxK's cost without its weight, [], where some latent is dead."""
     dead, n_dead = dead[:, None], jnp.sum(dead)
     # all dead latents are chosen where there are no more than k
-    chosen = _run(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), dead & (pre_acts == pre_acts))
+    every = jnp.broadcast_to(dead, pre_acts.shape)
+    chosen = _run(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), every)
     values = relu(pre_acts) if form == "openai" else pre_acts
     rest = error - matmul(W_dec.T, jnp.where(chosen & dead, values, 0.0), precision)
     squared = jnp.sum(rest**2)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
+from sae.core import console
 from sae.core.files import remove_leftovers, write_atomically
 from sae.core.text import count
 from sae.core.types import UserError
@@ -28,7 +30,9 @@ MOST_ROWS = 40  # rows of a table in the answer, at most
 Say = Callable[[str], object]
 
 
-def build(results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Say = print) -> Path:
+def build(
+    results: Sequence[Results], out: Path | None = None, *, sweep: Sweep | None = None, say: Say = console.say
+) -> Path:
     """Write the page to `out` and the files for a paper to a folder beside it; return the page's path.
 
     `out` is by default report.html in the first run's folder. `sweep` is the definition, where the caller has it, for
@@ -54,25 +58,31 @@ class Shown:
     drawn: Sequence[tuple[Figure, go.Figure]]  # completed: see `figures.complete`
     dictionaries: Sequence[Dictionary]
     note: str  # which dictionaries are shown, or why none are
+    missing: Sequence[str]  # figures that could not be drawn, and why
 
 
-def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = print) -> Shown:
+def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = console.say) -> Shown:
     """Read tables, draw figures, look at dictionaries. `say` gets a line for each figure that cannot be drawn."""
     runs = gather(results)
     members, history = brief(runs.sound), data.thin(runs.history)
     chosen = data.typical(members, runs.along, runs.group)
     drawn: list[tuple[Figure, go.Figure]] = []
     looked_at, note = [], ""
+    missing: list[str] = []
     for figure in runs.figures if len(members) else ():
         try:
             if isinstance(figure, Dictionaries):
                 looked_at, note = _dictionaries(runs, members, figure, sweep)
             else:
                 figure = complete(figure, members)
-                drawn.append((figure, draw.draw(figure, members, history, runs.rates, chosen)))
-        except (UserError, KeyError) as error:  # members that form no frontier, a column that an older run lacks
-            say(f"report: no figure {captions.title(figure)!r}: {error}")
-    return Shown(runs, history, chosen, drawn, looked_at, note)
+                shown = draw.draw(figure, members, history, runs.rates, chosen)
+                if draw.is_empty(shown):
+                    raise UserError("no member has the numbers")
+                drawn.append((figure, shown))
+        except Exception as error:  # members that form no frontier, tables of another program that lack anything
+            missing.append(f"{captions.title(figure)}: {_reason(error)}")
+            say(f"report: no figure {missing[-1]}")
+    return Shown(runs, history, chosen, drawn, looked_at, note, missing)
 
 
 def write_page(shown: Shown, out: Path) -> None:
@@ -89,6 +99,7 @@ def write_page(shown: Shown, out: Path) -> None:
         dictionaries=shown.dictionaries,
         recovery=_recovery(shown.dictionaries),
         dictionaries_note=shown.note,
+        missing=shown.missing,
         facts=_facts(runs),
         folder=out.stem,
     )
@@ -121,12 +132,17 @@ def _dictionaries(
         try:
             found += dictionaries.look(results, members, wanted, figure, sweep) if wanted else []
         except Exception as error:  # a user's own source, or missing files, may raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            missing.append(f"The dictionaries of {results.folder.name} are not shown: {reason}.")
+            missing.append(f"The dictionaries of {results.folder.name} are not shown: {_reason(error)}.")
     note = dictionaries.rule(figure) if found else ""
     if found and len(found[0].latents) < members.at[found[0].row, "d_sae"]:
         note += f" At most {figure.latents} latents of each are shown, evenly spaced in the order of firing rates."
     return found, " ".join([note, *missing]).strip()
+
+
+def _reason(error: Exception) -> str:
+    """Why something is not shown, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"there is no {text}" if isinstance(error, KeyError) else text
 
 
 def _recovery(shown: Sequence[Dictionary]) -> go.Figure | None:
@@ -144,10 +160,10 @@ def _answers(runs: Runs) -> list[Table]:
     for answer in [runs.answer, *asked] if runs.answer else asked:
         try:
             tables.append(_answer(answer, members))
-        except (UserError, KeyError):
+        except Exception:
             continue  # `collect` has said why
-    if not tables:
-        columns = [name for name in metrics(members) if label(name) in ("fvu", "l0", "dead_fraction", "mmcs")]
+    columns = [name for name in metrics(members) if label(name) in ("fvu", "l0", "dead_fraction", "mmcs")]
+    if not tables and columns:
         means, frame = held_out(members, columns)
         tables.append(Table(title=f"Held out, {means}", frame=frame.head(MOST_ROWS)))
     return tables
@@ -176,44 +192,53 @@ def _unfinished(results: Sequence[Results]) -> list[str]:
 
 def _summary(runs: Runs) -> str:
     """One line that says what was done."""
+    flats = [flat for one in runs.results for flat in one.definition["members"]]
     states = [cohort.state for one in runs.results for cohort in one.cohorts]
-    seconds = _duration(sum(state.get("seconds", 0) for state in states))
-    sources = ", ".join(dict.fromkeys(flat["data"] for one in runs.results for flat in one.definition["members"]))
-    n = sum(len(one.definition["members"]) for one in runs.results)
-    return f"{count(n, 'sparse autoencoder')} on {sources}, trained in {count(len(states), 'program')}, {seconds}."
+    seconds, sources = sum(state.get("seconds", 0) for state in states), _values(flats, "data", ", ")
+    on = f" on {sources}" if sources else ""
+    took = f", {_duration(seconds)}" if seconds else ""
+    return f"{count(len(flats), 'sparse autoencoder')}{on}, trained in {count(len(states), 'program')}{took}."
 
 
 def _facts(runs: Runs) -> list[Fact]:
-    """What was run, where, with which versions, and the command that repeats it."""
+    """What was run, where, with which versions, and the command that repeats it; what is not known is left out."""
     facts: list[Fact] = []
     for one, run in zip(runs.results, runs.names, strict=True):
         definition = one.definition
-        flats, device = definition["members"], definition["device"]
+        flats, device = definition["members"], {"kind": "unknown"} | definition.get("device", {})
         states = [cohort.state for cohort in one.cohorts]
         training = sum(state.get("seconds", 0) for state in states)
         compiling = sum(state.get("compile_seconds", 0) for state in states)
         members = runs.members if len(runs.results) == 1 else runs.members[runs.members["run"] == run]
         diverged = int((members["status"] == "diverged").sum())
-        packages = [f"{name} {version}" for name, version in definition["packages"].items() if version]
-        steps = " or ".join(map(str, sorted({flat["n_steps"] for flat in flats})))
-        batches = " or ".join(map(str, sorted({flat["batch_size"] for flat in flats})))
-        sources = ", ".join(dict.fromkeys(str(flat["data"]) for flat in flats))
-        machine = f"{device['count']} × {device['kind']} ({device['platform']}), host {definition['host']}"
-        facts += [Fact("run", run, "b")] if len(runs.results) > 1 else []
-        facts += [
-            Fact("members", f"{len(flats)}" + (f", {diverged} diverged" if diverged else "")),
-            Fact("cohorts", f"{len(states)}, each one compiled program"),
-            Fact("training", f"{steps} steps of {batches} examples"),
-            Fact("data", sources),
-            Fact("wall time", f"{_duration(training)} of training and evaluation, {_duration(compiling)} of compiling"),
-            Fact("device", machine),
-            Fact("started", definition["started"]),
-            Fact("versions", ", ".join([f"Python {definition['python']}", *packages])),
-            Fact("commit", definition.get("git_commit") or "none"),
-        ]
+        packages = [f"{name} {version}" for name, version in definition.get("packages", {}).items() if version]
+        steps, batches = _values(flats, "n_steps"), _values(flats, "batch_size")
+        machine = "" if device["kind"] == "unknown" else f"{device.get('count', 1)} × {device['kind']}"
+        machine += f" ({device['platform']})" if machine and "platform" in device else ""
+        python = [f"Python {python}"] if (python := definition.get("python")) not in (None, "unknown") else []
+        times = f"{_duration(training)} of training and evaluation, {_duration(compiling)} of compiling"
+        facts += [Fact("run", run, "head")] if len(runs.results) > 1 else []
+        known = {
+            "members": f"{len(flats)}" + (f", {diverged} diverged" if diverged else ""),
+            "cohorts": f"{len(states)}, each one compiled program",
+            "training": f"{steps} steps of {batches} examples" if steps and batches else "",
+            "data": _values(flats, "data", ", "),
+            "wall time": times if training else "",
+            "device": ", ".join(filter(None, [machine, f"host {host}" if (host := definition.get("host")) else ""])),
+            "started": definition.get("started"),
+            "versions": ", ".join([*python, *packages]),
+            "commit": definition.get("git_commit") or "none",
+        }
+        facts += [Fact(name, text) for name, text in known.items() if text]
         if command := definition.get("command"):
-            facts.append(Fact("repeat", shlex.join(command), "pre"))
+            facts.append(Fact("repeat", shlex.join(command), "command"))
     return facts
+
+
+def _values(flats: Sequence[Mapping[str, Any]], name: str, between: str = " or ") -> str:
+    """The values that members have of a name, in their order; "" where none has one."""
+    found = dict.fromkeys(flat[name] for flat in flats if flat.get(name) is not None)
+    return between.join(map(str, sorted(found) if name != "data" else found))
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.model import Sae, on_examples, unit_rows
-from sae.core.types import Array
+from sae.core.types import Array, UserError
 from sae.data.feed import Feed
 from sae.data.source import Examples
 from sae.engine import cohort as cohorts
@@ -53,7 +53,8 @@ def choose(members: pd.DataFrame, figure: Dictionaries) -> list[int]:
     """The rows of the members shown: in each arm and group, the member whose metric is closest to `figure.near`."""
     # a member without a penalty is an end of every arm, and stands for none
     sets = [line.members[line.members[line.along] != 0] for line in lines(members, figure.along, figure.group)]
-    sets = sets or [group for _, group in members.groupby([n for n in figure.group if n in members], dropna=False)]
+    names = [name for name in figure.group if name in members]
+    sets = sets or ([group for _, group in members.groupby(names, dropna=False)] if names else [members])
     distances = [(some[figure.metric] - figure.near).abs().dropna() for some in sets]
     rows = list(dict.fromkeys(int(distance.idxmin()) for distance in distances if len(distance)))
     return rows if len(rows) <= MEMBERS else [rows[i] for i in np.linspace(0, len(rows) - 1, MEMBERS).astype(int)]
@@ -77,11 +78,14 @@ def look(
     """
     found: list[Dictionary] = []
     for index, in_cohort in members.loc[list(rows)].groupby("cohort"):
+        if not results.cohorts[index].has_weights:
+            raise UserError("it has no weights, as it was pulled from W&B")
         first = results.definition["cohorts"][index][0]
         flat = results.definition["members"][first]
         source = sweep.members[first].data if sweep else results.source(first)
-        results.check_data(first, source)
-        data = load(source)
+        loaded = {}
+        results.check_data(first, source, loaded)
+        data = loaded.get(source) or load(source)
         found += _look(results, data, flat, results.cohorts[index].firing_rates(), in_cohort, hyper(members), figure)
     return sorted(found, key=lambda d: list(rows).index(d.row))
 

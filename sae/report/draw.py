@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae.core.text import abbreviated
+from sae.core.types import UserError
 from sae.report import captions, data
 from sae.report.data import Line, label, lines, number, rgba, swatch, wide
 from sae.study.answers import AtMatched
@@ -53,8 +54,19 @@ def draw(
         case Curves():
             return curves(history, members, figure, chosen)
         case FiringRates():
+            if not rates:
+                raise UserError("the run keeps no firing rates; one pulled from W&B has no weights")
             return firing_rates(rates, members, figure, chosen)
     raise TypeError(f"no drawing of {type(figure).__name__}")
+
+
+def is_empty(drawn: go.Figure) -> bool:
+    """Whether a figure shows no number at all."""
+    shown: list[Any] = []
+    for trace in drawn.data:
+        several = trace.type == "parcoords"
+        shown += [axis.values for axis in trace.dimensions] if several else [trace.z if "z" in trace else trace.y]
+    return not any(np.isfinite(np.asarray(values, float)).any() for values in shown if values is not None)
 
 
 def frontier(members: pd.DataFrame, figure: Frontier) -> go.Figure:
@@ -183,6 +195,8 @@ def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
 def curves(history: pd.DataFrame, members: pd.DataFrame, figure: Curves, chosen: Sequence[int] = ()) -> go.Figure:
     """A panel per metric, a line per chosen member."""
     names = [name for name in figure.metrics if name in history]
+    if not names:
+        raise UserError(f"the history has none of {', '.join(figure.metrics)}")
     drawn = make_subplots(rows=len(names), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for i, row in enumerate(chosen or members.index[:6]):
         member = members.at[row, "member"]
@@ -325,8 +339,9 @@ def _reached(row: Mapping[Any, Any]) -> str:
 def _dimension(column: pd.Series, name: str, each: bool) -> dict[str, Any]:
     """An axis of parallel coordinates: words, or numbers, on a log scale where they span much. `each`: a tick each."""
     if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-        words = list(dict.fromkeys(column.astype(str)))
-        values = column.astype(str).map(words.index).to_numpy(float)
+        named = column.map(number)  # a member that lacks the field has "–"
+        words = list(dict.fromkeys(named))
+        values = named.map(words.index).to_numpy(float)
         short = abbreviated(words, TICK)
         ticktext = [_text(short[word]) for word in words]
         return {"label": _text(name), "values": values, "tickvals": list(range(len(words))), "ticktext": ticktext}

@@ -104,7 +104,7 @@ function choose(rows) {
 
 function visit(row) {
   if (!chosen.includes(row)) choose([...chosen, row]);
-  history.replaceState(null, "", `#member-${data.members.rows[row][0]}`);
+  history.replaceState(null, "", `#member-${encodeURIComponent(data.members.rows[row][0])}`);
   $("#members").scrollIntoView();
 }
 
@@ -167,10 +167,13 @@ function markRows() {
   });
 }
 
+// a spreadsheet would take a text that begins like these for a formula, and a line's end for that of a row
+const harmless = (value) => (typeof value !== "string" ? value ?? "" : (/^\s*[=+@]|^\s*-(?!inf$)/.test(value) ? `'${value}` : value).replace(/[\t\r\n]+/g, " "));
+
 function text(separator) {
-  const quote = (value) => (/[",\n]/.test(value ?? "") ? `"${String(value).replaceAll('"', '""')}"` : value ?? "");
+  const quoted = (value) => (/[",]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
   const rows = [data.members.columns.map((column) => column.name), ...visible().map((row) => data.members.rows[row])];
-  return rows.map((values) => values.map((v) => (separator === "," ? quote(v) : v ?? "")).join(separator)).join("\n") + "\n";
+  return rows.map((values) => values.map(harmless).map(separator === "," ? quoted : String).join(separator)).join("\n") + "\n";
 }
 
 async function copy(button) {
@@ -194,7 +197,7 @@ function download() {
 }
 
 $("#table thead").append(element("tr", {}, ...data.members.columns.map(({ label, name }, k) => {
-  const th = element("th", { textContent: label, title: data.meanings[label] ?? name, tabIndex: 0 });
+  const th = element("th", { textContent: label, title: Object.hasOwn(data.meanings, label) ? data.meanings[label] : name, tabIndex: 0 });
   th.onclick = () => sortBy(k, th);
   th.onkeydown = (event) => event.key === "Enter" && sortBy(k, th);
   return th;
@@ -242,6 +245,6 @@ for (const dictionary of data.dictionaries.filter((d) => d.directions)) {
 }
 
 if (location.hash.startsWith("#member-")) {
-  const row = data.members.rows.findIndex(([member]) => String(member) === decodeURIComponent(location.hash.slice(8)));
+  const row = data.members.rows.findIndex(([member]) => `#member-${encodeURIComponent(member)}` === location.hash);
   if (row >= 0) visit(row);
 }

@@ -1,19 +1,22 @@
 """The report as one HTML file that opens anywhere: its text and tables, its style and script, and the script's data.
 
-Everything that comes from a run passes through `_text`, so that nothing in a run folder becomes markup.
+A run's folder is data from anyone. `page.html` escapes every value that it is given, the script's data is JSON without
+"<", and the page's policy lets a browser run the page's own scripts and nothing else.
 """
 
+import base64
 import dataclasses
-import html
+import hashlib
 import re
-import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jinja2
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.offline
+from markupsafe import Markup
 
 from sae.core.text import unquoted
 from sae.report import captions, data, page_data
@@ -24,6 +27,16 @@ from sae.study.claims import named
 from sae.study.figures import Curves, Figure, FiringRates
 
 ROOM = Path(__file__).parent
+# plotly would add the style of its maps; it does not where there is an element with this id
+OTHER_STYLES = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(ROOM),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +51,11 @@ class Table:
 
 
 class Fact(NamedTuple):
-    """A fact about how a run was made: its name, its text, and the HTML element that the text stands in."""
+    """A fact about how a run was made: its name and its text, which may be a command or the head of those below."""
 
     name: str
     text: str
-    element: str = "span"
+    kind: Literal["text", "command", "head"] = "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,205 +72,178 @@ class Page:
     dictionaries: Sequence[Dictionary]
     recovery: go.Figure | None  # where there are true features
     dictionaries_note: str  # which are shown, or why none are
+    missing: Sequence[str]  # figures that are not shown, and why
     facts: Sequence[Fact]
     folder: str  # name of the folder beside the page that holds the files for a paper
 
 
+class Plot(NamedTuple):
+    """The place of a figure that page.js draws."""
+
+    name: str
+    kind: str
+    title: str
+    caption: str
+    wide: bool
+
+
+class Head(NamedTuple):
+    """A line of a table's head: the names of what names the rows, and (label, columns that it spans)."""
+
+    names: Sequence[str]
+    columns: Sequence[tuple[str, int]]
+
+
+class Grid(NamedTuple):
+    """A table in words. A row is what names it, and its cells: (number, interval)."""
+
+    heads: Sequence[Head]
+    rows: Sequence[tuple[Sequence[str], Sequence[tuple[str, str]]]]
+
+
+class Clause(NamedTuple):
+    """A row of the table of claims; only the first clause of a claim has the claim and its source."""
+
+    claim: str
+    source: str
+    text: str
+    measured: str
+    threshold: str
+    verdict: str
+    reason: str
+
+
+class Sheet(NamedTuple):
+    """The title of a dictionary, and its table where it has one; page.js adds the images."""
+
+    row: int
+    name: str
+    summary: str = ""
+    grid: Grid | None = None
+    more: int = 0  # rows that the table lacks
+
+
 def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame) -> str:
     """The text of the HTML file. chosen: rows of the members shown at first; history: the curves' log points."""
-    plot = lambda figure, drawn: _figure(captions.slug(figure), drawn, page.folder, type(figure).__name__.lower())
-    plots = [(isinstance(figure, Curves | FiringRates), plot(figure, drawn)) for figure, drawn in page.drawn]
-    results = "".join(markup for of_members, markup in plots if not of_members)
-    members = "".join(markup for of_members, markup in plots if of_members)
-    sheets, shown = page_data.dictionaries(page.dictionaries)
-    block = page_data.block(page.title, page.drawn, page.recovery, runs, chosen, history, shown)
-    title = _text(unquoted(page.title))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="sparsity-lab">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{_file("page.css")}{sheets}</style>
-</head>
-<body>
-<nav><div><b>{title}</b><a href="#answer">Answer</a><a href="#run">Run</a><a href="#figures">Figures</a>
-<a href="#members">Members</a>{'<a href="#dictionaries">Dictionaries</a>' if page.dictionaries_note else ""}</div></nav>
-<main>
-<h1>{_code(page.question or page.title)}</h1>
-<p class="lead">{_text(page.summary)}</p>
-<section id="answer">{_answers(page)}</section>
-{_warnings(page.warnings)}
-<section id="run"><h3>How it was run</h3>
-<dl>{"".join(map(_fact, page.facts))}</dl></section>
-<section id="figures"><h2>Figures</h2>{results}</section>
-<section id="members"><h2>Members</h2>
-<p class="lead">Click a point in a figure, or a row below, to add a member here.</p>
-<div id="chosen" class="scroll"></div>
-{members}
-<h3>All members</h3>
-<div class="bar"><input id="filter" type="search" placeholder="filter: d_sae=64 l0&lt;20" aria-label="filter members">
-<span id="count"></span><button id="copy">copy</button><button id="csv">download CSV</button></div>
-<div id="table" tabindex="0"><table><thead></thead><tbody></tbody></table></div>
-<p class="lead">Held-out numbers. Click a column's head to sort by it, a row to choose its member.
-Copies and downloads hold the rows that are shown.</p>
-</section>
-{_section_of_dictionaries(page)}
-<footer>Made by Sparsity Lab. Nothing on this page is fetched from anywhere.</footer>
-</main>
-<script id="data" type="application/json">{block}</script>
-<script>{plotly.offline.get_plotlyjs()}</script>
-<script>{_file("page.js")}</script>
-</body>
-</html>
-"""
+    plots = [(isinstance(figure, Curves | FiringRates), _plot(figure, drawn)) for figure, drawn in page.drawn]
+    rules, shown = page_data.dictionaries(page.dictionaries)
+    plotly_js = plotly.offline.get_plotlyjs()
+    scripts, style, left_out = [plotly_js, _file("page.js")], _file("page.css") + rules, OTHER_STYLES.findall(plotly_js)
+    has_images = any(dictionary.image_shape for dictionary in page.dictionaries)
+    return ENVIRONMENT.get_template("page.html").render(
+        page=page,
+        policy=_policy(scripts, [style, *([""] if left_out else [])]),
+        title=unquoted(page.title),
+        style=Markup(style),
+        left_out=dict.fromkeys(left_out),
+        scripts=[Markup(script) for script in scripts],
+        data=page_data.everything(page.title, page.drawn, page.recovery, runs, chosen, history, shown),
+        folder=page.folder,
+        verdicts=_verdicts(page.claims),
+        clauses=[clause for claim in page.claims for clause in _clauses(claim)],
+        answers=[{"table": answer, "grid": grid(answer.frame)} for answer in page.answers],
+        results=[plot for of_members, plot in plots if not of_members],
+        members=[plot for of_members, plot in plots if of_members],
+        about_images=captions.DICTIONARIES if has_images else "",
+        recovery=page.recovery and _place("recovery", page.recovery),
+        dictionaries=[_sheet(dictionary) for dictionary in page.dictionaries],
+    )
 
 
-def as_html(frame: pd.DataFrame) -> str:
-    """A data frame whose index names its rows, as an HTML table; equal labels side by side are one cell."""
+def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+    """What a browser may do with the page: run these scripts, use these styles, show images that are in it.
+
+    Plotly writes style attributes, which run and fetch nothing.
+    """
+    digest = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    allowed = lambda texts: " ".join(f"'sha256-{digest(text)}'" for text in texts)
+    return (
+        f"default-src 'none'; script-src {allowed(scripts)}; style-src {allowed(styles)}; "
+        "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def grid(frame: pd.DataFrame) -> Grid:
+    """A data frame, whose index names its rows, in words; equal labels side by side are one cell."""
     names = [name or "" for name in frame.index.names]
-    levels = [frame.columns.get_level_values(k) for k in range(frame.columns.nlevels)]
-    heads = []
-    for k, level in enumerate(levels):
-        last = k == len(levels) - 1
-        cells = [f'<th class="words">{_text(label(name)) if last else ""}</th>' for name in names]
-        spans: list[list] = []
-        for value in level:
+    heads: list[Head] = []
+    for k in range(frame.columns.nlevels):
+        last = k == frame.columns.nlevels - 1
+        spans: list[tuple[Any, int]] = []
+        for value in frame.columns.get_level_values(k):
             if not last and spans and spans[-1][0] == value:
-                spans[-1][1] += 1
+                spans[-1] = (value, spans[-1][1] + 1)
             else:
-                spans.append([value, 1])
-        cells += [f"<th{f' colspan={n}' if n > 1 else ''}>{_text(label(str(value)))}</th>" for value, n in spans]
-        heads.append(f"<tr>{''.join(cells)}</tr>")
-    rows: list[str] = []
+                spans.append((value, 1))
+        columns = [(label(str(value)), n) for value, n in spans]
+        heads.append(Head([label(str(name)) if last else "" for name in names], columns))
+    rows = []
     before: tuple = ()
     for index, values in zip(frame.index, frame.itertuples(index=False), strict=True):
         index = index if isinstance(index, tuple) else (index,)
         same = [i < len(index) - 1 and index[: i + 1] == before[: i + 1] for i in range(len(index))]
-        cells = [f"<th>{'' if s else _text(number(v))}</th>" for v, s in zip(index, same, strict=True)]
-        cells += [f"<td>{_cell(value)}</td>" for value in values]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        rows.append(
+            (["" if s else number(v) for v, s in zip(index, same, strict=True)], [_cell(value) for value in values])
+        )
         before = index
-    table = f"<table><thead>{''.join(heads)}</thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div>'
+    return Grid(heads, rows)
 
 
-def _cell(value: Any) -> str:
-    """A number, with its interval in small type below it."""
-    mean, bracket, interval = _text(number(value)).partition(" [")
-    return f"{mean}<small>[{interval}</small>" if bracket else mean
+def _cell(value: Any) -> tuple[str, str]:
+    """A number, and its interval."""
+    mean, bracket, interval = number(value).partition(" [")
+    return mean, f"[{interval}" if bracket else ""
 
 
-def _answers(page: Page) -> str:
-    parts = [_claims(page.claims)]
-    for answer in page.answers:
-        parts += [f"<h3>{_text(answer.title)}</h3>", _list(answer.sentences)]
-        if answer.others:
-            parts += [f"<details><summary>At the other values</summary>{_list(answer.others)}</details>"]
-        parts += [as_html(answer.frame)]
-        parts += [f"<figcaption>{_text(answer.caption)}</figcaption>" if answer.caption else ""]
-    return "".join(parts)
-
-
-def _list(sentences: Sequence[str]) -> str:
-    items = "".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _claims(decided: Sequence[dict[str, Any]]) -> str:
-    """The table of claims, a row per clause: what was claimed, what was measured, the verdict."""
-    if not decided:
-        return ""
-    rows = []
-    for claim in decided:
-        for i, clause in enumerate(claim["clauses"]):
-            head = f"{_text(named(claim))} <span class=lead>{_text(claim.get('source') or '')}</span>" if i == 0 else ""
-            measured = number(clause["measured"]) if clause["measured"] is not None else "–"
-            bounds = [clause.get(end) for end in ("low", "high")]
-            interval = data.interval(*bounds) if None not in bounds else ""
-            reason = f"<small>{_text(clause['reason'])}</small>" if clause.get("reason") else ""
-            rows.append(
-                f"<tr><td class=text>{head}</td><td class=text>{_text(clause['text'])}</td>"
-                f"<td>{_text(measured + interval)}</td><td>{_text(number(clause['threshold']))}</td>"
-                f'<td class="{_text(clause["verdict"])}">{_text(clause["verdict"])}{reason}</td></tr>'
-            )
-    head = "".join(f"<th class=words>{name}</th>" for name in ("claim", "clause", "measured", "threshold", "verdict"))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+def _verdicts(decided: Sequence[dict[str, Any]]) -> str:
     verdicts = [claim.get("verdict", "undecided") for claim in decided]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("holds", "fails", "undecided"))
-    return f'<h3>Claims</h3><p>{len(verdicts)}: {counts}.</p><div class="scroll" tabindex="0">{table}</div>'
+    return f"{len(verdicts)}: {counts}."
 
 
-def _fact(fact: Fact) -> str:
-    return f"<dt>{_text(fact.name)}</dt><dd><{fact.element}>{_text(fact.text)}</{fact.element}></dd>"
+def _clauses(claim: dict[str, Any]) -> list[Clause]:
+    """The rows of a claim: what was claimed, what was measured, the verdict."""
+    rows = []
+    for i, clause in enumerate(claim["clauses"]):
+        bounds = [clause.get(end) for end in ("low", "high")]
+        measured = number(clause["measured"]) + (data.interval(*bounds) if None not in bounds else "")
+        head = (named(claim), claim.get("source") or "") if i == 0 else ("", "")
+        threshold, reason = number(clause["threshold"]), clause.get("reason") or ""
+        rows.append(Clause(*head, clause["text"], measured, threshold, clause["verdict"], reason))
+    return rows
 
 
-def _warnings(sentences: Sequence[str]) -> str:
-    if not sentences:
-        return ""
-    return f'<aside class="warnings"><h3>Before you believe it</h3>{_list(sentences)}</aside>'
+def _plot(figure: Figure, drawn: go.Figure) -> Plot:
+    return _place(captions.slug(figure), drawn, type(figure).__name__.lower())
 
 
-def _figure(name: str, drawn: go.Figure, folder: str, kind: str = "") -> str:
-    wide = "wide" if kind in ("parallel", "atmatched") else ""
-    place = urllib.parse.quote(folder)
-    files = " ".join(f'<a href="{place}/{name}.{suffix}">{suffix.upper()}</a>' for suffix in ("png", "svg"))
-    return (
-        f"<figure><h3>{_text(drawn.layout.meta['title'])}</h3>"
-        f'<div class="scroll"><div class="plot {wide}" id="{name}" data-kind="{kind}"></div></div>'
-        f"<figcaption>{_text(drawn.layout.meta['caption'])} {files if kind else ''}</figcaption></figure>"
-    )
+def _place(name: str, drawn: go.Figure, kind: str = "") -> Plot:
+    meta = drawn.layout.meta
+    return Plot(name, kind, meta["title"], meta["caption"], kind in ("parallel", "atmatched"))
 
 
-def _section_of_dictionaries(page: Page) -> str:
-    if not page.dictionaries_note:
-        return ""
-    note = captions.DICTIONARIES if any(d.image_shape for d in page.dictionaries) else ""
-    shown = "".join(_dictionary(d) for d in page.dictionaries)
-    if page.recovery:
-        shown = _figure("recovery", page.recovery, page.folder) + shown
-    return (
-        f'<section id="dictionaries"><h2>Dictionaries</h2><p class="lead">{_text(page.dictionaries_note)} {_text(note)}'
-        f"</p>{shown}</section>"
-    )
-
-
-def _dictionary(shown: Dictionary) -> str:
-    """The title of a dictionary, and its table where it is not drawn as images; page.js adds the images."""
-    body = ""
+def _sheet(shown: Dictionary) -> Sheet:
     if shown.features is not None:
         found = shown.features.rename(columns={"latent": "best latent", "chance": "cosine by chance"})
         found = found.set_index("feature").head(FEATURES)
         more = len(shown.features) - len(found)
-        body = as_html(found) + (f"<p class=lead>{more} more features are found less well.</p>" if more > 0 else "")
-        body = f"<details><summary>True features, the best found first</summary>{body}</details>"
-    elif shown.image_shape is None:
-        table = pd.DataFrame(
-            {
-                "firing rate": shown.rates,
-                **{
-                    f"example {k + 1} (value)": [
-                        "–" if at < 0 else f"{at} ({number(value)})"
-                        for at, value in zip(shown.strongest[:, k], shown.values[:, k], strict=True)
-                    ]
-                    for k in range(shown.strongest.shape[1])
-                },
+        return Sheet(shown.row, shown.name, "True features, the best found first", grid(found), more)
+    if shown.image_shape is not None:
+        return Sheet(shown.row, shown.name)
+    table = pd.DataFrame(
+        {
+            "firing rate": shown.rates,
+            **{
+                f"example {k + 1} (value)": [
+                    "–" if at < 0 else f"{at} ({number(value)})"
+                    for at, value in zip(shown.strongest[:, k], shown.values[:, k], strict=True)
+                ]
+                for k in range(shown.strongest.shape[1])
             },
-            index=pd.Index(shown.latents, name="latent"),
-        )
-        body = f"<details><summary>Latents and their strongest held-out examples</summary>{as_html(table)}</details>"
-    return f'<figure id="dictionary-{shown.row}"><h3>{_text(shown.name)}</h3>{body}</figure>'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _code(text: str) -> str:
-    """A text whose parts between backticks are code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
+        },
+        index=pd.Index(shown.latents, name="latent"),
+    )
+    return Sheet(shown.row, shown.name, "Latents and their strongest held-out examples", grid(table))
 
 
 def _file(name: str) -> str:

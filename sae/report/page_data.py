@@ -23,7 +23,7 @@ SHEET = 12  # columns of a sheet of images
 BRIEF = tuple(f"eval/{name}" for name in ("fvu", "l0", "dead_fraction", "mmcs"))  # shown of a chosen member
 
 
-def block(
+def everything(
     name: str,
     drawn: Sequence[tuple[Figure, go.Figure]],
     recovery: go.Figure | None,
@@ -31,8 +31,8 @@ def block(
     chosen: Sequence[int],
     history: pd.DataFrame,
     dictionaries: Sequence[Mapping[str, Any]],
-) -> str:
-    """All of the data, as JSON that can stand inside a script element. `dictionaries` come from the function below."""
+) -> dict[str, Any]:
+    """All of the data, as JSON can hold it. `dictionaries` come from the function below."""
     figures = {captions.slug(figure): _plotly(plot) for figure, plot in drawn}
     if recovery:
         figures["recovery"] = _plotly(recovery)
@@ -43,7 +43,7 @@ def block(
             figures[captions.slug(figure)]["layout"]["meta"]["metrics"] = known
             curves += known
     firing = any(isinstance(figure, FiringRates) for figure, _ in drawn) and runs.rates
-    everything = {
+    return {
         "name": name,
         "figures": figures,
         "members": _members(runs.members),
@@ -55,8 +55,6 @@ def block(
         "firing": _firing(runs) if firing else None,
         "dictionaries": dictionaries,
     }
-    # without "<" no text can end the script element, or open a comment in it
-    return json.dumps(everything, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def dictionaries(shown: Iterable[Dictionary]) -> tuple[str, list[dict[str, Any]]]:

@@ -3,7 +3,7 @@
 Everything is printed as `Text`, so that nothing in a run's names and paths is read as rich's markup.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae.core.text import count, table
+from sae.core.text import count, one_line, table
 from sae.report.data import brief, held_out, number
 from sae.report.warnings import REMEDY
 from sae.store.results import Results
 from sae.study import claims
-from sae.study.answers import AtMatched
+from sae.study.answers import Answer, AtMatched
 from sae.study.replicates import over_seeds
 
 MOST_ROWS = 40  # rows of a table that are printed
@@ -35,24 +35,35 @@ def print_answer(results: Results, console: Console) -> None:
         say(f"\nno answer: {'the member' if diverged == 1 else f'all {diverged} members'} diverged; {REMEDY}")
     else:
         if answer is not None:
-            title, means, frame = answer.title, over_seeds(members), answer.table(members)
+            title, means, frame = answer.title, over_seeds(members), _asked(answer, members, say)
         elif len(members) == 1:
             numbers = {name: members[name].iloc[0] for name in members.columns if name.startswith("eval/")}
             title, means, frame = results.definition["name"], "", pd.DataFrame({"": numbers}, dtype=object)
         else:
-            title, (means, frame) = results.definition["name"], held_out(members, METRICS)
+            title, columns = results.definition["name"], [name for name in METRICS if name in members]
+            means, frame = held_out(members, columns) if columns else ("no held-out numbers", pd.DataFrame())
         facts = [count(len(members), "member"), "held out", *([means] if means else [])]
-        say(f"\n{title} ({', '.join(facts)})")
-        say(_text(frame.head(MOST_ROWS), console.width))
+        say(f"\n{one_line(title)} ({', '.join(facts)})")
+        if len(frame):
+            say(_text(frame.head(MOST_ROWS), console.width))
         if len(frame) > MOST_ROWS:
             say(f"... {len(frame) - MOST_ROWS} more rows in members.parquet")
-        if isinstance(answer, AtMatched) and frame.isna().any(axis=None):
+        if isinstance(answer, AtMatched) and len(frame) and frame.isna().any(axis=None):
             low, high = members[answer.matched].min(), members[answer.matched].max()
             say(f"–: not reached; {answer.matched} spans {number(low)} to {number(high)} over all members")
         if diverged:
             say(f"{diverged} of {len(everyone)} members diverged and are left out; {REMEDY}")
     names = sorted(path.name for path in results.folder.iterdir() if not path.name.startswith("."))
-    say(f"results: {results.folder} ({', '.join(names)})")
+    say(one_line(f"results: {results.folder} ({', '.join(names)})"))
+
+
+def _asked(answer: Answer, members: pd.DataFrame, say: Callable[[str], object]) -> pd.DataFrame:
+    """The table of an answer; an empty one, and a line, where a table of another program cannot answer."""
+    try:
+        return answer.table(members)
+    except Exception as error:
+        say(f"no answer: {' '.join(str(error).split()) or type(error).__name__}")
+        return pd.DataFrame()
 
 
 def _text(frame: pd.DataFrame, width: int) -> str:
@@ -93,13 +104,13 @@ def print_claims(runs: Mapping[str, list[dict[str, Any]]], console: Console, che
         table.add_column(column, overflow="fold", no_wrap=column in ("measured", ""))
     for name, of_run in runs.items():
         if name:
-            table.add_row(Text(name, "bold"))
+            table.add_row(Text(one_line(name), "bold"))
         for claim in of_run:
             for i, cell in enumerate(claim["clauses"]):
                 reason = f": {cell['reason']}" if cell["reason"] else ""
                 text = claims.named(claim) if i == 0 else ""
                 row = (text, cell["text"], claims.measured(cell), cell["threshold"], cell["verdict"] + reason)
-                table.add_row(*map(Text, row))
+                table.add_row(*(Text(one_line(word)) for word in row))
     found = [claim["verdict"] for claim in decided]
     console.print()
     console.print(table)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from sae.core.definitions import flatten
-from sae.core.text import count
+from sae.core.text import count, one_line
 from sae.engine.records import Outcome, Record, Start
 from sae.report.warnings import idle
 
@@ -70,7 +70,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Print one line above the bars."""
-        self.console.print(Text(line), soft_wrap=True)
+        self.console.print(Text(one_line(line)), soft_wrap=True)
 
     def close(self) -> None:
         """Restore the terminal."""

@@ -17,7 +17,7 @@ RISES = 0.02  # relative fall of FVU where sparsity rises: the frontier is not m
 REBOUND = 1.5  # factor between the last and the least FVU of training
 CONVERGED = 0.02  # relative fall of FVU over the last tenth of training
 EXPLAINED, SHARE = 0.3, 0.5  # an FVU below the first, with a median r2 of input dimensions below the second
-HUGE = 20  # norm of the longest held-out row over that of the median row
+HUGE = 20  # norm of the longest row over that of the median row
 REMEDY = "try a lower optimizer.lr, a longer optimizer.warmup_steps, or optimizer.clip"
 
 
@@ -25,7 +25,7 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
     """Sentences about members and their histories. `members` includes those that diverged."""
     sound = members[members["status"] == "finished"]
     found = [*_diverged(members), *idle(members), *_of_members(sound), *_of_data(sound), *_of_training(sound, history)]
-    if along:
+    if along and {"eval/fvu", "eval/l0", "d_sae"} <= set(members):
         found += _of_lines(lines(sound, along, group))
     return [sentence[:1].upper() + sentence[1:] for sentence in found]
 
@@ -83,10 +83,11 @@ def _diverged(members: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_members(members: pd.DataFrame) -> Iterator[str]:
-    collapsed = members[members["eval/l0"] < COLLAPSED]
+    column = lambda name: members.get(name, pd.Series(np.nan, index=members.index))  # of another program, say
+    collapsed = members[column("eval/l0") < COLLAPSED]
     if len(collapsed):
         yield f"L0 collapsed in {_who(collapsed, members)}: fewer than {COLLAPSED:g} active latents per example."
-    dead = members[members["eval/dead_fraction"] > DEAD]
+    dead = members[column("eval/dead_fraction") > DEAD]
     if len(dead):
         yield (
             f"Over {DEAD:.0%} of the latents are dead in {_who(dead, members)}: compare their L0 and width with care; "
@@ -95,7 +96,7 @@ def _of_members(members: pd.DataFrame) -> Iterator[str]:
 
 
 def _of_data(members: pd.DataFrame) -> Iterator[str]:
-    """What held-out rows say about the data. Tables of older runs lack these columns."""
+    """What the tables say about the data. Those of older runs lack these columns."""
     if "eval/r2_median" in members:
         few = members[(members["eval/fvu"] < EXPLAINED) & (members["eval/r2_median"] < SHARE)]
         if len(few):
@@ -110,7 +111,7 @@ def _of_data(members: pd.DataFrame) -> Iterator[str]:
         if len(long):
             times = number(float(long["eval/norm_max_ratio"].max()))
             yield (
-                f"Some rows are huge: the longest held-out row is {times} times as long as the median row "
+                f"Some rows are huge: the longest row is {times} times as long as the median row "
                 f"({_who(long, members)}), so that few rows can decide the error; the source's max_norm leaves out "
                 "longer rows."
             )

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae.core.files import DamagedError
-from sae.core.text import ranges
+from sae.core.text import one_line, ranges
 from sae.core.types import UserError
 from sae.report.data import ARMS
 from sae.report.terminal import SHOWN, spread
@@ -41,8 +41,8 @@ def watch(results: Results, console: Console, *, once: bool = False, seconds: fl
 
 def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     """The state of a run now: its cohorts, its frontier so far, and what is wrong."""
-    head = Text(f"{results.definition['name']}: {results.status}  ", style="bold")
-    head.append(results.definition.get("question", ""), style="not bold dim")
+    head = Text(one_line(f"{results.definition['name']}: {results.status}  "), style="bold")
+    head.append(one_line(results.definition.get("question") or ""), style="not bold dim")
     try:
         latest = _latest(results)
     except DamagedError as error:
@@ -76,8 +76,8 @@ def scatter(points: Sequence[tuple[float, float, str, str]], width: int = 64, he
 
 def _latest(results: Results) -> pd.DataFrame:
     """A row per member: its last log point and its hyper-parameters."""
-    last = results.history.groupby("member").last()
-    return last.join(pd.DataFrame(results.definition["members"]))
+    last, hyper = results.history.groupby("member").last(), pd.DataFrame(results.definition["members"])
+    return last.join(hyper[[name for name in hyper if name not in last]])
 
 
 def _cohorts(results: Results) -> Table:
@@ -87,15 +87,15 @@ def _cohorts(results: Results) -> Table:
     for cohort in results.cohorts:
         state, members = cohort.state, results.definition["cohorts"][cohort.index]
         step = state.get("step", 0)
-        n_steps = results.definition["members"][members[0]]["n_steps"]
+        n_steps = results.definition["members"][members[0]].get("n_steps") or state.get("n_steps")
         paths = [path for name in (HISTORY, STATE) if (path := cohort.path / name).exists()]
         ago = time.time() - max((path.stat().st_mtime for path in paths), default=time.time())
         table.add_row(
             str(cohort.index),
             ranges(members),
             Text(str(state.get("status", "waiting"))),
-            ProgressBar(total=n_steps, completed=step, width=24),
-            f"{step:,}/{n_steps:,}",
+            ProgressBar(total=n_steps or max(step, 1), completed=step, width=24),
+            f"{step:,}/{n_steps:,}" if n_steps else f"{step:,}",
             f"{ago:,.0f} s ago" if paths else "",
         )
     return table
@@ -104,14 +104,17 @@ def _cohorts(results: Results) -> Table:
 def _spreads(results: Results, latest: pd.DataFrame) -> list[Text]:
     """A line per cohort that has log points: medians and ranges over its members' last ones."""
     lines = []
-    for index, members in enumerate(results.definition["cohorts"]):
+    shown = [name for name in SHOWN if f"train/{name}" in latest]
+    for index, members in enumerate(results.definition["cohorts"] if shown else ()):
         logged = latest[latest.index.isin(members)]
-        numbers = ", ".join(f"{name} {spread(logged[f'train/{name}'].to_numpy())}" for name in SHOWN)
+        numbers = ", ".join(f"{name} {spread(logged[f'train/{name}'].to_numpy())}" for name in shown)
         lines += [Text(f"cohort {index}: {numbers}")] if len(logged) else []
     return lines
 
 
 def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -> list[Text]:
+    if not {X, Y} <= set(latest):  # a run of another program, from W&B
+        return []
     shown = latest[(latest[[X, Y]] > 0).all(axis=1)]
     if shown.empty:
         return []
@@ -136,7 +139,7 @@ def _troubles(latest: pd.DataFrame) -> list[Text]:
         lines.append(
             Text(f"diverged: members {ranges(latest.index[latest['train/diverged'].astype(bool)])}", style="red")
         )
-    dead = latest.index[latest["train/dead_fraction"] > DEAD]
+    dead = latest.index[latest["train/dead_fraction"] > DEAD] if "train/dead_fraction" in latest else ()
     if len(dead):
         lines.append(Text(f"over {DEAD:.0%} of the latents dead: members {ranges(dead)}", style="yellow"))
     return lines

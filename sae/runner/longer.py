@@ -30,7 +30,8 @@ def lengthen(folder: Path, sweep: Sweep, command: Sequence[str], say: Callable[[
         older = Results(folder)
         if _only_longer(older.definition["members"], members):
             _check(older, sweep)
-            write_checked(folder / DEFINITION, older.definition | {"members": members, "command": list(command)})
+            made = {"members": members, "command": list(command), "file_sha256": folders.file_sha256(command)}
+            write_checked(folder / DEFINITION, older.definition | made)
         _reopen(Results(folder), say)
 
 
@@ -57,7 +58,7 @@ def _check(older: Results, sweep: Sweep) -> None:
         raise UserError(f"{older.folder}: cohort {index} cannot be trained for longer: {why}; use --out DIR or --fresh")
 
     for entry in older.definition.get("data", []):
-        older.check_data(entry["member"], sweep.members[entry["member"]].data)
+        older.check_data(entry["member"], sweep.members[entry["member"]].data, {})
     for cohort, members in zip(older.cohorts, older.definition["cohorts"], strict=True):
         before = older.definition["members"][members[0]]["n_steps"]
         lengths = {sweep.members[i].n_steps for i in members}

@@ -36,7 +36,7 @@ def prepare(
         lengthen(folder, sweep, command, say)
     older = None if options.fresh else folders.older_run(folder, sweep)
     if older is not None:
-        _check_data(older, sweep, say)
+        _check_data(older, sweep, say, {} if loaded is None else loaded)
         folders.describe_again(older, sweep)
         return Results(folder)
     plan = plans.make(sweep, options.least_cohorts)
@@ -72,12 +72,12 @@ def _mend(folder: Path, say: Callable[[str], None]) -> None:
                 files.forget()
 
 
-def _check_data(older: results.Results, sweep: Sweep, say: Callable[[str], None]) -> None:
+def _check_data(older: results.Results, sweep: Sweep, say: Callable[[str], None], loaded: Loaded) -> None:
     """Check that a run's data are those that it began with; a finished run may have lost them. Raises UserError."""
     for entry in older.definition.get("data", []):
         member = entry["member"]
         try:
-            older.check_data(member, sweep.members[member].data)
+            older.check_data(member, sweep.members[member].data, loaded)
         except results.ChangedError:
             raise
         except UserError as error:

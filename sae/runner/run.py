@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import rich.console
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.text import Text
 
+from sae.core.console import Console
 from sae.core.definitions import flatten
 from sae.core.types import Interrupted, UserError
 from sae.data.feed import Feed
@@ -57,7 +58,7 @@ def run(
     *,
     question: str = "",
     command: Sequence[str] = (),
-    console: Console | None = None,
+    console: rich.console.Console | None = None,
     trial: Trial | None = None,
     **fields: Any,
 ) -> Results | None:
@@ -151,7 +152,7 @@ def _check_space(options: RunOptions, plan: list[Cohort], part: list[int], data:
 
 def _open(
     stack: contextlib.ExitStack,
-    console: Console,
+    console: rich.console.Console,
     results: Results,
     sweep: Sweep,
     part: Sequence[int],

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 
 from sae.core.definitions import flatten
-from sae.core.files import LEFTOVER, Written, remove_leftovers, write_checked
+from sae.core.files import LEFTOVER, Written, remove_leftovers, sha256, write_checked
 from sae.core.types import UserError
-from sae.data.source import Examples, Source
-from sae.engine.loading import fingerprint
+from sae.data.source import Source
+from sae.engine.loading import Loaded, fingerprint
 from sae.experiment import complete, own_files
 from sae.store.results import Results
 from sae.store.storage import DEFINITION
@@ -93,7 +93,7 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
     releases the lock when its process ends, however it ends, so a lock file left behind means nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+    with open(folder / LOCK, "a+", encoding="utf-8", opener=_follow_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -116,7 +116,12 @@ def held(folder: Path) -> Generator[bool]:
         yield writable
 
 
-def fingerprints(sweep: Sweep, loaded: Mapping[Source, Examples]) -> list[dict[str, Any]]:
+def _follow_no_link(path: str, flags: int) -> int:
+    """A folder is data from anyone: the file that is written may be no link to another."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def fingerprints(sweep: Sweep, loaded: Loaded) -> list[dict[str, Any]]:
     """What tells the data of each source of a sweep from others, with the first member that trains on it."""
     first: dict[Source, int] = {}
     for i, member in enumerate(sweep.members):
@@ -144,6 +149,14 @@ def describe_again(results: Results, sweep: Sweep) -> None:
             write_checked(results.folder / DEFINITION, results.definition)
 
 
+def file_sha256(command: Sequence[str]) -> str | None:
+    """The SHA-256 of the definition file in a run's command, by which it is known again; None where it names none."""
+    try:
+        return sha256(Path(command[2]))
+    except (IndexError, OSError):
+        return None
+
+
 def _first_difference(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> str | None:
     """The first difference between the folder's members and the sweep's, in words."""
     for i, (old, new) in enumerate(zip(theirs, ours, strict=False)):
@@ -163,6 +176,7 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
         "name": sweep.name,
         "question": question,
         "command": list(command),
+        "file_sha256": file_sha256(command),
         "token": secrets.token_hex(4),  # makes the ids of its W&B runs unique
         "cohorts": [list(members) for members in cohorts],
         "members": plain(sweep),

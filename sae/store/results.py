@@ -2,48 +2,24 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import pandas as pd
 
 from sae.core.definitions import unflatten, written_in
-from sae.core.files import DamagedError, expanded, read_checked
+from sae.core.files import DamagedError, expanded
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
 from sae.data.source import Examples, Source
-from sae.engine.loading import change, fingerprint, load
+from sae.engine.loading import Loaded, change, fingerprint, load
 from sae.experiment import Experiment
-from sae.store import storage
+from sae.store import schema, storage
 from sae.store.storage import DEFINITION, CohortFiles
 from sae.study import arms, figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
 from sae.study.measures import Measure
-
-TEXT = str | None
-SHAPE = {
-    "name": str,
-    "question?": str,
-    "command?": [str],
-    "token?": str,
-    "cohorts": [[int]],
-    "members": [{...: object}],
-    "own?": {...: str},
-    "beside?": TEXT,
-    "answer?": dict | None,
-    "figures?": [{"kind": str}],
-    "arms?": [str],
-    "claims?": [{"text": str, "threshold": str, "clause": str}],
-    "packages?": {...: TEXT},
-    "python?": str,
-    "device?": {"kind": str, "platform": str, "count": int},
-    "host?": str,
-    "git_commit?": TEXT,
-    "started?": str,
-    "data?": [{"member": int, "fingerprint": {...: str}}],
-}  # of definition.json
 
 
 class ChangedError(UserError):
@@ -58,10 +34,7 @@ class Results:
         path = self.folder / DEFINITION
         if not path.exists():
             raise UserError(f"{self.folder}: no {DEFINITION} there, so no run; allowed: a folder that `sae run` wrote")
-        self.definition: dict[str, Any] = read_checked(path, SHAPE)
-        members = sorted(member for cohort in self.definition["cohorts"] for member in cohort)
-        if members != list(range(len(self.definition["members"]))) or [] in self.definition["cohorts"]:
-            raise DamagedError(f"{path} is damaged, or was edited by hand: its cohorts do not hold each member once")
+        self.definition = schema.read(path)
         self.cohorts = [CohortFiles(self.folder, i) for i in range(len(self.definition["cohorts"]))]
 
     def __repr__(self) -> str:
@@ -147,23 +120,25 @@ class Results:
 
         Raises UserError where they cannot be loaded, and ChangedError where they are others than then.
         """
-        source = self.source(member)
-        self.check_data(member, source)
-        return load(source)
+        source, loaded = self.source(member), {}
+        self.check_data(member, source, loaded)
+        return loaded.get(source) or load(source)
 
-    def check_data(self, member: int, source: Source) -> None:
+    def check_data(self, member: int, source: Source, loaded: Loaded) -> None:
         """Check that a member's source has the data that it was trained on. Raises ChangedError, and UserError.
 
-        A run that is older than the fingerprints of data, or was pulled from W&B, says nothing of them.
+        `loaded` gets the data where the check takes loading them. A run that is older than the fingerprints of data, or
+        was pulled from W&B, says nothing of them.
         """
         flat = [
             {n: v for n, v in m.items() if n == "data" or n.startswith("data.")} for m in self.definition["members"]
         ]
         for entry in self.definition.get("data", []):
             if flat[entry["member"]] == flat[member]:
-                if difference := change(entry["fingerprint"], fingerprint(source, {})):
+                if difference := change(entry["fingerprint"], fingerprint(source, loaded)):
+                    place = flat[member].get("data.path") or flat[member]["data"]
                     raise ChangedError(
-                        f"{self.folder}: the data have changed since it began: {difference}; "
+                        f"{self.folder}: the data have changed since it began: {place}: {difference}; "
                         "--fresh moves the run aside and starts again, --out DIR keeps both"
                     )
 

@@ -32,6 +32,7 @@ from sae.core.files import DamagedError, read_checked, remove_leftovers, sha256,
 from sae.core.model import Sae, parameters
 from sae.core.normalization import Normalization
 from sae.core.types import UserError
+from sae.store import schema
 from sae.study.measures import PREFIX
 
 DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
@@ -48,18 +49,6 @@ STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a
 STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`
 RATES, MEMBER, SHIFT, SCALE = "firing_rate", "member", "shift", "scale"  # tensors beside the parameters
 SEAL = b"sparsity-lab sha256 "  # with a checksum, between a table's pages and its footer, where no reader looks
-SHAPE = {
-    "status?": str,
-    "members?": [int],
-    "step?": int,
-    "n_steps?": int,
-    "lanes?": int,
-    "seconds?": int | float,
-    "compile_seconds?": int | float,
-    "image_shape?": list | None,
-    "checksums?": {...: str},
-    "kept?": {...: str},
-}  # of cohort.json
 
 
 class CohortFiles:
@@ -72,10 +61,13 @@ class CohortFiles:
     @property
     def state(self) -> dict[str, Any]:
         """The contents of cohort.json; {} if there is none. Raises DamagedError."""
+        path = self.path / STATE
         try:
-            return read_checked(self.path / STATE, SHAPE)
+            return schema.state(read_checked(path))
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise DamagedError(f"{path} is damaged, or was edited by hand: {error}") from None
 
     @property
     def finished(self) -> bool:

@@ -11,7 +11,7 @@ from sae.core.metrics import EVALUATED, OF_A_STEP
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.study.measures import PREFIX
-from sae.study.replicates import lurking, seeds
+from sae.study.replicates import is_seed, lurking, seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,14 +193,19 @@ class Best:
         return f"best {short(self.metric)} over {self.along}"
 
     def check(self, names: Collection[str]) -> None:
-        """Check before training that every name it reads exists. Raises UserError."""
+        """Check before training that every name it reads exists, and that it searches no seed. Raises UserError."""
         require(names, [*self.groups, self.along], (self.metric, *self.also), "answer")
+        if is_seed(self.along):
+            raise UserError(f"answer: along: got {self.along}, allowed: no seed, as means are over seeds")
 
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> a row per group."""
-        rows = [*self.groups, *lurking(members, [*self.groups, self.along])]
+        of_choice = f"{self.along}."  # the fields of a choice that is searched are candidates, not rows
+        hidden = lurking(members, [*self.groups, self.along])
+        searched = [self.along, *(name for name in hidden if name.startswith(of_choice))]
+        rows = [*self.groups, *(name for name in hidden if name not in searched)]
         numbers = list(dict.fromkeys([self.metric, *self.also]))
-        means = members.groupby([*rows, self.along], dropna=False)[numbers].mean().reset_index()
+        means = members.groupby([*rows, *searched], dropna=False)[numbers].mean().reset_index()
         means = means.dropna(subset=[self.metric])
         if not rows:  # the axis is all that differs
             rows, means = [""], means.assign(**{"": "all members"})

@@ -28,26 +28,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from sae.core.files import DamagedError, check_shape, read_checked, write_checked
+from sae.core.files import DamagedError, read_checked, write_checked
+from sae.core.shapes import fault
+from sae.core.text import in_markdown
 from sae.core.types import UserError
 from sae.study.answers import bootstrap
 from sae.study.quantities import cells
 from sae.study.quantities.cells import Quantity, Tables
 
 NAME = "claims.json"
-NUMBER = int | float | None
-SHAPE = [
-    {
-        "text": str,
-        "source": str,
-        "verdict": str,
-        "later?": bool | None,
-        "clauses": [
-            {"text": str, "threshold": str, "verdict": str, "reason": str, "seeds?": int}
-            | dict.fromkeys(("measured", "low", "high"), NUMBER)
-        ],
-    }
-]  # of its claims
 Verdict = Literal["holds", "fails", "undecided"]
 
 
@@ -292,8 +281,32 @@ def read(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     decided = found.get("claims") if isinstance(found, dict) else found  # an older file is the list alone
-    check_shape(path, decided, SHAPE)
+    if wrong := fault(decided, list[Any], "claims") or next(filter(None, map(_unsound, decided)), None):
+        raise DamagedError(f"{path} is damaged, or was edited by hand: {wrong}; `sae run` makes it anew")
     return decided
+
+
+CELL: dict[str, Any] = {
+    "text": str,
+    "measured": float | None,
+    "low": float | None,
+    "high": float | None,
+    "seeds": int,
+    "threshold": str,
+    "verdict": Verdict,
+    "reason": str,
+}
+CLAIM: dict[str, Any] = {"text": str, "source": str, "verdict": Verdict, "later": bool | None, "clauses": list[Any]}
+
+
+def _unsound(claim: Any) -> str | None:
+    """What is wrong with an entry of claims.json, in words."""
+    return _wrong(claim, CLAIM) or next(filter(None, (_wrong(cell, CELL) for cell in claim["clauses"])), None)
+
+
+def _wrong(entry: Any, shape: Mapping[str, Any]) -> str | None:
+    missing = (f"a claim has no {name}" for name in shape if name not in entry)
+    return fault(entry, shape, "claim") or next(missing, None)
 
 
 def named(claim: dict[str, Any]) -> str:
@@ -332,5 +345,5 @@ def markdown(decided: Sequence[dict[str, Any]]) -> str:
             text, verdict = named(claim) if i == 0 else "", cell["verdict"]
             reason = f" ({cell['reason']})" if cell["reason"] else ""
             row = (text, cell["text"], cell["threshold"], measured(cell), verdict + reason)
-            lines.append("| " + " | ".join(word.replace("|", "\\|") for word in row) + " |")
+            lines.append("| " + " | ".join(in_markdown(word) for word in row) + " |")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from sae.experiment import Experiment
 from sae.study.sweep import Sweep
 
 FOLDERS = ("experiments", "sweeps")
+CHECKOUT = Path(__file__).parents[2]  # the folder that the package lies in, where it is a checkout
 
 
 def load_file(path: Path) -> Experiment | Sweep:
@@ -50,6 +51,11 @@ def _beside(folder: Path, found: Any) -> Any:
     return found
 
 
+def shipped() -> list[Path]:
+    """The definition files of the checkout that the package lies in; they are as trusted as the package."""
+    return sorted(path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*.py"))
+
+
 def question(path: Path) -> str:
     """The first line of a definition file's docstring; "" if it has none or is no Python."""
     try:
@@ -62,7 +68,7 @@ def question(path: Path) -> str:
 def checkout() -> Path:
     """The folder with `experiments` and `sweeps`: the working directory, or the one that the package lies in."""
     current = Path.cwd()
-    return current if any((current / folder).is_dir() for folder in FOLDERS) else Path(__file__).parents[2]
+    return current if any((current / folder).is_dir() for folder in FOLDERS) else CHECKOUT
 
 
 def _execute(path: Path) -> ModuleType:

@@ -153,6 +153,7 @@ Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictio
 def complete(figure: Figure, members: pd.DataFrame) -> Figure:
     """The figure with its group extended by whatever its means would hide, other than seeds.
 
+    Parallel coordinates lose the axes that members lack: tables of another program, from W&B, may lack any.
     Raises UserError where the members form none of its arms.
     """
     match figure:
@@ -167,6 +168,11 @@ def complete(figure: Figure, members: pd.DataFrame) -> Figure:
             found = lurking(arm, [*figure.group, figure.x])
         case AtMatched():
             return figure.complete(members)
+        case Parallel():
+            here = lambda names: tuple(name for name in names if name in members)
+            if not (metrics := here(figure.metrics)):
+                raise UserError(f"Parallel: members have none of {', '.join(figure.metrics)}")
+            return dataclasses.replace(figure, hyper=here(figure.hyper), metrics=metrics)
         case _:
             return figure
     return dataclasses.replace(figure, group=(*figure.group, *found))
@@ -238,10 +244,7 @@ def arm_names(along: Iterable[str], members: Iterable[Mapping[str, Any]]) -> dic
     what the choices are. Names that would be equal are the dotted names instead.
     """
     along, members = list(along), list(members)
-    kinds = {
-        name: {m.get(name.rpartition(".")[0]) for m in members if m.get(name) == m.get(name) is not None}
-        for name in along
-    }
+    kinds = {name: {m.get(name.rpartition(".")[0]) for m in members if pd.notna(m.get(name))} for name in along}
     named = {name: _arm_name(name, {str(kind) for kind in of_name if kind}) for name, of_name in kinds.items()}
     words = list(named.values())
     return {name: word if words.count(word) == 1 else name for name, word in named.items()}

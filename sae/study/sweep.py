@@ -41,10 +41,11 @@ class Sweep:
     def __post_init__(self) -> None:
         if isinstance(self.members, Experiment):
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
-        object.__setattr__(self, "members", tuple(self.members))
-        object.__setattr__(self, "figures", tuple(self.figures))
-        object.__setattr__(self, "measures", tuple(self.measures))
-        object.__setattr__(self, "claims", tuple(self.claims))
+        for field in ("members", "figures", "measures", "claims"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise UserError(f"sweep {self.name!r}: {field}: got {value!r}, allowed: a list of them")
+            object.__setattr__(self, field, tuple(value))
 
 
 def grid(base: Experiment, axes: Mapping[str, Iterable[Any]]) -> list[Experiment]:
@@ -75,7 +76,9 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
     if not value.members:
         raise UserError(f"sweep {value.name!r} has no members")
     if not isinstance(value.name, str) or not re.fullmatch(r"\w[\w .,=+-]{0,100}", value.name):
-        raise UserError(f"name: got {value.name!r}, allowed: letters, digits, '_', '-', '.', as it names a folder")
+        raise UserError(
+            f"name: got {value.name!r}, allowed: up to 101 letters, digits, spaces and _.,=+-, as it names a folder"
+        )
     value = dataclasses.replace(value, members=[validate(member) for member in value.members])
     classes: dict[str, type] = {}
     for member in value.members:
@@ -116,13 +119,19 @@ def varying(members: Iterable[Experiment]) -> list[str]:
 def member_names(members: Sequence[Mapping[str, Any]], default: str) -> list[str]:
     """A name for each flattened member, from what varies: "d_sae=128 penalty.l1=0.1 seed=0".
 
-    A name has at most LONGEST characters: long values are abbreviated, and then what is common to all names. Members
-    that differ have different names.
+    A name has at most LONGEST characters. Where it is longer, dotted names give way to their last parts ("l1"), then
+    long values are abbreviated, and then what is common to all names. Members that differ have different names.
     """
     names = figure_definitions.varying(members)
     words = {name: _words([flat[name] for flat in members if name in flat]) for name in names}
-    join = lambda flat: " ".join(f"{name}={words[name][repr(flat[name])]}" for name in names if name in flat)
+    last = [name.rpartition(".")[2] for name in names]
+    brief = {name: end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)}
+    called = dict(zip(names, names, strict=True))
+    join = lambda flat: " ".join(f"{called[name]}={words[name][repr(flat[name])]}" for name in names if name in flat)
     whole = [join(flat) or default for flat in members]
+    if max(map(len, whole)) > LONGEST:
+        called = brief
+        whole = [join(flat) or default for flat in members]
     if max(map(len, whole)) > LONGEST:
         for name, of_name in words.items():
             short = abbreviated(of_name.values(), LONG_VALUE)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sae.core import console
 from sae.core.files import write_json
 from sae.core.types import UserError
 from sae.store.results import Results
@@ -29,7 +30,7 @@ class Options:
     """Write the specs as JSON into the folder, and save nothing in W&B."""
 
 
-def dashboard(folder: Path, options: Options, say: Callable[[str], None] = print) -> None:
+def dashboard(folder: Path, options: Options, say: Callable[[str], None] = console.say) -> None:
     """Save a workspace and a report of a run's folder in W&B, or write their specs. Raises UserError."""
     try:
         import wandb_workspaces.reports.v2  # noqa: F401

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae.core.text import in_markdown
 from sae.store.results import Results
 from sae.study import claims
 from sae.study.answers import AtMatched, short
@@ -146,7 +147,7 @@ def _claims(folder: Path) -> Section | None:
 def _markdown(table: pd.DataFrame) -> str:
     """A data frame as a Markdown table."""
     cell = lambda v: f"{v:.3g}" if isinstance(v, float) else " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
-    line = lambda cells: "| " + " | ".join(cell(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    line = lambda cells: "| " + " | ".join(in_markdown(cell(c)) for c in cells) + " |"
     rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
     return "\n".join(map(line, rows))
 

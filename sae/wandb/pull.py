@@ -8,6 +8,7 @@ alike: their config as hyper-parameters, the numbers of their history as curves,
 import contextlib
 import dataclasses
 import functools
+import json
 import re
 import secrets
 import shutil
@@ -19,13 +20,15 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 
+from sae.core import console
 from sae.core.definitions import choices, fields, kind
 from sae.core.files import expanded, write_checked
+from sae.core.shapes import fault
 from sae.core.text import count, nearest
 from sae.core.types import UserError
 from sae.experiment import Experiment
 from sae.store import folder as folders
-from sae.store import storage
+from sae.store import schema, storage
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, CohortFiles
 from sae.store.tables import plain
@@ -35,7 +38,8 @@ from sae.wandb.server import Server, connect
 FILES = ("definition.json", "members.parquet", "history.parquet", "analysis.parquet", "claims.json", "cohorts")
 FILES += ("report.html", "report", ".lock")  # of a pulled folder: the new one has its own, or they are made again
 AT_ONCE = 8  # histories fetched side by side
-OWN = ("member", "cohort")  # names in a config that are not hyper-parameters
+OWN = ("member", "cohort", "status")  # names in a config that are not hyper-parameters
+MOST = 2**53  # a whole number that is larger is no count
 UNKNOWN = {
     "question": "",
     "packages": {},
@@ -55,7 +59,7 @@ class Options:
     """The folder to write; by default runs/<group or project>-pulled."""
 
 
-def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Results:
+def pull(path: str, options: Options, say: Callable[[str], None] = console.say) -> Results:
     """Write a run's folder from W&B's runs, in place of an older pulled one. Raises UserError."""
     entity, slash, project = path.strip("/").partition("/")
     if not (entity and project) or "/" in project:
@@ -74,24 +78,20 @@ def pull(path: str, options: Options, say: Callable[[str], None] = print) -> Res
     members = [_hyper(run) | ({"group": run.group} if several else {}) for run in runs]
     tables = [_history(rows, i, member) for i, (rows, member) in enumerate(zip(histories, members, strict=True))]
     cohorts, now = _cohorts(runs), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    known = {
-        key: value
-        for key, value in (sweep.config if sweep else {}).items()
-        if key in sink.SWEEP_CONFIG and key != "name"
+    made = UNKNOWN | {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
+    told = {name: value for name, value in (sweep.config if sweep else {}).items() if name in sink.SWEEP_CONFIG}
+    odd = [name for name, value in told.items() if schema.unsound(made | {name: value})]
+    if odd:
+        say(f"left out, as it is not what a sweep's run has: {', '.join(odd)}")
+    told = {name: value for name, value in told.items() if name not in ("name", *odd)}
+    here = {
+        "command": ["sae", "pull", path, *(["--group", options.group] if options.group else [])],
+        "host": f"W&B at {server.host}",
+        "started": min(str(run.createdAt) for run in runs),
+        "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
     }
-    definition = (
-        UNKNOWN
-        | {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
-        | known
-        | {
-            "command": ["sae", "pull", path, *(["--group", options.group] if options.group else [])],
-            "host": f"W&B at {server.host}",
-            "started": min(str(run.createdAt) for run in runs),
-            "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
-        }
-    )
     with _replacing(out) as new:
-        write_checked(new / DEFINITION, definition)
+        write_checked(new / DEFINITION, made | told | here)
         for index, numbers in enumerate(cohorts):
             _write(CohortFiles(new, index), numbers, runs, members, tables)
         results = Results(new)
@@ -152,10 +152,22 @@ def _whole(value: Any) -> int:
 
 def _hyper(run: Any) -> dict[str, Any]:
     """A run's config as hyper-parameters; what is nested gets dotted names."""
-    flat = {"name": run.group or run.name}
+    flat: dict[str, Any] = {}
     for name, value in run.config.items():
         flat |= _flat(name, value)
-    return {name: flat[name] for name in sorted(flat, key=functools.partial(_place, flat)) if name not in OWN}
+    kept = {name: _value(value) for name, value in flat.items()}
+    # another program may mean something else by a name of ours
+    kept = {name: value for name, value in kept.items() if not schema.misfit({name: value}, "")}
+    kept = {"name": str(run.group or run.name)} | kept
+    names = [name for name in kept if name not in OWN and not name.startswith(storage.NUMBERS)]
+    return {name: kept[name] for name in sorted(names, key=functools.partial(_place, kept))}
+
+
+def _value(value: Any) -> Any:
+    """A value of a config as a definition can hold it. W&B's whole numbers may be floats."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < MOST:
+        return int(value)
+    return value if not fault(value, schema.Value, "") else json.dumps(value)
 
 
 def _place(flat: Mapping[str, Any], name: str) -> tuple:
@@ -175,10 +187,21 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
     return {inner: v for key, below in value.items() for inner, v in _flat(f"{name}.{key}", below).items()}
 
 
-def _number(value: Any) -> float | int | bool | None:
+def _number(value: Any) -> float | int | None:
     """A number as W&B returns it; None for anything else."""
     words = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-    return words.get(value) if isinstance(value, str) else value if isinstance(value, bool | int | float) else None
+    if isinstance(value, str):
+        return words.get(value)
+    if isinstance(value, int) and abs(value) < MOST:
+        return int(value)
+    with contextlib.suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else None
+    return None
+
+
+def _count(value: float | int | None) -> int:
+    """A number as a count; 0 where it is none."""
+    return int(value) if value is not None and 0 <= value < MOST else 0
 
 
 def _history(rows: Sequence[Mapping[str, Any]], member: int, hyper: Mapping[str, Any]) -> pd.DataFrame:
@@ -186,12 +209,13 @@ def _history(rows: Sequence[Mapping[str, Any]], member: int, hyper: Mapping[str,
     table = []
     for row in rows:
         numbers = {name: number for name, value in row.items() if (number := _number(value)) is not None}
-        step = int(numbers.pop("train/step", numbers.get("_step", 0)))
-        examples = numbers.pop("train/examples", step * (_number(hyper.get("batch_size")) or 0))
-        numbers = {name: number for name, number in numbers.items() if not name.startswith(("_", "eval/"))}
+        step = _count(numbers.pop("train/step", numbers.get("_step", 0)))
+        examples = _count(numbers.pop("train/examples", step * (_number(hyper.get("batch_size")) or 0)))
+        own = {"member": member, "step": step, "examples": examples}
+        numbers = {n: number for n, number in numbers.items() if n not in own and not n.startswith(("_", "eval/"))}
         if numbers:
-            table.append({"member": member, "step": step, "examples": int(examples), **numbers})
-    return pd.DataFrame(table)
+            table.append(own | numbers)
+    return pd.DataFrame(table or {name: pd.Series(dtype="int64") for name in ("member", "step", "examples")})
 
 
 def _finished(run: Any) -> bool:
@@ -214,17 +238,17 @@ def _write(
     """Write the folder of one cohort, given the numbers of its members."""
     history = storage.join_history([tables[i] for i in numbers])
     files.mark(members=list(numbers), status="running", step=int(history["step"].max()) if len(history) else 0)
-    if len(history):
-        files.write_history(history)
+    files.write_history(history)
     if not _finished(runs[numbers[0]]):
         return
     hyper = pd.DataFrame([plain(members[i]) for i in numbers], dtype=object)
     values = pd.DataFrame([_evaluated(runs[i]) for i in numbers], index=range(len(numbers)))
-    status = [str(runs[i].summary_metrics.get("status", "finished")) for i in numbers]
+    said = [runs[i].summary_metrics.get("status") for i in numbers]
+    status = ["diverged" if word == "diverged" else "finished" for word in said]
     own = pd.DataFrame({"member": list(numbers), "cohort": files.index, "status": status})
     files.finish(storage.join_members([pd.concat([hyper, own, values], axis=1)]))
 
 
 def _evaluated(run: Any) -> dict[str, float]:
     numbers = {name: _number(value) for name, value in run.summary_metrics.items() if name.startswith("eval/")}
-    return {name: number for name, number in numbers.items() if number is not None}
+    return {name: float(number) for name, number in numbers.items() if number is not None}

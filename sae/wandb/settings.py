@@ -77,6 +77,11 @@ def agents_project(default: str) -> str:
     return os.environ.get("WANDB_PROJECT") or read().get("project") or default
 
 
+def is_id(text: str) -> bool:
+    """Whether a text is the id of a run or a sweep, which names files and folders."""
+    return bool(re.fullmatch(r"[\w-]{1,128}", text))
+
+
 def read() -> dict[str, str]:
     """What `wandb login --host`, `wandb offline` and `wandb init` wrote into the user's and the project's settings."""
     files = [Path("wandb") / "settings"]

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from sae.core.definitions import flatten, kind
-from sae.core.files import read_checked, sha256, write_checked
+from sae.core.files import DamagedError, read_checked, sha256, write_checked
 from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
-from sae.core.types import UserError
+from sae.core.shapes import fault
 from sae.engine.records import Outcome, Record, Start
 from sae.methods.controls import TargetL0
 from sae.report.images import dictionary_grid
@@ -23,7 +23,7 @@ from sae.study.answers import of_arm
 from sae.study.arms import marked
 from sae.study.figures import Heatmap
 from sae.wandb.client import Client, Pictures, Trial
-from sae.wandb.settings import Mode
+from sae.wandb.settings import Mode, is_id
 
 PLACE = "wandb.json"  # the file in a run's folder that says where in W&B its runs are
 SWEEP_CONFIG = ("name", "question", "answer", "figures", "arms", "packages", "python", "device", "git_commit")
@@ -33,10 +33,10 @@ MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 
 def noted(folder: Path) -> dict[str, Any]:
     """What a run noted of its place in W&B: entity, project, artifacts, an agent's run_id; empty where it did not."""
-    with contextlib.suppress(OSError, UserError):
-        return read_checked(
-            folder / PLACE, {"entity?": str | None, "project?": str, "artifacts?": bool, "run_id?": str}
-        )
+    with contextlib.suppress(OSError, DamagedError):
+        found = read_checked(folder / PLACE)
+        wanted = {"entity": str | None, "project": str, "artifacts": bool, "run_id": str}
+        return {} if fault(found, wanted, "") or not is_id(found.get("run_id", "none")) else found
     return {}
 
 

@@ -8,6 +8,7 @@ Every such run is one member in a program of its own. To train many members in o
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import yaml
 
 from sae.core.definitions import flatten, kind, replace
 from sae.core.metrics import EVALUATED
-from sae.core.text import nearest
+from sae.core.text import nearest, one_line, printable
 from sae.core.types import UserError
 from sae.experiment import Experiment
 from sae.methods.controls import TargetL0
@@ -26,6 +27,7 @@ from sae.study.arms import marked
 from sae.study.sweep import Sweep, as_sweep, varying
 from sae.wandb import settings
 from sae.wandb.client import Trial
+from sae.wandb.settings import is_id
 from sae.wandb.sink import AT_TARGET
 
 LOG_FACTOR = 10  # a float axis that spans this factor or more is sampled by its logarithm
@@ -90,7 +92,7 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
     config["parameters"] = {name: _parameter(values, continuous) for name, values in axes.items()}
     config["parameters"] |= {name: {"value": _plain(value)} for name, value in fixed.items()}
 
-    comments = [
+    comments = [  # a name with a line's end would end the comment
         f"The axes of {path} for W&B: {size}.",
         "`wandb sweep` with this file prints the `wandb agent` command. Start it in the folder of the path below.",
     ]
@@ -106,8 +108,11 @@ def sweep_yaml(definition: Experiment | Sweep, path: Path, options: Options, que
         ]
     if options.metric == "eval/fvu" and any(name in axes for name in marked(sweep.members)):
         comments += ["The least FVU has the least sparsity; --target-l0 L0 compares at one L0."]
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
-    return "".join(f"# {line}\n" for line in comments) + text
+    dump = functools.partial(yaml.safe_dump, config, sort_keys=False, width=110)
+    text = dump(allow_unicode=True)
+    if printable(text) != text:
+        text = dump(allow_unicode=False)
+    return "".join(f"# {one_line(line)}\n" for line in comments) + text
 
 
 def _at_target(sweep: Sweep, l0: float) -> tuple[Sweep, dict[str, Any]]:
@@ -187,6 +192,9 @@ def read_trial(definition: Experiment | Sweep, argv: Sequence[str]) -> tuple[Exp
         raise UserError(
             f"agent-run is for `wandb agent` to start, and {missing[0]} is not set; to train by hand: sae run"
         )
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):  # they name a folder
+        if not is_id(os.environ[name]):
+            raise UserError(f"{name}: got {os.environ[name]!r}, allowed: letters, digits, '_' and '-'")
     fields = flatten(base)
     given = {_field(token): token.split("=", 1)[1] for token in argv if token.startswith("--") and "=" in token}
     spelled = {_field(token) for token in argv if token.startswith("--")}

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae.core import console
 from sae.core.files import expanded
 from sae.core.text import count
 from sae.core.types import UserError
@@ -88,11 +89,13 @@ def place(results: Results, entity: str | None, project: str | None) -> tuple[st
     return entity, project
 
 
-def sync(folder: Path, options: Options, say: Callable[[str], None] = print) -> bool:
+def sync(folder: Path, options: Options, say: Callable[[str], None] = console.say) -> bool:
     """Upload a run's folder to W&B -> whether all of it arrived. Raises UserError."""
     results = Results(folder)
     if "pulled" in results.definition:
         raise UserError(f"{folder} was pulled from W&B, so there is nothing to upload")
+    if "token" not in results.definition:
+        raise UserError(f"{folder}: its definition.json has no token, by which W&B knows its runs")
     server = connect(*place(results, options.entity, options.project), write=True)
     with contextlib.ExitStack() as stack:
         free, busy = _lock(results.cohorts, stack, say)
@@ -216,7 +219,8 @@ class _Upload:
 
     def send_offline(self, offline: dict[int | str, Path]) -> None:
         """Upload offline runs as they are. The server will say whether that worked, not `wandb sync`."""
-        command = [sys.executable, "-m", "wandb", "sync", "--entity", self.server.entity]
+        # -P: where the working directory is a run's folder, its `wandb` is no package
+        command = [sys.executable, "-P", "-m", "wandb", "sync", "--entity", self.server.entity]
         command += ["--project", self.server.project, "--include-synced"]
         env = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_RUN_ID")}
         with open(self.log, "ab") as log:

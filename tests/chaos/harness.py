@@ -351,7 +351,10 @@ def _read(place: Place, before: sae.Results, state: Path) -> list[str]:
         found += ["more than a line"] * ("\n" in str(error))
     except Exception as error:
         found.append(f"load: {type(error).__name__}: {str(error)[:100]}")
-    for command in (["report", str(place.run), "-o", str(place.run.parent / "page.html")], ["claims", str(place.run)]):
+    for command in (
+        ["report", str(place.run), "-o", str(place.run.parent / "page.html")],
+        ["claims", str(place.run), str(place.file)],
+    ):
         said = Said(command)
         if not (said.one_line or said.code == 0) or "Traceback" in said.text:
             found.append(f"{command[0]}: {said.end}")

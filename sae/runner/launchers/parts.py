@@ -94,10 +94,10 @@ def start(command: list[str], log: Path, env: dict[str, str], cwd: str | None = 
 
 def failed(part: Part, reason: str, log: Path) -> Failure:
     """A part's failure, with the end of its log."""
-    return Failure(part.name, reason, log, _tail(log))
+    return Failure(part.name, reason, log, tail(log))
 
 
-def _tail(log: Path) -> tuple[str, ...]:
+def tail(log: Path) -> tuple[str, ...]:
     """The last lines of a log, of the last attempt only."""
     try:
         with open(log, "rb") as file:

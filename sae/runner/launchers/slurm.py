@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 from sae.core.files import DamagedError, read_checked, write_checked
 from sae.core.text import count
 from sae.core.types import Interrupted, UserError
-from sae.runner.launchers.parts import GRACE, Failure, LaunchOptions, Part, Say, ending, failed, make_logs, start
+from sae.runner.launchers.parts import GRACE, Failure, LaunchOptions, Part, Say, ending, failed, make_logs, start, tail
 from sae.runner.signals import all_caught
 
 POLL = 1.0  # seconds between two looks for results of jobs
@@ -79,7 +78,8 @@ class _Job:
     part: Part
     id: str
     submitted: float  # seconds since the epoch
-    result: Path  # what submitit writes at the end
+    end: Path  # what the job writes when its part has ended
+    result: Path  # what submitit writes after that: a pickle, which is code, so it is never read
     errors: Path
     state: str = "PENDING"
     ended: float | None = None  # monotonic seconds at which Slurm first said so
@@ -125,7 +125,9 @@ def _submit(
                 job = {"id": id, "submitted": time.time()}
                 say(f"{part.name}: job {id} submitted")
             paths = JobPaths(logs / "submitit", job_id=job["id"])
-            jobs.append(_Job(part, job["id"], job["submitted"], paths.result_pickle, paths.stderr))
+            jobs.append(
+                _Job(part, job["id"], job["submitted"], _end(logs, job["id"]), paths.result_pickle, paths.stderr)
+            )
             _write_jobs(logs, jobs)
     finally:
         for module in by_value:
@@ -145,16 +147,14 @@ def _wait(jobs: list[_Job], failures: list[Failure], logs: Path, say: Say, caugh
                 if state != job.state and state not in _ENDED:
                     say(f"{job.part.name}: job {job.id} {state.lower()}")
                 job.state = state
-                job.ended = (job.ended or asked) if state in _ENDED else None
+                job.ended = (job.ended or asked) if state in _ENDED or job.result.exists() else None
         for job in list(jobs):
-            log = logs / f"{job.part.slug}.log"
-            if job.result.exists():
-                outcome, value = pickle.loads(job.result.read_bytes())
-                reason = None if outcome == "success" else _last_line(value)
-                if reason and not reason.startswith(("exit code", "killed by")):
-                    log = job.errors  # what failed is not the part, but the job around it
+            log, code = logs / f"{job.part.slug}.log", _exit_code(job.end)
+            if code is not None:
+                reason = ending(code) if code else None
             elif job.ended is not None and time.monotonic() - job.ended >= SETTLE:
-                reason, log = f"Slurm says {job.state}", job.errors
+                log = job.errors  # what failed is not the part, but the job around it
+                reason = _last_words(log) if job.result.exists() else f"Slurm says {job.state}"
             else:
                 continue
             jobs.remove(job)
@@ -198,6 +198,9 @@ class _Run:
             # Exiting here writes no result: with one, a job that Slurm queues again would be taken for finished.
             time.sleep(LINGER)
             sys.exit(143)
+        end = _end(Path(self.log).parent, os.environ["SLURM_JOB_ID"])
+        end.with_suffix(".tmp").write_text(str(code), encoding="utf-8")
+        os.replace(end.with_suffix(".tmp"), end)
         if code:
             raise RuntimeError(ending(code))
 
@@ -267,10 +270,33 @@ def _ask(command: list[str]) -> tuple[int, str, str]:
 
 
 def _read_jobs(logs: Path) -> dict[str, dict[str, Any]]:
-    """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left."""
-    with contextlib.suppress(FileNotFoundError, DamagedError):
-        return read_checked(logs / "jobs.json", {...: {"id": str, "submitted": int | float}})
-    return {}
+    """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left; {} if that cannot be read."""
+    try:
+        jobs = read_checked(logs / "jobs.json")
+        return {part: {"id": _job_id(job["id"]), "submitted": float(job["submitted"])} for part, job in jobs.items()}
+    except (FileNotFoundError, DamagedError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _job_id(id: str) -> str:
+    """The id, which names files too. Raises ValueError for what is none of Slurm's."""
+    if not re.fullmatch(r"\d+", id):
+        raise ValueError(id)
+    return id
+
+
+def _end(logs: Path, id: str) -> Path:
+    """The file in which a job says how its part ended."""
+    return logs / "submitit" / f"{id}_end.txt"
+
+
+def _exit_code(end: Path) -> int | None:
+    """The part's exit code, or minus the signal that killed it; None where its job has not said so."""
+    try:
+        code = int(end.read_text(encoding="utf-8"))
+        return code if code >= 0 else -signal.Signals(-code)
+    except (OSError, ValueError):
+        return None
 
 
 def _write_jobs(logs: Path, jobs: Sequence[_Job]) -> None:
@@ -290,6 +316,6 @@ def _extra(options: Sequence[str]) -> dict[str, str | bool]:
     return extra
 
 
-def _last_line(trace: str) -> str:
-    """The last line of a traceback, without the exception's name."""
-    return re.sub(r"^[\w.]+: ", "", trace.strip().splitlines()[-1])
+def _last_words(log: Path) -> str:
+    """The last line of a log, without an exception's name."""
+    return re.sub(r"^[\w.]+: ", "", (*tail(log)[-1:], "it ended before its part")[0])
