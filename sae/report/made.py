@@ -24,9 +24,9 @@ def note(results: Results) -> None:
 def current(results: Results) -> bool:
     """Whether the report in a run's folder is whole, and shows what the folder holds now."""
     try:
-        made = read_checked((results.folder / NAME).with_suffix("") / MADE, {"from": {...: str}, "files": {...: str}})
+        made = read_checked((results.folder / NAME).with_suffix("") / MADE)
         return made == {"from": _sources(results), "files": _checksums(results.folder, made["files"])}
-    except (OSError, DamagedError):
+    except (OSError, DamagedError, TypeError, KeyError):
         return False
 
 
