@@ -27,7 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     show_what_can_be_shown()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where there is no home, it tells of a cache of its own
-    end_at_the_second()
+    with end_at_the_second():
+        return _ended(argv)
+
+
+def _ended(argv: list[str]) -> int:
     try:
         return processes.end(_command(argv))
     except processes.PeerLostError as error:

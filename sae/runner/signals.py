@@ -17,7 +17,8 @@ Handler = Callable[[int, FrameType | None], object]
 _got: list[int] = []  # signals that this process has got
 
 
-def end_at_the_second() -> None:
+@contextlib.contextmanager
+def end_at_the_second() -> Generator[None]:
     """On the command line: let the first SIGINT or SIGTERM interrupt what is done, and the second end the process.
 
     An exception that a second signal raised could come anywhere while the first is heeded, also where Python or JAX
@@ -27,8 +28,8 @@ def end_at_the_second() -> None:
 
     def handle(number: int, _: FrameType | None) -> NoReturn:
         if _got and not processes.joined():  # the others of a joined process are told (`processes.drop`)
-            name = signal.Signals(number).name
             shown = "\x1b[?25h" * sys.stderr.isatty()  # a live display hides the cursor
+            name = signal.Signals(number).name
             line = f"{shown}sae: stopped at once by {name}; the same command goes on from what was saved\n"
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
@@ -36,8 +37,13 @@ def end_at_the_second() -> None:
         _got.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if not _got:  # a process that was stopped ends at one more signal, down to its last line
+            for number, old in before.items():
+                signal.signal(number, old)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ WRONG = {
     "cohorts": [[0, 1]],
     "name": 5,
     "packages": [],
-    "device": {"kind": "CPU"},
+    "device": {"kind": 5},
     "figures": [{"title": "x"}],
     "claims": [[]],
     "data": [{"member": "0", "fingerprint": {}}],
@@ -126,13 +126,13 @@ def test_every_byte_of_a_table_counts(folder):
 
 def test_a_cohort_whose_state_is_damaged_is_named_and_trained_again(short, whole, folder, quiet):
     (folder / "cohorts/000/cohort.json").write_text('{"status": "finished", "checksums": 5}')
-    with pytest.raises(DamagedError, match="cohort.json is damaged, or was edited by hand: checksums is 5"):
+    with pytest.raises(DamagedError, match="cohort.json is damaged, or was edited by hand: checksums: got 5"):
         sae.load(folder).members  # noqa: B018
     (folder / "cohorts/000/steps/notes.txt").write_text("mine")
     results = run(short, folder, quiet, keep_every=10)
     same(results, whole)
     assert results.steps(0) == whole.steps(0) == (10, 20)
-    assert "checksums is 5; the cohort is trained again" in quiet.file.getvalue()
+    assert "checksums: got 5, allowed: an object; the cohort is trained again" in quiet.file.getvalue()
     assert (folder / "cohorts/000/steps/notes.txt").read_text() == "mine"
 
 
