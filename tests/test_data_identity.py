@@ -1,6 +1,5 @@
 """The data are part of what a run is: other data under the same name are refused, and a line says what changed."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 import sae
 from sae import Arrays, Digits, ImagePatches, Orthonormal, Superposition, UserError
+from sae.core.files import read_checked, write_checked
 from sae.core.types import Interrupted
 from sae.data.rows import table_fingerprint
 
@@ -96,9 +96,9 @@ def test_a_finished_run_may_have_lost_its_data(experiment, tmp_path, quiet):
 def test_a_run_older_than_fingerprints_is_read_as_before(experiment, tmp_path, quiet):
     run(experiment, tmp_path, quiet)
     path = tmp_path / "run/definition.json"
-    definition = json.loads(path.read_text())
+    definition = read_checked(path)
     assert definition.pop("data") == [{"member": 0, "fingerprint": experiment.data.fingerprint()}]
-    path.write_text(json.dumps(definition))
+    write_checked(path, definition)
     assert run(experiment, tmp_path, quiet).finished and sae.load(tmp_path / "run").data(0).d_in == 32
 
 

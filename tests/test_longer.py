@@ -1,7 +1,6 @@
 """Weights kept on the way, what is logged of a step, and a finished run that trains for longer."""
 
 import errno
-import json
 import shutil
 
 import jax
@@ -13,6 +12,7 @@ import pytest
 import sae
 from sae import Resample, Superposition, Sweep, UserError, grid
 from sae.core import model
+from sae.core.files import read_checked, write_checked
 from sae.data.feed import Feed
 from sae.experiment import tied_to_length
 from sae.store import storage
@@ -129,10 +129,10 @@ def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tiny, whole, short, 
 def test_a_stop_between_the_new_definition_and_the_cohorts_is_made_good(tiny, whole, short, tmp_path, quiet):
     shutil.copytree(short.folder, tmp_path / "run")
     path = tmp_path / "run/definition.json"
-    definition = json.loads(path.read_text())
+    definition = read_checked(path)
     for member in definition["members"]:
         member["n_steps"] = 60
-    path.write_text(json.dumps(definition))
+    write_checked(path, definition)
     same(sae.run(sweep_of(tiny, 60), out=tmp_path / "run", console=quiet, **HOW).sae(0), whole.sae(0))
 
 

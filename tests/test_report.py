@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import re
 import shutil
 import time
@@ -18,6 +17,7 @@ from PIL import Image
 import sae
 from sae import AtMatched, Best, Digits, Sweep, UserError, grid, replace
 from sae.cli import main as cli
+from sae.core.files import read_checked, write_checked
 from sae.core.model import on_examples
 from sae.report import captions, data, dictionaries, draw, matched, paper, warnings, watch
 from sae.report.build import build, collect, write_page
@@ -54,7 +54,7 @@ def page(results):
         cell | {"text": "l0 below 9", "measured": 8.0, "low": 7.5, "high": 8.5, "threshold": "≤ 9", "verdict": "holds"},
         cell | dict(text="no L2", measured=None, low=None, high=None, threshold="≤ 1", verdict="undecided"),
     ]}  # fmt: skip
-    (results.folder / "claims.json").write_text(json.dumps([claim]))
+    write_checked(results.folder / "claims.json", {"claims": [claim]})
     return build([results], sweep=None)
 
 
@@ -267,13 +267,13 @@ def test_figures_for_a_paper_lie_beside_the_page(page, results):
 def test_data_that_are_gone_are_told_in_the_page(results, tmp_path):
     shutil.copytree(results.folder, tmp_path / "gone", ignore=shutil.ignore_patterns("report*"))
     path = tmp_path / "gone" / "definition.json"
-    definition = json.loads(path.read_text())
+    definition = read_checked(path)
     for flat in definition["members"]:
         for name in [name for name in flat if name.startswith("data.")]:
             del flat[name]
         flat |= {"data": "arrays", "data.path": "/no/such.npy", "data.key": None, "data.held_out_path": None,
                  "data.held_out_fraction": 0.1, "data.normalize": "centre"}  # fmt: skip
-    path.write_text(json.dumps(definition))
+    write_checked(path, definition)
     write_page(collect([sae.load(tmp_path / "gone")]), tmp_path / "gone.html")
     text = (tmp_path / "gone.html").read_text()
     assert "The dictionaries of gone are not shown: /no/such.npy" in text
@@ -314,7 +314,7 @@ def test_watch_reads_an_unfinished_run_and_changes_nothing(results, tmp_path, qu
     folder = tmp_path / "unfinished"
     shutil.copytree(results.folder, folder)
     state = folder / "cohorts/001/cohort.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"status": "running", "step": 40, "checksums": {}}))
+    write_checked(state, read_checked(state) | {"status": "running", "step": 40, "checksums": {}})
     history = pd.read_parquet(folder / "cohorts/001/history.parquet")
     member = int(history["member"].max())
     history.loc[history["member"] == member, "train/dead_fraction"] = 0.9
@@ -432,14 +432,14 @@ def marked(results, tmp_path_factory):
     for folder in folders_of_runs:
         shutil.copytree(results.folder, folder, ignore=shutil.ignore_patterns("report*"))
         path = folder / "definition.json"
-        definition = json.loads(path.read_text())
+        definition = read_checked(path)
         for number, flat in enumerate(definition["members"]):
             flat |= {"revival": MARKUP + str(number % 2)}
         for name in ("name", "question", "started", "git_commit", "host", "python"):
             definition[name] = MARKUP
         definition |= {"command": ["sae", MARKUP], "packages": {MARKUP: MARKUP}}
         definition["device"] |= {"kind": MARKUP, "platform": MARKUP}
-        path.write_text(json.dumps(definition))
+        write_checked(path, definition)
         for cohort in sae.load(folder).cohorts:
             table = cohort.members()
             cohort.finish(table.assign(revival=[MARKUP + str(number % 2) for number in table["member"]]))

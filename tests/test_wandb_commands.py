@@ -287,8 +287,16 @@ def test_a_pulled_run_has_the_tables_of_the_one_that_was_uploaded(uploaded, line
     assert [cohort.firing_rates() for cohort in pulled.cohorts] == [{}, {}]
     with pytest.raises(UserError, match="was pulled from W&B, so there is nothing to upload"):
         wandb_sync.sync(pulled.folder, wandb_sync.Options(), lines.append)
+    theirs = pulled.folder / "notes.txt", pulled.folder.with_name(f"{pulled.folder.name}.new") / "notes.txt"
+    theirs[1].parent.mkdir()
+    for path in theirs:
+        path.write_text("mine")
     again = wandb_pull.pull("tester/lab", wandb_pull.Options(group=GROUP), lines.append)
     pd.testing.assert_frame_equal(again.members, pulled.members)
+    assert [path.read_text() for path in theirs] == ["mine", "mine"], "what others put there stays"
+    assert sorted(path.name for path in Path("runs").iterdir() if path.name.startswith(".")) == []
+    with pytest.raises(UserError, match="allowed: a folder that you are not in"):
+        wandb_pull.pull("tester/lab", wandb_pull.Options(group=GROUP, out=Path(".")), lines.append)
 
 
 def test_runs_of_another_program_and_unfinished_ones(server, run, lines, monkeypatch):

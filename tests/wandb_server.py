@@ -83,7 +83,10 @@ class RegisteredSweep:
 
 
 class WandbServer:
-    """Answers until `silent` is set; from then on it accepts connections and never answers them.
+    """Answers until it falls silent: from then on it accepts connections and never answers them.
+
+    With `trouble` it answers nothing either: a number is the HTTP status of every answer, "closed" ends every
+    connection without one. `die` stops to listen.
 
     Asked what it has of a run, it knows nothing of the last `lag` seconds, as W&B does not. It answers a question
     (GraphQL, not rows) after `delay` seconds.
@@ -91,6 +94,7 @@ class WandbServer:
 
     def __init__(self, silent: bool = False, lag: float = 0.0):
         self.lag, self.delay = lag, 0.0
+        self.trouble: int | str | None = None
         self.runs: dict[str, ReceivedRun] = {}
         self.sweeps: dict[str, RegisteredSweep] = {}
         self.artifacts: list[dict] = []  # the input of every CreateArtifact
@@ -115,6 +119,12 @@ class WandbServer:
     def fall_silent(self) -> None:
         """Accept requests and answer none from now on."""
         self._answers.clear()
+
+    def die(self) -> None:
+        """Refuse connections from now on, and end those that are there."""
+        self.trouble = "closed"
+        self._http.shutdown()
+        self._http.server_close()
 
     def __enter__(self):
         self._thread.start()
@@ -143,9 +153,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: WandbServer
 
+    def _troubled(self) -> bool:
+        """Whether the server is in trouble, which is then the answer."""
+        trouble = self.server_state.trouble
+        if isinstance(trouble, int):
+            self.send_error(trouble)
+        self.close_connection = self.close_connection or trouble is not None
+        return trouble is not None
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server_state._answers.wait()
+        if self._troubled():
+            return
         if self.server_state._closing.is_set():
             self.close_connection = True
         elif self.path == "/graphql":
@@ -163,6 +183,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_PUT(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server_state._answers.wait()
+        if self._troubled():
+            return
         owner, name = urllib.parse.unquote(self.path).removeprefix("/upload/").split("/", 1)
         run = self.server_state.runs.get(owner)
         (self.server_state.artifact_files if run is None else run.files)[name] = body

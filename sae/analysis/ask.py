@@ -72,6 +72,7 @@ def settle(measures: Sequence[Measure], results: Results, say: Callable[[str], N
 
     A measure that fails costs only its own columns: `say` gets a line with the reason.
     """
+    results.mend(say)
     for measure in measures:
         if repr(measure) in results.asked:
             continue

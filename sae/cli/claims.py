@@ -16,6 +16,7 @@ from sae.core.text import one_line
 from sae.core.types import UserError
 from sae.report import data
 from sae.report.printing import print_claims
+from sae.store.folder import held
 from sae.study import claims
 from sae.study import definition_files as loading
 from sae.study.sweep import as_sweep
@@ -75,9 +76,10 @@ def _decided(results: sae.Results, path: Path) -> list[dict[str, Any]]:
     sweep = as_sweep(loading.load_file(path))
     if not sweep.claims:
         raise UserError(f"{path} makes no claims; allowed: a sweep with claims=(Claim(...), ...)")
-    if results.finished:
-        ask.settle(sweep.measures, results)
-    return claims.settle(sweep.claims, results)
+    with held(results.folder):
+        if results.finished:
+            ask.settle(sweep.measures, results)
+        return claims.settle(sweep.claims, results)
 
 
 COMMAND = Command("claims DIR... [FILE...] [--check]", "Decide runs' claims again, without training.", main)

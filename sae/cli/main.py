@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import signal
 import sys
 
 from sae.cli import agent_run, bench, claims, dashboard, listing, pull, report, run, sweep_config, sync, watch
@@ -11,11 +10,13 @@ from sae.core.console import say, show
 from sae.core.text import nearest
 from sae.core.types import Interrupted, UserError
 from sae.engine import processes
+from sae.runner.signals import end_at_the_second
 
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
 MODULES = (run, report, claims, watch, bench, listing, sweep_config, agent_run, sync, pull, dashboard)
 ADVICE = {
     errno.ENOSPC: "free some space, or use --out DIR on another disk",
+    errno.EDQUOT: "free some space, or use --out DIR on another disk",
     errno.EMFILE: "the limit is `ulimit -n`; raise it first: ulimit -n 4096",
 }
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     show_what_can_be_shown()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where there is no home, it tells of a cache of its own
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_at_the_second()
     try:
         return processes.end(_command(argv))
     except processes.PeerLostError as error:

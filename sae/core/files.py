@@ -1,13 +1,21 @@
-"""Files: where a path leads, and files written so that each is either the old one or the new one."""
+"""Files: where a path leads; files written so that each is the old or the new one, and read with their checksum."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sae.core.types import UserError
+
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names of temporary files: a killed process leaves one behind
+
+
+class DamagedError(UserError):
+    """A file differs from what was written, or is missing."""
 
 
 def expanded(path: str | Path) -> Path:
@@ -47,23 +55,59 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
     Raises OSError (for a full disk, say), leaving `path` untouched and no temporary file behind.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # a name that nobody else's file has
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # the error of a full disk names no file
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # the error of a full disk names no file
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes. No other process may be writing there."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=1).encode()))
+
+
+def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, atomically, with a last entry "checksum" over the others."""
+    write_json(path, {**value, "checksum": _checksum(json.loads(json.dumps(value)))})
+
+
+def read_checked(path: Path) -> Any:
+    """What `write_checked` wrote, without its checksum. JSON without one, which is older, is read as it is.
+
+    Raises DamagedError, and FileNotFoundError where there is no file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except IsADirectoryError:
+        raise DamagedError(f"{path} is a folder, allowed: a file; move it away") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: not readable as JSON ({' '.join(str(error).split())[:200]})") from None
+    checksum = value.pop("checksum", None) if isinstance(value, dict) else None
+    if checksum is not None and checksum != _checksum(value):
+        raise DamagedError(
+            f"{path} is damaged, or was edited by hand: its checksum is another; "
+            'delete its entry "checksum" to have it read as it is'
+        )
+    return value
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -95,7 +95,7 @@ class Rows:
 
     def candidates(self, key: Key, n: int) -> np.ndarray:
         """[n, d_in] random training examples, each once."""
-        return self._pick(self.train, np.asarray(permute(key, jnp.arange(n, dtype=jnp.uint32), self.n_train)))
+        return self._pick(self.train, np.asarray(_permuted(key, jnp.arange(n, dtype=jnp.uint32), n=self.n_train)))
 
     def held_out_batches(self, key: Key, n: int | None, size: int) -> Iterator[Array]:
         """The first n held-out rows, None for all, as examples [size, d_in]; the last batch may be smaller."""
@@ -143,6 +143,7 @@ def _places(step: Array | int, draw: Draw, n: int) -> Array:
     return jax.vmap(lambda s: batch_rows(draw.seed, s, draw.batch_size, n))(step + jnp.arange(draw.steps))
 
 
+_permuted = jax.jit(permute, static_argnames="n")  # outside a program its loop would be compiled anew at every call
 _rows_of_block = jax.jit(_places, static_argnames=("draw", "n"))
 
 

@@ -8,11 +8,14 @@ two; a checkpoint that does not read back as it was written is skipped.
 With several processes, process 0 alone reads and writes. The others make the same calls and get what it read.
 """
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ import numpy as np
 from sae.core.types import UserError
 from sae.engine import processes
 from sae.engine.programs import CohortState
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, `ulimit -f`
 
 Chunk = tuple[int, dict[str, np.ndarray]]  # step, {"train/l0": [member], ...}
 
@@ -39,7 +44,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if self._manager is None:
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
             options: dict[str, Any] = {"max_to_keep": 2, "enable_async_checkpointing": True}
             if processes.count() > 1:  # Orbax would wait for the others
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -51,9 +56,15 @@ class Checkpoints:
         return ocp, self._manager
 
     def save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
-        """Write a state that is on the host; training goes on meanwhile."""
-        if not processes.lead():
-            return
+        """Write a state that is on the host; training goes on meanwhile.
+
+        Raises OSError where this checkpoint, or the one before, cannot be written; older ones stay.
+        """
+        if processes.lead():
+            with self._writing():
+                self._save(step, state, history)
+
+    def _save(self, step: int, state: CohortState, history: Sequence[Chunk]) -> None:
         ocp, manager = self._open()
         arrays = _named(state)
         names = list(history[0][1]) if history else []
@@ -132,11 +143,21 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Wait until the last checkpoint is on the disk."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
-            self._manager = None
+        """Wait until the last checkpoint is on the disk. Raises OSError where it cannot be written."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with self._writing(), contextlib.closing(manager):
+                manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Generator[None]:
+        """Raise an OSError in one line for what Orbax raises, of many kinds and over many lines, on a full disk."""
+        try:
+            yield
+        except Exception as error:
+            code = next((code for code in FULL if os.strerror(code) in str(error)), errno.EIO)
+            reason = os.strerror(code) if code != errno.EIO else " ".join(str(error).split())[:200]
+            raise OSError(code, reason, str(self.folder)) from None
 
 
 def _other_bits(kept: Mapping[str, np.ndarray], leaves: Mapping[str, jax.ShapeDtypeStruct]) -> int | None:

@@ -1,7 +1,6 @@
 """The number of members that are computed at once: from a model of the device, or measured once and remembered."""
 
 import dataclasses
-import json
 import math
 import os
 import statistics
@@ -14,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sae.core.definitions import kind
-from sae.core.files import write_json
+from sae.core.files import read_checked, write_checked
+from sae.core.types import UserError
 from sae.data.feed import Feed
 from sae.engine import programs
 from sae.engine.cohort import Cohort
@@ -40,7 +40,8 @@ def choose(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
 def expected(cohort: Cohort, d_in: int, mesh: Mesh | None = None) -> int:
     """The lanes measured on these devices before, or the model's."""
     known = _remembered() if jax.process_count() == 1 else {}
-    return known.get(_key(cohort, d_in, mesh)) or cohort.placement(d_in, mesh=mesh).lanes
+    lanes = known.get(_key(cohort, d_in, mesh))
+    return lanes if lanes and lanes <= len(cohort.members) else cohort.placement(d_in, mesh=mesh).lanes
 
 
 def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
@@ -56,7 +57,7 @@ def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
             seconds[lanes].append(once())
     best = min(candidates, key=lambda lanes: statistics.median(seconds[lanes]))
     try:
-        write_json(_path(), _remembered() | {_key(cohort, d_in, mesh): best})
+        write_checked(_path(), _remembered() | {_key(cohort, d_in, mesh): best})
     except OSError:
         pass  # measured again next time
     return best
@@ -95,10 +96,13 @@ def timer(
 
 
 def _remembered() -> dict[str, int]:
+    """{key: lanes} of earlier measurements. What is damaged there is left out, and measured again."""
     try:
-        return json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_checked(_path())
+    except (OSError, UserError):
         return {}
+    sound = lambda lanes: type(lanes) is int and lanes > 0
+    return {key: lanes for key, lanes in found.items() if sound(lanes)} if isinstance(found, dict) else {}
 
 
 def _key(cohort: Cohort, d_in: int, mesh: Mesh | None) -> str:

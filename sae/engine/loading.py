@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
-from sae.core.definitions import kind
+from sae.core.definitions import is_own, kind
 from sae.core.types import UserError
 from sae.data import feed as feeds
+from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.engine.cohort import Cohort
 
 Loaded = dict[Source, Examples]
+
+# JAX compiles programs for a sampler's own function, so a process that runs a definition again takes the sampler that
+# it has. A user's own class is loaded again, as what it calls may have been defined anew in a notebook.
+_samplers: dict[Source, Sampler] = {}
+MOST_SAMPLERS = 16
 
 
 def load_data(plan: Sequence[Cohort], loaded: Loaded | None = None) -> Loaded:
@@ -27,6 +33,8 @@ def load_data(plan: Sequence[Cohort], loaded: Loaded | None = None) -> Loaded:
 
 def load(source: Source) -> Examples:
     """The data of a source. Raises UserError, also for what a user's own source does wrong."""
+    if source in _samplers:
+        return _samplers[source]
     try:
         data = source.load()
     except (UserError, MemoryError, KeyboardInterrupt):
@@ -36,6 +44,10 @@ def load(source: Source) -> Examples:
     if not isinstance(data, Examples):
         got = type(data).__name__
         raise UserError(f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or sae.Examples")
+    if isinstance(data, Sampler) and not is_own(type(source)):
+        if len(_samplers) >= MOST_SAMPLERS:
+            _samplers.pop(next(iter(_samplers)))
+        _samplers[source] = data
     return data
 
 

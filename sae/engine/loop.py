@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sae.core.model import Sae
@@ -12,6 +13,7 @@ from sae.engine import programs
 from sae.engine.cohort import Cohort
 from sae.engine.placement import Placement, fetch
 from sae.engine.programs import CohortState
+from sae.engine.runtime import forget_old_programs
 from sae.experiment import Experiment
 
 CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
@@ -21,6 +23,8 @@ def compile_block(experiments: Experiment, state: CohortState, feed: Feed, place
     """The compiled program of a block, which takes any number of steps."""
     pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
     block = feed.block(0)
+    arguments = (experiments, state, block, pivot)
+    forget_old_programs((jax.tree.structure(arguments), *map(jnp.shape, jax.tree.leaves(arguments)), placement))
     return programs.train_block.lower(experiments, state, block, pivot, zero, zero, placement=placement).compile()
 
 

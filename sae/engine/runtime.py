@@ -1,17 +1,26 @@
 """The process and its device: memory, and the cache of compiled programs."""
 
+import contextlib
+import hashlib
 import os
 import platform
 import resource
 import sys
 import zlib
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import jax
 import psutil
+from jax._src import compilation_cache  # its cache has no public name
 
 from sae.core.files import expanded
 from sae.core.types import UserError
+
+DIGEST = hashlib.sha256().digest_size
+MOST_PROGRAMS = 32  # training programs that a process keeps
+_programs: set[Hashable] = set()
 
 
 def compiler_bytes() -> int:
@@ -32,6 +41,52 @@ def keep_compiled_programs() -> None:
     # jax's defaults keep only what took long to compile, and nothing at all on a CPU
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if compilation_cache._cache is None:
+        compilation_cache._initialize_cache()
+        if compilation_cache._cache is not None:
+            compilation_cache._cache = CheckedCache(compilation_cache._cache)
+
+
+class CheckedCache:
+    """JAX's cache of compiled programs, with a checksum before every entry.
+
+    JAX writes an entry in place, runs what it finds as machine code, and never replaces it. Here an entry that was cut
+    off or damaged is deleted, so that the program is compiled and written again.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache, self._path = cache, cache._path  # JAX looks at the path
+
+    def get(self, key: str) -> bytes | None:
+        """The entry of a key; None where there is none, or it is damaged."""
+        try:
+            entry = self._cache.get(key)
+            if entry is None:
+                return None
+            checksum, value = entry[:DIGEST], entry[DIGEST:]
+            if hashlib.sha256(value).digest() == checksum:
+                return value
+            (Path(self._path) / f"{key}-cache").unlink(missing_ok=True)
+        except OSError:
+            pass  # not readable: compiled again
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keep an entry. Where the disk is full, it is compiled again next time."""
+        with contextlib.suppress(OSError):
+            self._cache.put(key, hashlib.sha256(value).digest() + value)
+
+
+def forget_old_programs(program: Hashable) -> None:
+    """Note a training program that is about to be compiled; where there were many others, let JAX forget them all.
+
+    JAX keeps every program and its trace for as long as the process lives, some 2 to 20 MiB each. A notebook that tries
+    1,000 definitions would grow without end. What is needed again is read from the cache on the disk.
+    """
+    if program not in _programs and len(_programs) >= MOST_PROGRAMS:
+        _programs.clear()
+        jax.clear_caches()
+    _programs.add(program)
 
 
 def cache_folder() -> Path:

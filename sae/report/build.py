@@ -10,10 +10,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sae.core import console
-from sae.core.files import write_atomically
+from sae.core.files import remove_leftovers, write_atomically
 from sae.core.text import count
 from sae.core.types import UserError
-from sae.report import NAME, captions, data, dictionaries, draw, matched, paper
+from sae.report import NAME, captions, data, dictionaries, draw, made, matched, paper
 from sae.report.data import brief, held_out, label, metrics
 from sae.report.dictionaries import Dictionary
 from sae.report.page import Fact, Page, Table, render
@@ -43,6 +43,8 @@ def build(
     shown = collect(results, sweep, say)
     write_page(shown, out)
     write_figures(shown, out.with_suffix(""))
+    if len(results) == 1 and out == results[0].folder / NAME:
+        made.note(results[0])
     return out
 
 
@@ -109,6 +111,7 @@ def write_figures(shown: Shown, folder: Path) -> None:
     """Write a PNG and an SVG of every figure and every dictionary of images."""
     runs = shown.runs
     folder.mkdir(exist_ok=True)
+    remove_leftovers(folder)
     for figure, _ in shown.drawn:
         painted = paper.paint(figure, runs.sound, shown.history, runs.rates, shown.chosen)
         paper.save(painted, folder / captions.slug(figure))

@@ -12,13 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sae.core.files import DamagedError
 from sae.core.text import one_line, ranges
 from sae.core.types import UserError
 from sae.report.data import ARMS
 from sae.report.terminal import SHOWN, spread
 from sae.report.warnings import DEAD
 from sae.store.results import Results
-from sae.store.storage import HISTORY, STATE
+from sae.store.storage import DEFINITION, HISTORY, STATE
 from sae.study.figures import arm_names, coefficients
 
 MARKS = "●▲■◆"  # one per arm
@@ -33,6 +34,8 @@ def watch(results: Results, console: Console, *, once: bool = False, seconds: fl
     with Live(frame(results, *console.size), console=console, auto_refresh=False, transient=False) as live:
         while not results.finished:
             time.sleep(seconds)
+            if not (results.folder / DEFINITION).exists():
+                raise UserError(f"{results.folder} is gone, or holds no run any more; there is nothing to watch")
             live.update(frame(results, *console.size), refresh=True)
 
 
@@ -42,7 +45,9 @@ def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     head.append(one_line(results.definition.get("question") or ""), style="not bold dim")
     try:
         latest = _latest(results)
-    except UserError:  # nothing is written yet, or it is being written right now
+    except DamagedError as error:
+        return Group(head, _cohorts(results), Text(str(error), style="red"))
+    except UserError:  # nothing is written yet
         return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
     shown = [*_spreads(results, latest), *_frontier(results, latest, width, height), *_troubles(latest)]
     return Group(head, _cohorts(results), Text(), *shown)

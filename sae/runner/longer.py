@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.core.files import write_json
+from sae.core.files import write_checked
 from sae.core.types import UserError
 from sae.data.feed import BLOCK_STEPS, block_steps
 from sae.experiment import Experiment, tied_to_length, window_follows
@@ -31,7 +31,7 @@ def lengthen(folder: Path, sweep: Sweep, command: Sequence[str], say: Callable[[
         if _only_longer(older.definition["members"], members):
             _check(older, sweep)
             made = {"members": members, "command": list(command), "file_sha256": folders.file_sha256(command)}
-            write_json(folder / DEFINITION, older.definition | made)
+            write_checked(folder / DEFINITION, older.definition | made)
         _reopen(Results(folder), say)
 
 

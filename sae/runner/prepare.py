@@ -1,6 +1,7 @@
 """The folder of a run, and its sweep cut into cohorts, before anything is trained."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from sae.core.types import UserError
 from sae.engine import cost
@@ -12,7 +13,7 @@ from sae.runner.longer import lengthen
 from sae.runner.options import RunOptions
 from sae.store import folder as folders
 from sae.store import results
-from sae.store.storage import CohortFiles, DamagedError
+from sae.store.storage import DEFINITION, STATE, CohortFiles, DamagedError
 from sae.study.sweep import Sweep
 
 
@@ -31,6 +32,7 @@ def prepare(
     """
     folder = options.folder(sweep.name)
     if not options.fresh:
+        _mend(folder, say)
         lengthen(folder, sweep, command, say)
     older = None if options.fresh else folders.older_run(folder, sweep)
     if older is not None:
@@ -49,6 +51,25 @@ def prepare(
             fingerprints = folders.fingerprints(sweep, data)
             folders.describe(folder, sweep, [cohort.members for cohort in plan], fingerprints, question, command)
     return Results(folder)
+
+
+def _mend(folder: Path, say: Callable[[str], None]) -> None:
+    """Have a cohort trained again where what says how far it is cannot be read. Raises DamagedError."""
+    if not (folder / DEFINITION).exists():
+        return
+    try:
+        older = results.Results(folder)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; or add --fresh to move the run aside") from None
+    for files in older.cohorts:
+        try:
+            _ = files.state
+        except DamagedError as error:
+            if not (files.path / STATE).is_file():
+                raise  # it is not ours
+            with folders.lock(files.path):
+                say(f"{error}; the cohort is trained again")
+                files.forget()
 
 
 def _check_data(older: results.Results, sweep: Sweep, say: Callable[[str], None], loaded: Loaded) -> None:

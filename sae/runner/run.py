@@ -121,6 +121,7 @@ def run(
             for sink in to_wandb:
                 sink.sweep(results)
         elif results:
+            _join(results)
             left = [str(i) for i, files in enumerate(results.cohorts) if not files.finished]
             say(f"{results.folder}: this part is finished; left are the cohorts {', '.join(left)}")
         return results
@@ -206,5 +207,7 @@ def _lanes(work: Work, index: int, cohort: Cohort, feed: Feed, mesh: Mesh | None
 
 
 def _join(results: Results) -> None:
+    if not any(files.finished for files in results.cohorts):
+        return
     with folders.lock(results.folder, wait=True):
         storage.write_joined(results.folder, results.cohorts)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from sae.core.definitions import flatten
-from sae.core.files import Written, sha256, write_json
+from sae.core.files import LEFTOVER, Written, remove_leftovers, sha256, write_checked
 from sae.core.types import UserError
 from sae.data.source import Source
 from sae.engine.loading import Loaded, fingerprint
@@ -41,8 +41,9 @@ def older_run(folder: Path, sweep: Sweep) -> Results | None:
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; use --out DIR with a new or empty folder")
     if not (folder / DEFINITION).exists():
-        if any(path.name != LOCK for path in folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no run; use --out DIR with a new or empty folder")
+        if not _empty(folder):
+            what = f"{folder} is not empty and holds no run (no {DEFINITION})"
+            raise UserError(f"{what}; use --out DIR with a new or empty folder")
         return None
     older = Results(folder)
     if difference := _first_difference(older.definition["members"], plain(sweep)):
@@ -57,16 +58,21 @@ def move_aside(folder: Path) -> Path | None:
 
     Raises UserError if the folder holds something else, or if a process works on it.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not (folder / DEFINITION).exists() and _empty(folder)):
         return None
     if not (folder / DEFINITION).exists():
         raise UserError(f"{folder} holds no run, so --fresh leaves it where it is; use --out DIR")
     folder = folder.resolve()
     with contextlib.ExitStack() as stack:
-        for part in (folder, *sorted((folder / "cohorts").glob("*"))):
+        for part in (folder, *sorted(path for path in (folder / "cohorts").glob("*") if path.is_dir())):
             stack.enter_context(lock(part))
         aside = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.old-{i}")).exists())
         return folder.rename(aside)
+
+
+def _empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what a process leaves that was killed before it had written anything."""
+    return all(path.name == LOCK or LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
 
 
 def make(folder: Path) -> None:
@@ -81,7 +87,7 @@ def make(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path, wait: bool = False) -> Generator[None]:
-    """Hold a run's or a cohort's folder for this process.
+    """Hold a run's or a cohort's folder for this process, which alone writes there; what a killed one left is removed.
 
     If another process holds it, either wait for that process, or raise UserError with its number and host. The system
     releases the lock when its process ends, however it ends, so a lock file left behind means nothing.
@@ -97,7 +103,17 @@ def lock(folder: Path, wait: bool = False) -> Generator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+        remove_leftovers(folder)
         yield
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Generator[bool]:
+    """Hold a run's folder, as soon as no other process does -> whether it can be written to; else it is only read."""
+    with contextlib.ExitStack() as stack:
+        if writable := os.access(folder, os.W_OK):
+            stack.enter_context(lock(folder, wait=True))
+        yield writable
 
 
 def _follow_no_link(path: str, flags: int) -> int:
@@ -122,7 +138,7 @@ def describe(
     command: Sequence[str],
 ) -> None:
     """Write definition.json for a new run. cohorts: the numbers of the members of each; data: as by `fingerprints`."""
-    write_json(folder / DEFINITION, _describe(sweep, cohorts, question, command) | {"data": list(data)})
+    write_checked(folder / DEFINITION, _describe(sweep, cohorts, question, command) | {"data": list(data)})
 
 
 def describe_again(results: Results, sweep: Sweep) -> None:
@@ -130,7 +146,7 @@ def describe_again(results: Results, sweep: Sweep) -> None:
     if any(results.definition.get(name) != value for name, value in shown(sweep).items()):
         results.definition |= shown(sweep)
         with lock(results.folder, wait=True):
-            write_json(results.folder / DEFINITION, results.definition)
+            write_checked(results.folder / DEFINITION, results.definition)
 
 
 def file_sha256(command: Sequence[str]) -> str | None:

@@ -1,12 +1,13 @@
 """The results of a run, read from its folder. `report.notebook.Results`, which `sae.load` gives, adds the figures."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import pandas as pd
 
 from sae.core.definitions import unflatten, written_in
-from sae.core.files import expanded
+from sae.core.files import DamagedError, expanded
 from sae.core.model import Sae, from_parameters
 from sae.core.text import ranges
 from sae.core.types import UserError
@@ -60,7 +61,7 @@ class Results:
         """
         tables = [cohort.members() for cohort in self.cohorts if cohort.finished]
         members = storage.join_members(self._some(tables, "finished member"))
-        found = storage.read_analysis(self.folder)
+        found = storage.read_analysis(self.folder, self.cohorts)
         members = members.join(found, on="member")
         asked = found.attrs["asked"].values()
         members.attrs = {"meanings": {name: line for columns in asked for name, line in columns.items()}}
@@ -86,11 +87,21 @@ class Results:
     @property
     def asked(self) -> tuple[str, ...]:
         """The measures, each as its `repr`, whose columns are in the members table."""
-        return tuple(storage.read_analysis(self.folder).attrs["asked"])
+        return tuple(storage.read_analysis(self.folder, self.cohorts).attrs["asked"])
 
     def keep(self, measure: Measure, found: pd.DataFrame) -> None:
         """Add a measure's columns to the members table: a row per member, indexed by its number."""
-        storage.write_analysis(self.folder, repr(measure), found, measure.columns)
+        storage.write_analysis(self.folder, self.cohorts, repr(measure), found, measure.columns)
+
+    def mend(self, say: Callable[[str], object]) -> None:
+        """Delete a damaged analysis.parquet, after a line that says so: its measures will be asked again."""
+        try:
+            storage.read_analysis(self.folder, self.cohorts)
+        except DamagedError as error:
+            if not (path := self.folder / storage.ANALYSIS).is_file():
+                raise  # it is not ours
+            say(str(error))
+            path.unlink()
 
     def source(self, member: int) -> Source:
         """The definition of a member's data.

@@ -1,7 +1,6 @@
 """What a run's folder must look like. It is data from anyone, so it is checked when it is opened."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from sae.core.definitions import is_kind
+from sae.core.files import DamagedError, read_checked
 from sae.core.shapes import fault
 from sae.core.types import UserError
 from sae.experiment import Experiment
@@ -60,12 +60,9 @@ OF_WANDB = re.compile(r"latest-run|debug[\w.-]*\.log")  # links that wandb makes
 
 def read(path: Path) -> dict[str, Any]:
     """The contents of a run's definition.json. Raises UserError where they, or links in its folder, are not sound."""
-    try:
-        definition = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON of a run ({type(error).__name__}: {error})") from None
+    definition = read_checked(path)
     if found := unsound(definition):
-        raise UserError(f"{path}: {found}")
+        raise DamagedError(f"{path} is damaged, or was edited by hand: {found}")
     for place in ("wandb", ".wandb"):  # they could send an API key to another server
         if (settings := path.parent / place / "settings").exists():
             raise UserError(f"{settings}: got W&B's settings in a run's folder, allowed: none; delete the file")

@@ -11,11 +11,15 @@
     runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
     runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
 
-A finished file has a checksum. A file that differs from what was written is never read.
+Every file has a checksum: JSON as its last entry, a table before its footer, weights in cohort.json. A file that
+differs from what was written is never read. What is derived from other files is compared with them, and made again.
 """
 
+import hashlib
 import io
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ import numpy as np
 import pandas as pd
 import safetensors.numpy
 
-from sae.core.files import sha256, write_atomically, write_json
+from sae.core.files import DamagedError, read_checked, remove_leftovers, sha256, write_atomically, write_checked
 from sae.core.model import Sae, parameters
 from sae.core.normalization import Normalization
 from sae.core.types import UserError
@@ -42,11 +46,9 @@ OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameter
 NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
 STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
+STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`
 RATES, MEMBER, SHIFT, SCALE = "firing_rate", "member", "shift", "scale"  # tensors beside the parameters
-
-
-class DamagedError(UserError):
-    """A file differs from what was written, or is missing."""
+SEAL = b"sparsity-lab sha256 "  # with a checksum, between a table's pages and its footer, where no reader looks
 
 
 class CohortFiles:
@@ -58,11 +60,14 @@ class CohortFiles:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The contents of cohort.json; {} if it cannot be read."""
+        """The contents of cohort.json; {} if there is none. Raises DamagedError."""
+        path = self.path / STATE
         try:
-            return schema.state(json.loads((self.path / STATE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError):
+            return schema.state(read_checked(path))
+        except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise DamagedError(f"{path} is damaged, or was edited by hand: {error}") from None
 
     @property
     def finished(self) -> bool:
@@ -77,7 +82,12 @@ class CohortFiles:
     def mark(self, **changes) -> None:
         """Change some entries of cohort.json."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / STATE, self.state | changes)
+        write_checked(self.path / STATE, self.state | changes)
+
+    def forget(self) -> None:
+        """Delete what says how far the cohort is, and its checkpoints: it is trained from the start."""
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        (self.path / STATE).unlink()
 
     def check(self) -> None:
         """Check the files of a finished cohort. Raises DamagedError, which names the file."""
@@ -148,10 +158,13 @@ class CohortFiles:
 
     def drop_kept(self, after: int) -> None:
         """Delete the weights kept after later steps than one that training goes on from: they will be made again."""
-        kept = {at: checksum for at, checksum in self.kept.items() if at <= after}
-        self.mark(kept={str(at): checksum for at, checksum in kept.items()})
-        for path in {*(self.path / STEPS).glob("*")} - set(map(self._step_path, kept)):
-            path.unlink()
+        self.mark(kept={str(at): checksum for at, checksum in self.kept.items() if at <= after})
+        if not (self.path / STEPS).exists():
+            return
+        remove_leftovers(self.path / STEPS)
+        for path in (self.path / STEPS).iterdir():
+            if STEP.fullmatch(path.name) and int(path.stem) not in self.kept:
+                path.unlink()
 
     def finish(self, members: pd.DataFrame, **changes) -> None:
         """Write the members table and mark the cohort finished. History and any weights have been written before."""
@@ -165,7 +178,7 @@ class CohortFiles:
 
     def _sound_step(self, step: int) -> Path:
         path = self._step_path(step)
-        if not path.exists() or sha256(path) != self.kept[step]:
+        if not path.is_file() or sha256(path) != self.kept[step]:
             raise DamagedError(f"{path} is damaged or missing; `sae run --fresh --keep-every N` makes it anew")
         return path
 
@@ -179,8 +192,16 @@ class CohortFiles:
                 )
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing; `sae run` makes it anew") from None
+        except IsADirectoryError:
+            raise DamagedError(f"{path} is a folder, allowed: a file; move it away") from None
         self._sound.add(stamp)
         return path
+
+
+def state_of(cohorts: Sequence[CohortFiles]) -> str:
+    """What tells the results of all finished cohorts from others: it changes with their tables and weights."""
+    checksums = {files.index: files.state.get("checksums") for files in cohorts if files.finished}
+    return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
 
 def join_members(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -199,38 +220,47 @@ def join_history(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def write_joined(folder: Path, cohorts: Sequence[CohortFiles]) -> None:
-    """Write the tables of all finished cohorts, side by side with definition.json."""
+    """Write the tables of all finished cohorts side by side with definition.json, unless they are there as they are."""
     finished = [files for files in cohorts if files.finished]
-    _write_table(
-        folder / HISTORY, join_history([table for files in finished if (table := files.history()) is not None])
-    )
-    _write_table(folder / MEMBERS, join_members([files.members() for files in finished]))
+    histories = [table for files in finished if (table := files.history()) is not None]
+    joined = {HISTORY: join_history(histories), MEMBERS: join_members([files.members() for files in finished])}
+    for name, table in joined.items():
+        data = _table(table)
+        if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+            write_atomically(folder / name, lambda file, data=data: file.write(data))
 
 
-def read_analysis(folder: Path) -> pd.DataFrame:
+def read_analysis(folder: Path, cohorts: Sequence[CohortFiles]) -> pd.DataFrame:
     """The columns that measures have found: a row per member, indexed by its number.
 
-    `attrs["asked"]` is {measure: {column: its meaning}}. Empty where there is nothing that can be read: it will be
-    asked again.
+    `attrs["asked"]` is {measure: {column: its meaning}}. Empty where nothing is there, or what is there was found in
+    other results: it will be asked again. Raises DamagedError.
     """
-    try:
-        with open(folder / ANALYSIS, "rb") as file:
-            return pd.read_parquet(file, page_checksum_verification=True)
-    except (OSError, ValueError):
-        return _with_asked(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {})
+    path = folder / ANALYSIS
+    if path.exists():
+        table = _read_table(path)
+        asked, of = table.attrs.get("asked"), table.attrs.get("of")
+        if not isinstance(asked, dict) or not all(isinstance(columns, dict) for columns in asked.values()):
+            raise DamagedError(f"{path} is damaged: it does not say what was asked; `sae run` makes it anew")
+        if of in (None, state_of(cohorts)):  # an older table does not say whose it is
+            return table
+    return _with_attrs(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {"asked": {}})
 
 
-def write_analysis(folder: Path, measure: str, found: pd.DataFrame, meanings: Mapping[str, str]) -> None:
-    """Add the columns that one measure has found; `meanings` has a line on each."""
-    older = read_analysis(folder)
+def write_analysis(
+    folder: Path, cohorts: Sequence[CohortFiles], measure: str, found: pd.DataFrame, meanings: Mapping[str, str]
+) -> None:
+    """Add the columns that one measure has found; `meanings` has a line on each. Raises DamagedError."""
+    older = read_analysis(folder, cohorts)
     asked = {name: columns for name, columns in older.attrs["asked"].items() if not set(columns) & set(meanings)}
     kept = older[[name for columns in asked.values() for name in columns]]
     table = kept.join(found[list(meanings)], how="outer")
-    _write_table(folder / ANALYSIS, _with_asked(table, asked | {measure: dict(meanings)}), index=True)
+    attrs = {"asked": asked | {measure: dict(meanings)}, "of": state_of(cohorts)}
+    _write_table(folder / ANALYSIS, _with_attrs(table, attrs), index=True)
 
 
-def _with_asked(table: pd.DataFrame, asked: dict[str, dict[str, str]]) -> pd.DataFrame:
-    table.attrs = {"asked": asked}
+def _with_attrs(table: pd.DataFrame, attrs: dict[Any, Any]) -> pd.DataFrame:
+    table.attrs = attrs
     return table
 
 
@@ -250,17 +280,42 @@ def _write_tensors(
 
 
 def _write_table(path: Path, table: pd.DataFrame, index: bool = False) -> None:
+    data = _table(table, index)
+    write_atomically(path, lambda file: file.write(data))
+
+
+def _table(table: pd.DataFrame, index: bool = False) -> bytes:
+    """A table as Parquet, with a checksum of all bytes before the footer, which Parquet itself does not check."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=index, write_page_checksum=True)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    data = buffer.getvalue()
+    at = _footer(data)
+    return data[:at] + SEAL + hashlib.sha256(data).digest() + data[at:]
 
 
 def _read_table(path: Path) -> pd.DataFrame:
+    """A table. Raises DamagedError, also where there is none. A table without a seal, which is older, is read too."""
     try:
-        with open(path, "rb") as file:  # pyarrow opens no path that is not UTF-8
-            return pd.read_parquet(file, page_checksum_verification=True)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+        data = path.read_bytes()
+        at = _footer(data)
+        start = at - len(SEAL) - hashlib.sha256().digest_size
+        if data[start : start + len(SEAL)] == SEAL:
+            data, seal = data[:start] + data[at:], data[start + len(SEAL) : at]
+            if hashlib.sha256(data).digest() != seal:
+                raise ValueError("it has another checksum")
+        return pd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
+    except IsADirectoryError:
+        raise DamagedError(f"{path} is a folder, allowed: a file; move it away") from None
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing; `sae run` makes it anew") from None
+    except Exception as error:  # pyarrow and pandas raise errors of any kind where names or types are damaged
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedError(f"{path} is damaged: {reason}; `sae run` makes it anew") from None
+
+
+def _footer(data: bytes) -> int:
+    """Where the footer of a Parquet file begins: the file ends with the footer, its size in 4 bytes, and 4 letters."""
+    return max(0, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
 
 
 def _one_type(column: pd.Series) -> pd.Series:

@@ -19,7 +19,6 @@ was dropped later is still listed.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +28,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pandas as pd
 
-from sae.core.files import write_json
+from sae.core.files import DamagedError, read_checked, write_checked
 from sae.core.shapes import fault
 from sae.core.text import in_markdown
 from sae.core.types import UserError
@@ -265,18 +264,26 @@ def as_json(decided: Sequence[Decided], first: Sequence[Mapping[str, str]] | Non
 def settle(claims: Sequence[Claim], results: Run) -> list[dict[str, Any]]:
     """Decide claims on a run's results and write claims.json into its folder, if it changed -> its content."""
     decided = as_json([decide(claim, results) for claim in claims], results.definition.get("claims"))
-    if decided != read(results.folder):
-        write_json(results.folder / NAME, decided)
+    try:
+        known = read(results.folder)
+    except DamagedError:
+        known = None
+    if decided != known:
+        write_checked(results.folder / NAME, {"claims": decided})
     return decided
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The content of claims.json; [] if there is none, or it cannot be read."""
+    """The claims in claims.json; [] if there is none. Raises DamagedError."""
+    path = folder / NAME
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_checked(path)
+    except FileNotFoundError:
         return []
-    return [] if fault(found, list[Any], "") or any(map(_unsound, found)) else found
+    decided = found.get("claims") if isinstance(found, dict) else found  # an older file is the list alone
+    if wrong := fault(decided, list[Any], "claims") or next(filter(None, map(_unsound, decided)), None):
+        raise DamagedError(f"{path} is damaged, or was edited by hand: {wrong}; `sae run` makes it anew")
+    return decided
 
 
 CELL: dict[str, Any] = {
@@ -292,11 +299,14 @@ CELL: dict[str, Any] = {
 CLAIM: dict[str, Any] = {"text": str, "source": str, "verdict": Verdict, "later": bool | None, "clauses": list[Any]}
 
 
-def _unsound(claim: Any) -> bool:
-    """Whether an entry of claims.json is none that `as_json` writes."""
-    if fault(claim, CLAIM, "") or set(CLAIM) - set(claim):
-        return True
-    return any(fault(cell, CELL, "") or set(CELL) - set(cell) for cell in claim["clauses"])
+def _unsound(claim: Any) -> str | None:
+    """What is wrong with an entry of claims.json, in words."""
+    return _wrong(claim, CLAIM) or next(filter(None, (_wrong(cell, CELL) for cell in claim["clauses"])), None)
+
+
+def _wrong(entry: Any, shape: Mapping[str, Any]) -> str | None:
+    missing = (f"a claim has no {name}" for name in shape if name not in entry)
+    return fault(entry, shape, "claim") or next(missing, None)
 
 
 def named(claim: dict[str, Any]) -> str:

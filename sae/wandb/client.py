@@ -51,7 +51,7 @@ class Trial:
 class Client:
     """The runs of a sweep. Only `close` ever waits, and no method raises for anything that W&B does.
 
-    `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at a time, from the thread that calls the
+    `token` makes the run ids unique: `<token>-<member>`. `say` gets one line at most, from the thread that calls the
     sink. With a `trial`, the only member is that run of that W&B sweep, in the agent's project. `cohorts` are the
     cohorts that this process works on. Without `fall_back`, a run that cannot be online is not recorded offline.
     """
@@ -97,7 +97,7 @@ class Client:
         self._n_pictures = 0
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._gone = threading.Event()  # the child ended too early
-        self._done = self._closed = False
+        self._done = self._closed = self._told = False
         self._child: subprocess.Popen[bytes] | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -300,9 +300,13 @@ class Client:
             )
 
     def _tell(self) -> None:
+        """Say the first news. Whatever goes wrong later has the same remedy, and is in the log."""
         with contextlib.suppress(queue.Empty):
             while True:
-                self._say(self._news.get_nowait())
+                line = self._news.get_nowait()
+                if not self._told:
+                    self._told = True
+                    self._say(line)
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
         """Leave nothing running: neither the child nor wandb-core, which is in the child's session."""

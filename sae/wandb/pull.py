@@ -10,9 +10,10 @@ import dataclasses
 import functools
 import json
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,7 +22,7 @@ import pandas as pd
 
 from sae.core import console
 from sae.core.definitions import choices, fields, kind
-from sae.core.files import expanded, write_json
+from sae.core.files import expanded, write_checked
 from sae.core.shapes import fault
 from sae.core.text import count, nearest
 from sae.core.types import UserError
@@ -34,6 +35,8 @@ from sae.store.tables import plain
 from sae.wandb import settings, sink
 from sae.wandb.server import Server, connect
 
+FILES = ("definition.json", "members.parquet", "history.parquet", "analysis.parquet", "claims.json", "cohorts")
+FILES += ("report.html", "report", ".lock")  # of a pulled folder: the new one has its own, or they are made again
 AT_ONCE = 8  # histories fetched side by side
 OWN = ("member", "cohort", "status")  # names in a config that are not hyper-parameters
 MOST = 2**53  # a whole number that is larger is no count
@@ -75,33 +78,25 @@ def pull(path: str, options: Options, say: Callable[[str], None] = console.say) 
     members = [_hyper(run) | ({"group": run.group} if several else {}) for run in runs]
     tables = [_history(rows, i, member) for i, (rows, member) in enumerate(zip(histories, members, strict=True))]
     cohorts, now = _cohorts(runs), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    new = out.with_name(out.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    folders.make(new)
     made = UNKNOWN | {"name": options.group or project, "token": "pulled", "cohorts": cohorts, "members": members}
     told = {name: value for name, value in (sweep.config if sweep else {}).items() if name in sink.SWEEP_CONFIG}
     odd = [name for name, value in told.items() if schema.unsound(made | {name: value})]
     if odd:
         say(f"left out, as it is not what a sweep's run has: {', '.join(odd)}")
-    write_json(
-        new / DEFINITION,
-        made
-        | {name: value for name, value in told.items() if name not in ("name", *odd)}
-        | {
-            "command": ["sae", "pull", path, *(["--group", options.group] if options.group else [])],
-            "host": f"W&B at {server.host}",
-            "started": min(str(run.createdAt) for run in runs),
-            "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
-        },
-    )
-    for index, numbers in enumerate(cohorts):
-        _write(CohortFiles(new, index), numbers, runs, members, tables)
-    results = Results(new)
-    if any(cohort.finished for cohort in results.cohorts):
-        storage.write_joined(new, results.cohorts)
-    if out.exists():
-        shutil.rmtree(out)
-    new.rename(out)
+    told = {name: value for name, value in told.items() if name not in ("name", *odd)}
+    here = {
+        "command": ["sae", "pull", path, *(["--group", options.group] if options.group else [])],
+        "host": f"W&B at {server.host}",
+        "started": min(str(run.createdAt) for run in runs),
+        "pulled": {"from": server.path, "group": options.group, "runs": [run.id for run in runs], "at": now},
+    }
+    with _replacing(out) as new:
+        write_checked(new / DEFINITION, made | told | here)
+        for index, numbers in enumerate(cohorts):
+            _write(CohortFiles(new, index), numbers, runs, members, tables)
+        results = Results(new)
+        if any(cohort.finished for cohort in results.cohorts):
+            storage.write_joined(new, results.cohorts)
     unfinished = sum(not _finished(run) for run in runs)
     say(f"{out}: {count(len(runs), 'member')}" + (f", {unfinished} of them not finished" if unfinished else ""))
     return Results(out)
@@ -109,11 +104,32 @@ def pull(path: str, options: Options, say: Callable[[str], None] = console.say) 
 
 def _refuse(out: Path) -> None:
     """Raises UserError where the folder holds something that was not pulled."""
+    if out.resolve() in (here := Path.cwd(), *here.parents):
+        raise UserError(f"pull: got --out {out}, allowed: a folder that you are not in, as it is replaced")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if (out / DEFINITION).exists() and "pulled" in Results(out).definition:
         return
     raise UserError(f"{out} holds something that was not pulled from W&B; use --out DIR with a new or empty folder")
+
+
+@contextlib.contextmanager
+def _replacing(out: Path) -> Generator[Path]:
+    """A new folder, which takes the place of another at the end. What somebody else put there comes along."""
+    whole = out.resolve()
+    new, old = (whole.with_name(f".{whole.name}.{secrets.token_hex(4)}") for _ in range(2))
+    folders.make(new)
+    try:
+        yield new
+        if whole.exists():
+            whole.rename(old)
+        new.rename(whole)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    if old.exists():
+        for path in [path for path in old.iterdir() if path.name not in FILES]:
+            path.rename(whole / path.name)
+        shutil.rmtree(old)
 
 
 def _find(server: Server, group: str | None) -> tuple[list[Any], Any | None]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.definitions import flatten, kind
-from sae.core.files import sha256, write_json
+from sae.core.files import DamagedError, read_checked, sha256, write_checked
 from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
 from sae.core.shapes import fault
 from sae.engine.records import Outcome, Record, Start
@@ -34,8 +33,8 @@ MOST_TILES = 400  # most latents in a picture of a dictionary in W&B
 
 def noted(folder: Path) -> dict[str, Any]:
     """What a run noted of its place in W&B: entity, project, artifacts, an agent's run_id; empty where it did not."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads((folder / PLACE).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, DamagedError):
+        found = read_checked(folder / PLACE)
         wanted = {"entity": str | None, "project": str, "artifacts": bool, "run_id": str}
         return {} if fault(found, wanted, "") or not is_id(found.get("run_id", "none")) else found
     return {}
@@ -64,7 +63,7 @@ class Wandb:
         self.image_shape: tuple[int, ...] | None = None
         with contextlib.suppress(OSError):  # results matter more than W&B does
             place = {"entity": self.client.entity, "project": self.client.project, "artifacts": artifacts}
-            write_json(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
+            write_checked(folder / PLACE, place | ({"run_id": trial.run_id} if trial else {}))
 
     def start(self, start: Start) -> None:
         """Begin a run per member, with its configuration under dotted names."""

@@ -1,6 +1,5 @@
 """A run's folder is data: no command executes a file because a folder names it or holds it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 import sae
 from sae.cli.main import main
-from sae.core.files import sha256
+from sae.core.files import read_checked, sha256, write_checked
 from sae.study import claims
 from sae.study import definition_files as loading
 
@@ -45,7 +44,7 @@ def run(trained, tmp_path, monkeypatch, capsys):
 
 def change(folder, **entries):
     path = folder / "definition.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    write_checked(path, read_checked(path) | entries)
 
 
 @pytest.mark.parametrize("path", ["evil.py", "runs/x/evil.py", "sweeps/evil.py", "experiments/x/evil.py"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import sae
 from sae import UserError
 from sae.cli.main import main
+from sae.core.files import read_checked
 from sae.runner.launchers import slurm
 from sae.runner.launchers.parts import Part
 from sae.study import claims
@@ -123,7 +124,7 @@ def read_all(run):
 
 def of(run):
     """A strategy: the name of a file of the run, and what it holds."""
-    known = {name: json.loads((run / name).read_text()) for name in FILES}
+    known = {name: read_checked(run / name) for name in FILES}
     one = lambda name: st.tuples(st.just(name), changed(known[name]).map(lambda value: json.dumps(value).encode()))
     return st.sampled_from(FILES).flatmap(one) | st.tuples(st.sampled_from(FILES), st.binary(max_size=40))
 
@@ -159,14 +160,14 @@ def test_much_json_in_a_folder(run):
 
 def test_a_wrong_place_is_named_with_what_is_allowed(run):
     def refusal(*path, value):
-        definition = json.loads((run / "definition.json").read_text())
+        definition = read_checked(run / "definition.json")
         inside = definition
         for key in path[:-1]:
             inside = inside[key]
         inside[path[-1]] = value
         with holding(run, "definition.json", json.dumps(definition).encode()), pytest.raises(UserError) as error:
             sae.load(run)
-        return str(error.value).removeprefix("runs/x/definition.json: ")
+        return str(error.value).removeprefix("runs/x/definition.json is damaged, or was edited by hand: ")
 
     assert refusal("members", 1, "n_steps", value="9") == "members[1].n_steps: got '9', allowed: int"
     assert refusal("members", 1, "n_steps", value=0) == "members[1].n_steps: got 0, allowed: at least 1"
@@ -182,9 +183,10 @@ def test_a_wrong_place_is_named_with_what_is_allowed(run):
 
 def test_checksums_name_no_file_elsewhere(run, tmp_path):
     path = run / "cohorts/000/cohort.json"
-    state = json.loads(path.read_text()) | {"checksums": {"../../../../etc/passwd": "0"}}
+    state = read_checked(path) | {"checksums": {"../../../../etc/passwd": "0"}}
     with holding(run, "cohorts/000/cohort.json", json.dumps(state).encode()):
-        assert sae.load(run).cohorts[0].state == {}
+        with pytest.raises(UserError, match="cohort.json is damaged, or was edited by hand: a name of a file"):
+            _ = sae.load(run).cohorts[0].state
 
 
 @pytest.mark.parametrize("link", [".lock", "report.html.tmp", "cohorts/000/steps", "wandb/wandb-process.log", "logs"])
@@ -278,9 +280,12 @@ def test_a_place_in_wandb_that_a_folder_notes_is_checked(tmp_path):
     assert sink.noted(tmp_path) == {"run_id": "abc-1", "project": "p"}
 
 
-def test_claims_that_are_none_are_not_there(run):
+def test_claims_that_are_none_are_named(run):
     sound = claims.read(run)
     assert [claim["text"] for claim in sound] == ["few"]
     for wrong in ({}, [{}], [sound[0] | {"verdict": "maybe"}], [sound[0] | {"clauses": [{}]}]):
-        with holding(run, "claims.json", json.dumps(wrong).encode()):
-            assert claims.read(run) == []
+        with (
+            holding(run, "claims.json", json.dumps(wrong).encode()),
+            pytest.raises(UserError, match="claims.json is damaged, or was edited by hand: .*; `sae run`"),
+        ):
+            claims.read(run)

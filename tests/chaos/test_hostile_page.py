@@ -14,6 +14,7 @@ import pytest
 
 import sae
 from sae import AtMatched, Curves, FiringRates, Frontier, Heatmap, Parallel, Profile, Sweep, grid
+from sae.core.files import read_checked, write_checked
 from sae.report.build import build
 from sae.store import storage
 from sae.study.figures import Dictionaries
@@ -56,7 +57,7 @@ def page(tiny, tmp_path_factory):
     sweep = Sweep(name="x", members=members)
     results = sae.run(sweep, out=folder, wandb="off", command=["sae", "run", "x"])
     path = folder / "definition.json"
-    definition = json.loads(path.read_text())
+    definition = read_checked(path)
     for name in ("name", "question", "command", "packages", "python", "device", "host", "git_commit", "started"):
         definition[name] = evil(definition[name])
     definition["packages"] = {EVIL: EVIL}
@@ -70,13 +71,13 @@ def page(tiny, tmp_path_factory):
         member |= {
             name: EVIL for name in member if isinstance(member[name], str) and name not in ("data", "activation")
         }
-    path.write_text(json.dumps(definition))
+    write_checked(path, definition)
     for cohort in results.cohorts:
         table = cohort.members()
         table = table.assign(**{name: [words[name][i % 2] for i in table["member"]] for name in COLUMNS}, revival=EVIL)
         cohort.finish(table)
     numbers = pd.DataFrame({"analysis/" + EVIL: np.arange(6.0)}, index=pd.Index(range(6), name="member"))
-    storage.write_analysis(folder, EVIL, numbers, {"analysis/" + EVIL: EVIL})
+    storage.write_analysis(folder, results.cohorts, EVIL, numbers, {"analysis/" + EVIL: EVIL})
     cell = {"text": EVIL, "measured": 1.0, "low": 0.5, "high": 2.0, "seeds": 2, "threshold": EVIL}
     claim = {"text": EVIL, "source": EVIL, "verdict": "holds", "later": True}
     claim |= {"clauses": [cell | {"verdict": "holds", "reason": EVIL}]}

@@ -14,6 +14,7 @@ from sae import Sweep, UserError, replace
 from sae.cli.main import main
 from sae.core import text
 from sae.core.console import Console, say
+from sae.core.files import read_checked, write_checked
 from sae.study.sweep import as_sweep
 from sae.wandb import sweeps
 
@@ -84,7 +85,7 @@ def test_a_run_of_such_a_name_is_watched_and_claimed(tmp_path, monkeypatch, caps
     path = Path("x/definition.json")
     names = {"name": f"n{EVIL}\nforged: line", "question": EVIL, "command": ["sae", "run", f"{EVIL}.py"]}
     names["own"] = {"activation gone": "a;touch b.py"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    write_checked(path, read_checked(path) | names)
     Path("x/claims.json").write_text(json.dumps([{
         "text": EVIL, "source": EVIL, "verdict": "holds", "later": None, "clauses": [
             {"text": EVIL, "measured": 1.0, "low": None, "high": None, "seeds": 1, "threshold": EVIL,

@@ -12,7 +12,7 @@ every function here is a no-op.
 """
 
 from sae.engine.processes.ending import PARTING, drop, end, lost
-from sae.engine.processes.joining import start
+from sae.engine.processes.joining import joined, start
 from sae.engine.processes.messages import count, decided, lead, meet, note, noted, of_lead, same, shared, spread
 from sae.engine.processes.peers import PeerLostError, watch
 
@@ -23,6 +23,7 @@ __all__ = [
     "decided",
     "drop",
     "end",
+    "joined",
     "lead",
     "lost",
     "meet",

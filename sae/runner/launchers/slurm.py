@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sae.core.files import DamagedError, read_checked, write_checked
 from sae.core.text import count
 from sae.core.types import Interrupted, UserError
 from sae.runner.launchers.parts import GRACE, Failure, LaunchOptions, Part, Say, ending, failed, make_logs, start, tail
@@ -272,9 +272,9 @@ def _ask(command: list[str]) -> tuple[int, str, str]:
 def _read_jobs(logs: Path) -> dict[str, dict[str, Any]]:
     """{part: {"id": ..., "submitted": ...}} of the jobs that an earlier call left; {} if that cannot be read."""
     try:
-        jobs = json.loads((logs / "jobs.json").read_text(encoding="utf-8"))
+        jobs = read_checked(logs / "jobs.json")
         return {part: {"id": _job_id(job["id"]), "submitted": float(job["submitted"])} for part, job in jobs.items()}
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (FileNotFoundError, DamagedError, ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
@@ -300,8 +300,7 @@ def _exit_code(end: Path) -> int | None:
 
 
 def _write_jobs(logs: Path, jobs: Sequence[_Job]) -> None:
-    text = json.dumps({job.part.name: {"id": job.id, "submitted": job.submitted} for job in jobs}, indent=1)
-    (logs / "jobs.json").write_text(text, encoding="utf-8")
+    write_checked(logs / "jobs.json", {job.part.name: {"id": job.id, "submitted": job.submitted} for job in jobs})
 
 
 def _extra(options: Sequence[str]) -> dict[str, str | bool]:
