@@ -199,6 +199,7 @@ def test_the_rows_of_a_run_are_scored_where_they_are_live(tmp_path, kinds):
     assert found["analysis/gabor_fitted"] == 1 and found["analysis/gabor_localised"] == pytest.approx(18 / 20)
     assert found["analysis/gabor_share_random"] == 0 and found["analysis/gabor_share_pca"] <= 0.15
     made.source = lambda member: sae.Superposition(n_held_out=64)
+    made.data = lambda member: made.source(member).load()
     with pytest.raises(UserError, match="allowed: data of grey images"):
         GaborLike()(made)
 

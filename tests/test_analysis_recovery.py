@@ -21,7 +21,10 @@ def results(members, saes, status=None, **columns):
     table = pd.DataFrame(flats).rename_axis("member").reset_index()
     table = table.assign(cohort=table["d_sae"], status=status or "finished", **columns)
     source = lambda member: members[member].data
-    return SimpleNamespace(definition={"members": flats}, members=table, sae=lambda i: saes[i], source=source)
+    data = lambda member: source(member).load()
+    return SimpleNamespace(
+        definition={"members": flats}, members=table, sae=lambda i: saes[i], source=source, data=data
+    )
 
 
 def with_rows(rows) -> Sae:

@@ -256,8 +256,8 @@ BAD_FILES = [
     (SWEEP.replace('"penalty.l1": (', '"penalty.l3": ('), "no field 'penalty.l3'; close names: penalty.l2"),
     (SWEEP.replace("(0, 1)", "(0, 0)"), "members 0 and 1 are the same experiment"),
     (SWEEP.replace("members=grid", "members=()and grid"), "has no members"),
-    (SWEEP.replace('name="tiny_sweep"', "name='../up'"), "name: got '../up', allowed: letters"),
-    (SWEEP.replace('name="tiny_sweep"', "name=3"), "name: got 3, allowed: letters"),
+    (SWEEP.replace('name="tiny_sweep"', "name='../up'"), "name: got '../up', allowed: up to 101 letters"),
+    (SWEEP.replace('name="tiny_sweep"', "name=3"), "name: got 3, allowed: up to 101 letters"),
     (SWEEP.replace('("eval/l0",)', '("eval/lo",)'), "no metric 'eval/lo'; close names: eval/l1, eval/l0"),
     (TINY.replace("dead_after=2_000", "dead_after=3_000_000_000"), "dead_after: got 3000000000, allowed: 32-bit"),
 ]  # fmt: skip

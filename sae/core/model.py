@@ -56,10 +56,7 @@ class Sae(nnx.Module):
         self.normalization = nnx.data(normalization)
 
     def encode(self, x: Array) -> Array:
-        """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training.
-
-        In bfloat16 a row's latents depend on the other rows by rounding (see `pre_acts`).
-        """
+        """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
         x = jnp.asarray(x) if self.normalization is None else self.normalization.apply(jnp.asarray(x, jnp.float32))
         return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), x)
 
@@ -106,23 +103,23 @@ class Pass(NamedTuple):
         return self.sae.activation.active(self.sae, self.pre_acts)
 
 
-def pre_acts(sae: Sae, x: Array) -> Array:
+def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     """x [d_in, batch] -> pre-activations [d_sae, batch].
 
     `W_enc (x - b_dec)` is written `W_enc x - W_enc b_dec`: the gradient of `b_dec` then needs a
     matrix-vector product, where the literal form would cost a sixth matrix product in every step.
 
-    In bfloat16 the batch's mean m is taken off before rounding, `W_enc (x - m) + W_enc (m - b_dec)`: rounding x itself
-    would cost the deviations of data that are far from 0. m depends on x alone, so all members share x - m.
+    Where products round their factors, an origin o [d_in] is taken off first, `W_enc (x - o) + W_enc (o - b_dec)`:
+    rounding x itself would cost the deviations of data that are far from 0. It is b_dec if not given, so that each
+    example stands alone; training gives the batch's mean, so that all members share x - o.
     """
-    W_enc, offset = sae.W_enc[...], sae.b_enc[...]
-    origin = sae.b_dec[...] if sae.apply_b_dec_to_input else jnp.zeros_like(sae.b_dec[...])
-    if sae.precision != "float32":
-        mean = jax.lax.stop_gradient(jnp.mean(x, axis=1))
-        x, origin = x - mean[:, None], origin - mean
-    elif not sae.apply_b_dec_to_input:
-        return matmul(W_enc, x) + offset[:, None]
-    offset = offset - matmul(W_enc, origin)
+    W_enc, b_enc, b_dec = sae.W_enc[...], sae.b_enc[...], sae.b_dec[...]
+    if sae.precision == "float32":
+        offset = b_enc - matmul(W_enc, b_dec) if sae.apply_b_dec_to_input else b_enc
+    else:
+        origin = jax.lax.stop_gradient(b_dec if origin is None else origin)
+        offset = b_enc + matmul(W_enc, origin - b_dec if sae.apply_b_dec_to_input else origin)
+        x = x - origin[:, None]
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
