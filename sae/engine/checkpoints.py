@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ class Checkpoints:
 
         if self._manager is None:
             logging.getLogger("absl").setLevel(logging.CRITICAL)  # it logs tracebacks of what it also raises
+            if not isinstance(sys.unraisablehook, _WithoutLateErrors):
+                sys.unraisablehook = _WithoutLateErrors(sys.unraisablehook)
             options: dict[str, Any] = {"max_to_keep": 2, "enable_async_checkpointing": True}
             if processes.count() > 1:  # Orbax would wait for the others
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +169,20 @@ def _other_bits(kept: Mapping[str, np.ndarray], leaves: Mapping[str, jax.ShapeDt
     theirs = {array.dtype for name, array in kept.items() if name in leaves and np.issubdtype(array.dtype, np.floating)}
     wide = np.dtype(np.float64)
     return (64 if wide in theirs else 32) if (wide in theirs) != (wide in ours) else None
+
+
+class _WithoutLateErrors:
+    """A `sys.unraisablehook` that is silent where a read or write of Orbax fails late.
+
+    The threads of tensorstore then meet an event loop that is closed, and Python prints a traceback for each.
+    """
+
+    def __init__(self, before: Callable[[Any], Any]) -> None:
+        self.before = before
+
+    def __call__(self, raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            self.before(raised)
 
 
 def _named(state: CohortState) -> dict[str, Any]:
