@@ -46,8 +46,7 @@ _CONTROLS = [
     *range(0x2066, 0x206A),
 ]
 _SHOWN = {code: 0x2400 + code if code < 0x20 else 0xFFFD for code in _CONTROLS if chr(code) not in "\n\t"}
-# bytes of paths that are no text stay, but for those that steer a terminal of 8 bits
-_SHOWN |= {code: 0xFFFD for code in range(0xD800, 0xE000) if not 0xDCA0 <= code <= 0xDCFF}
+_SHOWN |= {code: 0xFFFD for code in range(0xD800, 0xE000) if not 0xDC80 <= code <= 0xDCFF}  # these are bytes of paths
 
 
 def printable(text: str) -> str:

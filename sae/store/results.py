@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import pandas as pd
@@ -16,7 +17,7 @@ from sae.engine.loading import Loaded, change, fingerprint, load
 from sae.experiment import Experiment
 from sae.store import schema, storage
 from sae.store.storage import DEFINITION, CohortFiles
-from sae.study import arms, figures
+from sae.study import arms, claims, figures
 from sae.study.answers import Answer
 from sae.study.figures import Figure
 from sae.study.measures import Measure
@@ -146,6 +147,11 @@ class Results:
     def answer(self) -> Answer | None:
         """The sweep's answer: how to read its question off the members table. None where it has none."""
         return figures.read_answer(answer) if (answer := self.definition.get("answer")) else None
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        """The sweep's claims as they were decided, those of claims.json; [] where none are. Raises DamagedError."""
+        return claims.read(self.folder)
 
     @property
     def figures(self) -> tuple[Figure, ...]:

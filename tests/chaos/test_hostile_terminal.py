@@ -132,7 +132,3 @@ def test_an_agents_ids_name_no_place_outside(tiny, monkeypatch, id):
         monkeypatch.setenv(name, id)
         with pytest.raises(UserError, match=name):
             sweeps.read_trial(tiny, [])
-
-
-def test_a_byte_that_begins_a_sequence_on_a_terminal_of_8_bits_is_replaced():
-    assert text.printable("a\udc9bb\udce9") == "a\ufffdb\udce9"
