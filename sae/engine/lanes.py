@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,16 +33,14 @@ def choose(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
     d_in, e = feed.data.d_in, cohort.example
     long = 5 * len(cohort.members) * d_in * e.d_sae * e.batch_size * e.n_steps >= LONG
     # processes must agree, and would not measure the same
-    if long and len(cohort.members) > 1 and jax.process_count() == 1 and _key(cohort, d_in, mesh) not in _remembered():
+    if long and len(cohort.members) > 1 and jax.process_count() == 1 and _known(cohort, d_in, mesh) is None:
         return measure(cohort, feed, mesh)
     return expected(cohort, d_in, mesh)
 
 
 def expected(cohort: Cohort, d_in: int, mesh: Mesh | None = None) -> int:
     """The lanes measured on these devices before, or the model's."""
-    known = _remembered() if jax.process_count() == 1 else {}
-    lanes = known.get(_key(cohort, d_in, mesh))
-    return lanes if lanes and lanes <= len(cohort.members) else cohort.placement(d_in, mesh=mesh).lanes
+    return _known(cohort, d_in, mesh) or cohort.placement(d_in, mesh=mesh).lanes
 
 
 def measure(cohort: Cohort, feed: Feed, mesh: Mesh | None = None) -> int:
@@ -95,14 +94,19 @@ def timer(
     return compiling, step
 
 
-def _remembered() -> dict[str, int]:
-    """{key: lanes} of earlier measurements. What is damaged there is left out, and measured again."""
+def _known(cohort: Cohort, d_in: int, mesh: Mesh | None) -> int | None:
+    """The lanes measured on these devices before; None where there are none that can be."""
+    lanes = _remembered().get(_key(cohort, d_in, mesh)) if jax.process_count() == 1 else None
+    return lanes if type(lanes) is int and 0 < lanes <= len(cohort.members) else None
+
+
+def _remembered() -> dict[str, Any]:
+    """{key: lanes} of earlier measurements; {} where the file is damaged."""
     try:
         found = read_checked(_path())
     except (OSError, UserError):
         return {}
-    sound = lambda lanes: type(lanes) is int and lanes > 0
-    return {key: lanes for key, lanes in found.items() if sound(lanes)} if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _key(cohort: Cohort, d_in: int, mesh: Mesh | None) -> str:

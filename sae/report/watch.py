@@ -46,7 +46,7 @@ def frame(results: Results, width: int = 100, height: int = 40) -> Group:
     try:
         latest = _latest(results)
     except DamagedError as error:
-        return Group(head, _cohorts(results), Text(str(error), style="red"))
+        return Group(head, _cohorts(results), Text(one_line(str(error)), style="red"))
     except UserError:  # nothing is written yet
         return Group(head, _cohorts(results), Text("no log point yet", style="dim"))
     shown = [*_spreads(results, latest), *_frontier(results, latest, width, height), *_troubles(latest)]
