@@ -175,7 +175,7 @@ def test_a_field_that_only_some_members_have_tells_rows_apart_too():
 
 def test_a_frontier_of_coefficients_that_are_never_0_is_refused_and_members_in_no_arm_are_counted():
     members = axes_over(2)
-    with pytest.raises(UserError, match="got penalty.l1, optimizer.lr, of which no member has one alone"):
+    with pytest.raises(UserError, match="got penalty.l1, optimizer.lr, but no member has one alone"):
         complete(Frontier(along=("penalty.l1", "optimizer.lr")), members)
     with pytest.raises(UserError, match="AtMatched: got penalty.l1, optimizer.lr, of which"):
         AtMatched(arms=("penalty.l1", "optimizer.lr")).table(members)

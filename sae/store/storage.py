@@ -239,10 +239,10 @@ def read_analysis(folder: Path, cohorts: Sequence[CohortFiles]) -> pd.DataFrame:
     path = folder / ANALYSIS
     if path.exists():
         table = _read_table(path)
-        asked, of = table.attrs.get("asked"), table.attrs.get("of")
+        asked, made_from = table.attrs.get("asked"), table.attrs.get("of")
         if not isinstance(asked, dict) or not all(isinstance(columns, dict) for columns in asked.values()):
             raise DamagedError(f"{path} is damaged: it does not say what was asked; `sae run` makes it anew")
-        if of in (None, state_of(cohorts)):  # an older table does not say whose it is
+        if made_from in (None, state_of(cohorts)):  # an older table does not say whose it is
             return table
     return _with_attrs(pd.DataFrame(index=pd.Index([], name="member", dtype="int64")), {"asked": {}})
 

@@ -232,7 +232,7 @@ def hidden(members: pd.DataFrame, along: Sequence[str], names: Sequence[str], wh
     arms = {name: of_arm(members, name, along) for name in along}
     if along and all(arm.empty for arm in arms.values()):
         got, allowed = ", ".join(along), "one of them" if len(along) > 1 else "one that some member has"
-        raise UserError(f"{what}: got {got}, of which no member has one alone, the others at 0; allowed: {allowed}")
+        raise UserError(f"{what}: got {got}, but no member has one alone, the others at 0; allowed: {allowed}")
     found: tuple[str, ...] = ()
     for name, arm in arms.items():
         found += lurking(arm, [*names, *found, name])
