@@ -177,7 +177,7 @@ def test_a_frontier_of_coefficients_that_are_never_0_is_refused_and_members_in_n
     members = axes_over(2)
     with pytest.raises(UserError, match="got penalty.l1, optimizer.lr, but no member has one alone"):
         complete(Frontier(along=("penalty.l1", "optimizer.lr")), members)
-    with pytest.raises(UserError, match="AtMatched: got penalty.l1, optimizer.lr, of which"):
+    with pytest.raises(UserError, match="AtMatched: got penalty.l1, optimizer.lr, but no"):
         AtMatched(arms=("penalty.l1", "optimizer.lr")).table(members)
     some = members.assign(**{"penalty.l2": [0, 0, 0, 0, 0, 0, 0.1, 0.1]})
     caption = captions.caption(Frontier(along=("penalty.l1", "penalty.l2")), some)
