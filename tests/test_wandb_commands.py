@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from wandb_server import API_KEY, ReceivedRun, WandbServer
+from wandb_server import API_KEY, ReceivedRun, WandbServer, in_process
 
 import sae
 import sae.cli.main
@@ -56,16 +56,8 @@ def trained(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """One server for all tests, as wandb keeps one connection in a process; each test has a project of its own."""
-    import wandb
-
-    with WandbServer(lag=1.0) as server, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-            patch.delenv(name)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        for name, value in server.env.items():
-            patch.setenv(name, value)
+    with in_process(WandbServer(lag=1.0), tmp_path_factory.mktemp("home")) as server:
         yield server
-        wandb.teardown()
 
 
 @pytest.fixture

@@ -9,15 +9,20 @@ wandb-workspaces asks when it saves, and what `wandb sweep` and `wandb agent` as
 grid, one at a time, and then tells the agent to go. A blanket `{"data": {}}` would crash wandb-core.
 """
 
+import contextlib
 import dataclasses
 import http.server
 import itertools
 import json
+import os
 import re
 import threading
 import time
 import urllib.parse
+from collections.abc import Generator
+from pathlib import Path
 
+import pytest
 import yaml
 
 API_KEY = "0123456789" * 4  # wandb refuses a key of fewer than 40 characters before it asks any server
@@ -418,3 +423,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Say nothing: the tests read `WandbServer.runs`."""
+
+
+@contextlib.contextmanager
+def in_process(server: WandbServer, home: Path) -> Generator[WandbServer]:
+    """A server that wandb talks to in this process, whatever the user has configured."""
+    import wandb
+
+    with server, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        yield server
+        wandb.teardown()

@@ -1,6 +1,7 @@
 """Files of arrays, opened as rows [n, d_in]: .npy, .npz, .safetensors and .pt files, and folders of such shards.
 
-All but .npz are memory-mapped: nothing is read before it is asked for. Nothing is ever unpickled.
+All but .npz are memory-mapped: nothing is read before it is asked for. No pickle is read, but
+for the tensors of a .pt file, which torch reads without running code (`weights_only`).
 """
 
 import errno

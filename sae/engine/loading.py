@@ -1,6 +1,7 @@
 """The data of a plan: each source is loaded once for all cohorts that share it, and tells what it is."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sae.core.definitions import is_own, kind
 from sae.core.types import UserError
@@ -35,12 +36,7 @@ def load(source: Source) -> Examples:
     """The data of a source. Raises UserError, also for what a user's own source does wrong."""
     if source in _samplers:
         return _samplers[source]
-    try:
-        data = source.load()
-    except (UserError, MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise UserError(f"{kind(source)}: load() raised {type(error).__name__}: {error}") from error
+    data = _asked(source, "load")
     if not isinstance(data, Examples):
         got = type(data).__name__
         raise UserError(f"{kind(source)}: load() gave a {got}, allowed: what sae.rows(...) gives, or sae.Examples")
@@ -56,17 +52,22 @@ def fingerprint(source: Source, loaded: Loaded) -> dict[str, str]:
 
     Raises UserError, also for what a user's own source does wrong.
     """
-    try:
-        found = source.fingerprint()
-    except (UserError, MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise UserError(f"{kind(source)}: fingerprint() raised {type(error).__name__}: {error}") from error
+    found = _asked(source, "fingerprint")
     if found is None:
         if source not in loaded:
             loaded[source] = load(source)
         found = getattr(loaded[source], "fingerprint", {})
     return {str(name): str(value) for name, value in found.items()}
+
+
+def _asked(source: Source, method: str) -> Any:
+    """What a method of a source gives. Raises UserError for whatever a user's own source raises."""
+    try:
+        return getattr(source, method)()
+    except (UserError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise UserError(f"{kind(source)}: {method}() raised {type(error).__name__}: {error}") from error
 
 
 def change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import psutil
-from jax._src import compilation_cache  # its cache has no public name
 
 from sae.core.files import expanded
 from sae.core.types import UserError
@@ -41,10 +40,13 @@ def keep_compiled_programs() -> None:
     # jax's defaults keep only what took long to compile, and nothing at all on a CPU
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if compilation_cache._cache is None:
-        compilation_cache._initialize_cache()
-        if compilation_cache._cache is not None:
-            compilation_cache._cache = CheckedCache(compilation_cache._cache)
+    with contextlib.suppress(ImportError, AttributeError):  # its cache has no public name: another JAX keeps its own
+        from jax._src import compilation_cache
+
+        if compilation_cache._cache is None:
+            compilation_cache._initialize_cache()
+            if compilation_cache._cache is not None:
+                compilation_cache._cache = CheckedCache(compilation_cache._cache)
 
 
 class CheckedCache:

@@ -8,6 +8,7 @@ from typing import Any
 from sae.core.files import write_checked
 from sae.core.types import UserError
 from sae.data.feed import BLOCK_STEPS, block_steps
+from sae.engine.loading import load
 from sae.experiment import Experiment, tied_to_length, window_follows
 from sae.store import folder as folders
 from sae.store.results import Results
@@ -81,7 +82,7 @@ def _sampled_otherwise(experiment: Experiment, n_steps: int) -> bool:
     """Whether examples are sampled in other blocks than in a run of `n_steps`, and so differ by rounding."""
     if n_steps >= 20 * BLOCK_STEPS:
         return False
-    data, lengths = experiment.data.load(), (n_steps, experiment.n_steps)
+    data, lengths = load(experiment.data), (n_steps, experiment.n_steps)
     return data.n_train is None and len({block_steps(data.d_in, experiment.batch_size, n) for n in lengths}) > 1
 
 

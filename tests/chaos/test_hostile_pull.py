@@ -1,14 +1,13 @@
 """Runs from W&B: ours, another program's, and a hostile project's are pulled, reported, and opened in a browser."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import chromium
 import numpy as np
 import pytest
-from wandb_server import ReceivedRun, WandbServer
+from wandb_server import ReceivedRun, WandbServer, in_process
 
 import sae
 from sae import Sweep, grid
@@ -22,16 +21,8 @@ needs_chromium = pytest.mark.skipif(chromium.COMMAND is None, reason="no Chromiu
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    import wandb
-
-    with WandbServer() as server, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-            patch.delenv(name)
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        for name, value in server.env.items():
-            patch.setenv(name, value)
+    with in_process(WandbServer(), tmp_path_factory.mktemp("home")) as server:
         yield server
-        wandb.teardown()
 
 
 @pytest.fixture(scope="module")
