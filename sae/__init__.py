@@ -3,7 +3,7 @@
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
+from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
@@ -63,6 +63,7 @@ __all__ = [
     "Frontier",
     "Gated",
     "Heatmap",
+    "Hierarchy",
     "ImagePatches",
     "JumpRelu",
     "L0",
