@@ -9,7 +9,7 @@ from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
 from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
-from sae.methods.auxiliaries import AuxK, NoAuxiliary
+from sae.methods.auxiliaries import AuxK, NoAuxiliary, SquaredWeights
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
@@ -111,6 +111,7 @@ __all__ = [
     "Source",
     "SquareRoot",
     "SquaredError",
+    "SquaredWeights",
     "Superposition",
     "Sweep",
     "Tanh",
