@@ -22,12 +22,14 @@ from sae.methods.contract import (
     Penalty,
     Reconstruction,
     Revival,
+    Task,
 )
 from sae.methods.controls import AsWritten, TargetL0
 from sae.methods.optimizers import Adam
 from sae.methods.penalties import L0, ElasticNet, Lp
 from sae.methods.reconstructions import Matryoshka, SquaredError
 from sae.methods.revival import Never, Resample
+from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
 from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
@@ -44,6 +46,7 @@ __all__ = [
     "AtMatched",
     "AtMost",
     "AuxK",
+    "Autoencoder",
     "Auxiliary",
     "Average",
     "BatchTopK",
@@ -51,6 +54,7 @@ __all__ = [
     "Claim",
     "Constraint",
     "Control",
+    "Crosscoder",
     "Curves",
     "Dictionaries",
     "Digits",
@@ -90,8 +94,10 @@ __all__ = [
     "Superposition",
     "Sweep",
     "TargetL0",
+    "Task",
     "Tfds",
     "TopK",
+    "Transcoder",
     "UnitNorm",
     "UnitNormNoBias",
     "UserError",

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from sae.core.model import Sae, decode, matmul
+from sae.core.model import Sae, base, decode, matmul
 from sae.core.types import Array, definition, static
 from sae.methods.contract import Reconstruction
 
@@ -42,7 +42,7 @@ class Matryoshka(Reconstruction):
         """One decode, in parts."""
         ends, W_dec = self.prefixes(latents.shape[0]), sae.W_dec[...]
         parts = [matmul(W_dec[a:b].T, latents[a:b], sae.precision) for a, b in itertools.pairwise((0, *ends))]
-        x_hats = list(itertools.accumulate(parts, initial=sae.b_dec[...][:, None]))[1:]
+        x_hats = list(itertools.accumulate(parts, initial=base(sae)))[1:]
         costs = [jnp.sum((x_hat - y) ** 2) / y.shape[1] for x_hat in x_hats]
         return jnp.sum(jnp.stack(costs)) / (len(ends) if self.mean else 1), x_hats[-1]
 
