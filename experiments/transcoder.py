@@ -7,7 +7,7 @@ at 0, ours with unit rows. The two files hold the layer's inputs and its outputs
 shards, larger than memory.
 
     sae run experiments/transcoder.py --data.path mlp_in.npy mlp_out.npy
-    sae run experiments/transcoder.py --data.path mlp_in.npy mlp_out.npy --no-task.skip --out runs/no_skip
+    sae run experiments/transcoder.py --data.path mlp_in.npy mlp_out.npy --task.no-skip --out runs/no_skip
 """
 
 from sae import Adam, Arrays, AuxK, Experiment, Free, TopK, Transcoder

@@ -1,12 +1,14 @@
 """Transcoders and crosscoders: rows of several parts, from files to trained weights, against what can be known."""
 
 import dataclasses
+import io
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import sae
 from sae import (
@@ -31,9 +33,13 @@ from sae.analysis import sources
 from sae.analysis.copying import Copying
 from sae.analysis.small_latents import SmallLatents
 from sae.core import model
+from sae.core.normalization import split
+from sae.core.types import Interrupted
 from sae.data.feed import Feed
 from sae.data.rows import table_fingerprint
-from sae.engine import cost
+from sae.data.source import parts_of
+from sae.engine import cohort, cost
+from sae.engine.loading import load_data
 from sae.experiment import validate
 from sae.runner import training
 
@@ -260,6 +266,34 @@ def test_a_task_that_does_not_fit_is_one_line(transcoder, crosscoder, files, tmp
     assert not (tmp_path / "never").exists()
 
 
+@sae.definition
+class Fresh(sae.Source):
+    """Fresh rows of two parts, with features of the target."""
+
+    width: int = sae.static(3)
+    image_shape: tuple[int, ...] | None = sae.static(None)
+    parts: tuple[int, ...] = sae.static((5, 3))
+
+    def load(self):
+        features = np.eye(4, self.width, dtype=np.float32)
+        return sae.Sampler(
+            d_in=8, sample=lambda key, n: jax.random.normal(key, (n, 8)), mean=np.zeros(8, np.float32), n_held_out=9,
+            features=features, frequencies=np.ones(4), parts=self.parts, image_shape=self.image_shape,
+        )  # fmt: skip
+
+
+def test_a_source_of_ones_own_says_how_its_rows_divide(transcoder):
+    plan = lambda **fields: cohort.plan([dataclasses.replace(transcoder, data=Fresh(**fields))])
+    assert parts_of(load_data(plan())[Fresh()]) == (5, 3)
+    for message, fields in {
+        "features: got width 8, allowed: that of what is reconstructed, 3": {"width": 8},
+        r"image_shape: got \(2, 4\), allowed: None": {"image_shape": (2, 4)},
+        r"parts: got 5 \+ 4, allowed: widths that make 8": {"parts": (5, 4)},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_data(plan(**fields))
+
+
 def test_cost_counts_the_products_of_both_sides(transcoder):
     e = dataclasses.replace(transcoder, auxiliary=sae.NoAuxiliary())
     both_sides = 2 * 32 * 12 * (2 * 5 + 3 * 3)  # forward and backward: the input of a step needs no gradient
@@ -297,41 +331,56 @@ def same(a, b):
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-def test_a_transcoder_streams_resumes_and_is_read_back_bit_for_bit(transcoder, tmp_path, quiet, monkeypatch):
-    members, measures = sae.grid(transcoder, {"seed": (0, 1)}), [SmallLatents(), Copying()]
-    sweep = sae.Sweep(name="two", members=members, measures=measures)
-    whole = run(sweep, tmp_path / "whole", quiet, report=True)
-    assert list(whole.members.status) == ["finished"] * 2
-    assert "analysis/small_latents" in whole.members and "analysis/copy_index" not in whole.members
-    assert "a transcoder, allowed: what reconstructs its own input" in quiet.file.getvalue()
-    assert (tmp_path / "whole" / "report.html").exists()
+@pytest.fixture(scope="module")
+def whole(transcoder, crosscoder, tmp_path_factory):
+    """A sweep of two transcoders and a crosscoder on the same rows, its results, and what the run said."""
+    folder, console = tmp_path_factory.mktemp("tasks"), Console(file=io.StringIO(), width=200)
+    members = [*sae.grid(transcoder, {"seed": (0, 1)}), dataclasses.replace(crosscoder, data=transcoder.data)]
+    sweep = sae.Sweep(name="tasks", members=members, measures=[SmallLatents(), Copying()])
+    return sweep, run(sweep, folder / "whole", console, report=True), console.file.getvalue()
 
+
+def test_runs_stream_and_resume_bit_for_bit(whole, tmp_path, quiet, monkeypatch):
+    sweep, results, _ = whole
     saved = iter([(0, False), (signal.SIGTERM, True)])
     with monkeypatch.context() as patch:
         patch.setattr(training.Work, "orders", lambda work, since: next(saved, (0, False)))
-        with pytest.raises(sae.core.types.Interrupted):
+        with pytest.raises(Interrupted):
             run(sweep, tmp_path / "cut", quiet, chunk_steps=9, resident_bytes=0)
     cut = run(sweep, tmp_path / "cut", quiet, chunk_steps=9, resident_bytes=0)
-    for i in (0, 1):
-        same(whole.sae(i), cut.sae(i))
+    for i in range(3):
+        same(results.sae(i), cut.sae(i))
 
-    one = sae.load(tmp_path / "whole").sae(1)
+
+def unexplained(one, y, y_hat):
+    """fvu in the units of training, of targets and reconstructions in their own."""
+    scale = model.target_normalization(one).scale
+    error, variation = (y - y_hat) * scale, (y - y.mean(0)) * scale
+    return [
+        np.sum(e**2) / np.sum(v**2) for e, v in zip(*(split(a, one.parts) for a in (error, variation)), strict=True)
+    ]
+
+
+def test_a_transcoder_is_read_back_and_takes_raw_inputs(whole):
+    _, results, said = whole
+    members, one = results.members, sae.load(results.folder).sae(1)
     assert (one.d_in, one.d_out, one.W_skip[...].shape) == (5, 3, (3, 5))
-    held_out, x_hat = X[540:], np.asarray(one(X[540:]))
-    assert one.encode(held_out).shape == (60, 12) and x_hat.shape == (60, 3)
-    examples = (x_hat - Y[540:]) * model.target_normalization(one).scale
-    assert np.mean(np.sum(examples**2, axis=1)) == pytest.approx(whole.members["eval/mse"][1], rel=1e-3)
+    assert one.encode(X[540:]).shape == (60, 12)
+    assert unexplained(one, Y[540:], np.asarray(one(X[540:]))) == pytest.approx([members["eval/fvu"][1]], rel=1e-3)
+    assert members["eval/fvu"][1] < 0.5
+    assert "analysis/small_latents" in members and "analysis/copy_index" not in members
+    assert "a transcoder, allowed: what reconstructs its own input" in said
 
 
-def test_a_crosscoder_has_numbers_for_every_source(crosscoder, tmp_path, quiet):
-    results = run(crosscoder, tmp_path / "run", quiet, report=True)
-    one, members = sae.load(tmp_path / "run").sae(0), results.members
-    assert one.parts == (5, 3)
-    raw = np.concatenate([X, Y], axis=1)
-    data, found = results.data(0), []
-    assert data.parts == (5, 3)
-    for x, x_hat in zip(data.split(raw[540:]), data.split(np.asarray(one(raw[540:]))), strict=True):
-        found.append(np.sum((x - x_hat) ** 2) / np.sum((x - x.mean(0)) ** 2))
-    assert list(members[["eval/fvu_1", "eval/fvu_2"]].iloc[0]) == pytest.approx(found, rel=1e-3)
+def test_a_crosscoder_has_numbers_for_every_source(whole):
+    _, results, _ = whole
+    members, one, data = results.members, sae.load(results.folder).sae(2), results.data(2)
+    assert one.parts == data.parts == (5, 3)
+    raw = np.concatenate([X, Y], axis=1)[540:]
+    np.testing.assert_array_equal(data.split(raw)[1], Y[540:])
+    found = unexplained(one, raw, np.asarray(one(raw)))
+    assert list(members.loc[2, ["eval/fvu_1", "eval/fvu_2"]]) == pytest.approx(found, rel=1e-3)
+    assert members[["eval/fvu_1", "eval/fvu_2"]].loc[:1].isna().all(axis=None)
     assert {"train/fvu_1", "train/fvu_2"} <= set(results.history)
-    assert "fvu_2" in (tmp_path / "run" / "report.html").read_text()
+    page = (results.folder / "report.html").read_text()
+    assert "fvu_2" in page and "has no answer" not in page

@@ -37,7 +37,9 @@ class Transcoder(Task):
     def shapes(self, parts: tuple[int, ...]) -> Shapes:
         """Two parts: the input, then the target."""
         if len(parts) != 2:
-            raise UserError(f"task: got rows of {count(len(parts), 'part')}, allowed: two with transcoder, x and y")
+            raise UserError(
+                f"task: got rows of {count(len(parts), 'part')}, allowed: two with transcoder, input and target"
+            )
         d_in, d_out = parts
         return Shapes(d_in, d_out, (d_out,), self.skip)
 
