@@ -8,8 +8,21 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
-from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
-from sae.methods.auxiliaries import AuxK, NoAuxiliary
+from sae.methods.activations import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpRelu,
+    MatchingPursuit,
+    MultiTopK,
+    Relu,
+    Sigmoid,
+    SoftThreshold,
+    Tanh,
+    TopK,
+)
+from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
@@ -37,7 +50,7 @@ from sae.methods.penalties import (
     SquareRoot,
     TanhPenalty,
 )
-from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
+from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError, Through
 from sae.methods.revival import Never, Resample
 from sae.report.notebook import Results, load
 from sae.runner.run import run
@@ -47,6 +60,7 @@ from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "AbsTopK",
     "Activation",
     "Adam",
     "Arrays",
@@ -77,6 +91,8 @@ __all__ = [
     "Frontier",
     "Fvu",
     "Gated",
+    "GhostGradients",
+    "GroupMax",
     "Heatmap",
     "Hoyer",
     "ImagePatches",
@@ -85,7 +101,9 @@ __all__ = [
     "Last",
     "LogPenalty",
     "Lp",
+    "MatchingPursuit",
     "Matryoshka",
+    "MultiTopK",
     "Never",
     "NoAuxiliary",
     "NormalizedL1",
@@ -95,6 +113,7 @@ __all__ = [
     "Parallel",
     "Pass",
     "Penalty",
+    "PreActivationLoss",
     "Profile",
     "QuadraticL0",
     "Reconstruction",
@@ -116,6 +135,7 @@ __all__ = [
     "TanhPenalty",
     "TargetL0",
     "Tfds",
+    "Through",
     "TopK",
     "UnitNorm",
     "UnitNormNoBias",

@@ -61,7 +61,7 @@ def terms(
 ) -> tuple[dict[str, Array | float], Pass]:
     """The terms of the loss by name, [] each or the number 0 where a choice has none, and the pass they look at."""
     sae, y = model.using(sae, experiment.activation), x
-    pre_acts = model.pre_acts(sae, x, origin=jnp.mean(x, axis=1))
+    pre_acts = sae.activation.pre_acts(sae, x, jnp.mean(x, axis=1))
     latents, charged = sae.activation.training(sae, pre_acts)
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead

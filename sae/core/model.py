@@ -58,7 +58,7 @@ class Sae(nnx.Module):
     def encode(self, x: Array) -> Array:
         """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
         x = jnp.asarray(x) if self.normalization is None else self.normalization.apply(jnp.asarray(x, jnp.float32))
-        return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), x)
+        return _rows(lambda columns: self.activation(self, self.activation.pre_acts(self, columns)), x)
 
     def decode(self, latents: Array) -> Array:
         """Latents [..., d_sae] -> reconstructions [..., d_in], raw: the normalization is undone."""
@@ -158,7 +158,7 @@ bfloat16_matmul.defvjp(
 
 def forward(sae: Sae, x: Array) -> Pass:
     """One pass over x [d_in, batch] outside training: each example stands alone."""
-    z = pre_acts(sae, x)
+    z = sae.activation.pre_acts(sae, x)
     latents = sae.activation(sae, z)
     none_dead = jnp.zeros(z.shape[0], bool)
     return Pass(sae, x, x, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)

@@ -26,7 +26,7 @@ from sae.core.types import Array, UserError
 from sae.data.source import Examples, Source
 from sae.engine.cohort import Cohort
 from sae.experiment import Experiment, method
-from sae.methods import contract
+from sae.methods.reconstructions import Through
 
 BATCH = 4
 Check = Callable[[Any], str | None]  # a result -> what is wrong with it
@@ -48,10 +48,13 @@ def _method(e: Experiment, d_in: int) -> None:
     own = _call(e, "activation", "init", d_sae, check=_own(d_sae))
     W, zeros = jnp.zeros((d_sae, d_in)), jnp.zeros(d_sae)
     sae = Sae(W, zeros, W, jnp.zeros(d_in), e.activation, e.apply_b_dec_to_input, e.precision, own)
-    alone, z = model.using(sae, None), model.pre_acts(sae, x)
+    alone = model.using(sae, None)
+    z = _call(e, "activation", "pre_acts", sae, x, x[:, 0], check=latents)
     f = _call(e, "activation", "__call__", sae, z, check=latents)
     charged = _call(e, "activation", "training", sae, z, check=_pair(latents, latents))[1]
     _call(e, "activation", "active", sae, z, check=latents)
+    if isinstance(e.reconstruction, Through):
+        _call(e, "reconstruction", "follows", x, check=_columns)
     x_hat = _call(
         e, "reconstruction", "__call__", sae, f, x, step, check=_pair(scalar, _shape("[d_in, batch]", x.shape))
     )[1]
@@ -87,7 +90,7 @@ def _call(e: Experiment, field: str, name: str, *args: Any, check: Check = lambd
     """Call a method of a choice, and check its arguments and its result. Raises UserError."""
     choice = getattr(e, field)
     function, said = getattr(choice, name), f"{field}: {type(choice).__name__}.{name}"
-    kind = next(cls for cls in type(choice).__mro__ if cls.__module__ == contract.__name__)
+    kind = next(cls for cls in type(choice).__mro__ if not is_own(cls))
     try:
         inspect.signature(function).bind(*args)
     except TypeError:
@@ -154,6 +157,11 @@ def _pair(*checks: Check) -> Check:
         return f"a tuple with {wrong[0]}" if wrong else None
 
     return check
+
+
+def _columns(got: Any) -> str | None:
+    sound = isinstance(got, Array) and got.ndim == 2 and got.shape[1] == BATCH
+    return None if sound else f"an array [n, batch] with batch = {BATCH}"
 
 
 def _numbers(got: Any) -> str | None:
