@@ -35,6 +35,7 @@ from sae.methods.contract import (
     Penalty,
     Reconstruction,
     Revival,
+    Task,
 )
 from sae.methods.controls import AsWritten, TargetL0
 from sae.methods.optimizers import Adam
@@ -52,6 +53,7 @@ from sae.methods.penalties import (
 )
 from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError, Through
 from sae.methods.revival import Never, Resample
+from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
 from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
@@ -69,6 +71,7 @@ __all__ = [
     "AtMatched",
     "AtMost",
     "AuxK",
+    "Autoencoder",
     "Auxiliary",
     "Average",
     "BatchTopK",
@@ -77,6 +80,7 @@ __all__ = [
     "Constraint",
     "Control",
     "Cosine",
+    "Crosscoder",
     "Curves",
     "Dictionaries",
     "Digits",
@@ -134,9 +138,11 @@ __all__ = [
     "Tanh",
     "TanhPenalty",
     "TargetL0",
+    "Task",
     "Tfds",
     "Through",
     "TopK",
+    "Transcoder",
     "UnitNorm",
     "UnitNormNoBias",
     "UserError",

@@ -161,6 +161,14 @@ def test_the_encoder_of_matching_pursuit_is_its_decoder_in_a_step_and_outside(ti
     assert int((trained[0].encode(x.T) != 0).sum(1).max()) <= 3
 
 
+def test_matching_pursuit_is_no_transcoder(tiny):
+    one = sae.replace(
+        tiny, {"activation": MatchingPursuit(k=3), "task": sae.Transcoder(), "apply_b_dec_to_input": False}
+    )
+    with pytest.raises(sae.UserError, match="activation.MatchingPursuit encodes with the decoder"):
+        validate(one)
+
+
 def test_groups_are_of_one_size(tiny):
     with pytest.raises(sae.UserError, match="activation.k: got 5, allowed: a number that divides d_sae = 48"):
         validate(sae.replace(tiny, {"activation": GroupMax(k=5)}))

@@ -73,7 +73,7 @@ def test_what_follows_must_be_written_and_have_a_column_per_example(tiny):
     }
     for cls, message in wrong.items():
         with pytest.raises(sae.UserError, match=message):
-            rehearsal._method(sae.replace(tiny, {"reconstruction": cls()}), d_in=6)
+            rehearsal._method(sae.replace(tiny, {"reconstruction": cls()}), parts=(6,))
 
 
 def test_drawn_prefixes_cost_what_the_same_fixed_ones_do():

@@ -1,12 +1,15 @@
 """Activations that encode with the decoder, in several rounds."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from sae.core import model
-from sae.core.model import Sae, decoder_norms, matmul, unit_rows
+from sae.core.model import Sae, matmul, unit_rows
 from sae.core.types import Array, definition, static
 from sae.methods.activations.largest import TopK
+from sae.methods.tasks import Transcoder
 
 
 @definition
@@ -50,8 +53,15 @@ class MatchingPursuit(TopK):
         values = jax.lax.linalg.triangular_solve(
             explained, first.T[:, :, None], left_side=True, lower=True, unit_diagonal=True
         )[:, :, 0].T  # fmt: skip
-        values = values / decoder_norms(sae)[chosen]
+        norms = jnp.sqrt(jnp.maximum(jnp.sum(sae.W_dec[...] ** 2, axis=1), 1e-30))  # Euclidean, a crosscoder's too
+        values = values / norms[chosen]
         return jnp.zeros_like(pre_acts).at[chosen, jnp.arange(batch)].add(values)
+
+    def check(self, experiment: Any) -> str | None:
+        """What is encoded is what is reconstructed."""
+        if isinstance(experiment.task, Transcoder):
+            return "MatchingPursuit encodes with the decoder, got the task transcoder, allowed: autoencoder, crosscoder"
+        return super().check(experiment)
 
 
 def _chosen(W: Array, pre_acts: Array, rounds: int) -> tuple[Array, Array]:
