@@ -166,7 +166,7 @@ def test_matching_pursuit_is_no_transcoder(tiny):
         tiny, {"activation": MatchingPursuit(k=3), "task": sae.Transcoder(), "apply_b_dec_to_input": False}
     )
     with pytest.raises(sae.UserError, match="activation.MatchingPursuit encodes with the decoder"):
-        validate(one)
+        validate(sae.replace(tiny, changes))
 
 
 def test_groups_are_of_one_size(tiny):
