@@ -162,9 +162,7 @@ def test_the_encoder_of_matching_pursuit_is_its_decoder_in_a_step_and_outside(ti
 
 
 def test_matching_pursuit_is_no_transcoder(tiny):
-    one = sae.replace(
-        tiny, {"activation": MatchingPursuit(k=3), "task": sae.Transcoder(), "apply_b_dec_to_input": False}
-    )
+    changes = {"activation": MatchingPursuit(k=3), "task": sae.Transcoder(), "apply_b_dec_to_input": False}
     with pytest.raises(sae.UserError, match="activation.MatchingPursuit encodes with the decoder"):
         validate(sae.replace(tiny, changes))
 
