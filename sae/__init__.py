@@ -8,8 +8,21 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
-from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
-from sae.methods.auxiliaries import AuxK, NoAuxiliary, SquaredWeights
+from sae.methods.activations import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpRelu,
+    MatchingPursuit,
+    MultiTopK,
+    Relu,
+    Sigmoid,
+    SoftThreshold,
+    Tanh,
+    TopK,
+)
+from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss, SquaredWeights
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
@@ -38,7 +51,7 @@ from sae.methods.penalties import (
     SquareRoot,
     TanhPenalty,
 )
-from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
+from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError, Through
 from sae.methods.revival import Never, Resample
 from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
@@ -49,6 +62,7 @@ from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "AbsTopK",
     "Activation",
     "Adam",
     "Arrays",
@@ -81,6 +95,8 @@ __all__ = [
     "Frontier",
     "Fvu",
     "Gated",
+    "GhostGradients",
+    "GroupMax",
     "Heatmap",
     "Hierarchy",
     "Hoyer",
@@ -90,7 +106,9 @@ __all__ = [
     "Last",
     "LogPenalty",
     "Lp",
+    "MatchingPursuit",
     "Matryoshka",
+    "MultiTopK",
     "Never",
     "NoAuxiliary",
     "NormalizedL1",
@@ -100,6 +118,7 @@ __all__ = [
     "Parallel",
     "Pass",
     "Penalty",
+    "PreActivationLoss",
     "Profile",
     "QuadraticL0",
     "Reconstruction",
@@ -123,6 +142,7 @@ __all__ = [
     "TargetL0",
     "Task",
     "Tfds",
+    "Through",
     "TopK",
     "Transcoder",
     "UnitNorm",

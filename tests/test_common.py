@@ -64,6 +64,14 @@ class Pull(sae.Auxiliary):
         return self.weight * jnp.sum(jnp.where(out.dead[:, None], jnp.maximum(1 - out.pre_acts, 0), 0)) / out.batch
 
 
+@sae.definition
+class Logits(sae.Through):
+    """A linear map and a tanh follow: a class as a file may bring it."""
+
+    def follows(self, x_hat):
+        return 3 * jnp.tanh(jnp.sin(jnp.arange(5 * D_IN)).reshape(5, D_IN) @ x_hat)
+
+
 NONE = {"penalty": ElasticNet()}
 CASES = {
     "Autoencoder": {"task": sae.Autoencoder()},
@@ -74,6 +82,10 @@ CASES = {
     "BatchTopK": {"activation": sae.BatchTopK(k=5.0), **NONE},
     "JumpRelu": {"activation": sae.JumpRelu(), "penalty": sae.L0(weight=0.1)},
     "Gated": {"activation": sae.Gated()},
+    "AbsTopK": {"activation": sae.AbsTopK(k=5), **NONE},
+    "MultiTopK": {"activation": sae.MultiTopK(k=5), **NONE},
+    "GroupMax": {"activation": sae.GroupMax(k=6), **NONE},
+    "MatchingPursuit": {"activation": sae.MatchingPursuit(k=5), **NONE},
     "Sigmoid": {"activation": sae.Sigmoid()},
     "Tanh": {"activation": sae.Tanh()},
     "SoftThreshold": {"activation": sae.SoftThreshold(trained=True)},
@@ -97,6 +109,8 @@ CASES = {
     "TargetL0": {"control": sae.TargetL0(l0=5.0)},
     "NoAuxiliary": {"auxiliary": sae.NoAuxiliary()},
     "AuxK": {"activation": sae.TopK(k=5), "auxiliary": sae.AuxK(k=6), **NONE},
+    "GhostGradients": {"auxiliary": sae.GhostGradients()},
+    "PreActivationLoss": {"activation": sae.JumpRelu(), "auxiliary": sae.PreActivationLoss(weight=0.1)},
     "SquaredWeights": {"auxiliary": sae.SquaredWeights(weight=0.01)},
     "Free": {"constraint": sae.Free()},
     "UnitNorm": {"constraint": sae.UnitNorm()},
@@ -108,6 +122,7 @@ CASES = {
     "Ema": {"average": sae.Ema(decay=0.5)},
     "of a file: an activation": {"activation": Shifted()},
     "of a file: an auxiliary": {"auxiliary": Pull()},
+    "of a file: what follows": {"reconstruction": Logits(weight=0.1)},
 }
 
 
