@@ -11,20 +11,22 @@ from sae.experiment import Experiment
 from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, TopK
 from sae.methods.auxiliaries import AuxK, NoAuxiliary
 from sae.methods.averages import Ema, Last
-from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
     Activation,
     Auxiliary,
     Average,
     Constraint,
     Control,
+    Initialization,
     Optimizer,
     Penalty,
     Reconstruction,
     Revival,
 )
 from sae.methods.controls import AsWritten, TargetL0
-from sae.methods.optimizers import Adam
+from sae.methods.initialization import DataRows, GivenWeights, RandomRows
+from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import L0, ElasticNet, Lp
 from sae.methods.reconstructions import Matryoshka, SquaredError
 from sae.methods.revival import Never, Resample
@@ -43,6 +45,7 @@ __all__ = [
     "AtLeast",
     "AtMatched",
     "AtMost",
+    "AtMostUnitNorm",
     "AuxK",
     "Auxiliary",
     "Average",
@@ -52,6 +55,7 @@ __all__ = [
     "Constraint",
     "Control",
     "Curves",
+    "DataRows",
     "Dictionaries",
     "Digits",
     "ElasticNet",
@@ -62,13 +66,17 @@ __all__ = [
     "Free",
     "Frontier",
     "Gated",
+    "GivenWeights",
     "Heatmap",
     "ImagePatches",
+    "Initialization",
     "JumpRelu",
     "L0",
     "Last",
+    "Lion",
     "Lp",
     "Matryoshka",
+    "Muon",
     "Never",
     "NoAuxiliary",
     "Optimizer",
@@ -77,6 +85,7 @@ __all__ = [
     "Pass",
     "Penalty",
     "Profile",
+    "RandomRows",
     "Reconstruction",
     "Relu",
     "Resample",
@@ -85,6 +94,7 @@ __all__ = [
     "Rows",
     "Sae",
     "Sampler",
+    "ScheduleFree",
     "Source",
     "SquaredError",
     "Superposition",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sae.core.normalization import Normalization
-from sae.core.types import Array, Key, UserError
+from sae.core.types import Array, UserError
 
 
 class Sae(nnx.Module):
@@ -164,23 +164,6 @@ def forward(sae: Sae, x: Array) -> Pass:
     return Pass(sae, x, x, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)
 
 
-def init(
-    key: Key,
-    d_in: int,
-    d_sae: int,
-    activation: Any,
-    b_dec: Array,
-    apply_b_dec_to_input: bool = True,
-    precision: str = "float32",
-) -> Sae:
-    """Decoder rows uniform on the unit sphere, the encoder tied to them at the start, `b_enc` zero.
-
-    `W_enc = W_dec` at step 0 (each latent looks for what it writes), as in Gao et al. 2024, Appendix A.
-    """
-    W_dec = unit_rows(jax.random.normal(key, (d_sae, d_in)))
-    return Sae(W_dec, jnp.zeros(d_sae), W_dec, b_dec, activation, apply_b_dec_to_input, precision)
-
-
 def replace(sae: Sae, own: Mapping[str, Array] | None = None, **parameters: Array) -> Sae:
     """A new Sae with some parameters changed: the one way parameters change (in-place writes are lost in jit).
 
@@ -290,6 +273,18 @@ def decoder_norms(sae: Sae) -> Array:
 def unit_rows(W: Array) -> Array:
     """Rows scaled to Euclidean norm 1; zero rows stay zero (and keep a finite gradient)."""
     return W * jax.lax.rsqrt(jnp.maximum(jnp.sum(W * W, axis=1, keepdims=True), 1e-30))
+
+
+def within_cosine(W: Array, start: Array, cosine: Array | float) -> Array:
+    """Rows of W turned towards those of `start` until their cosine is at least `cosine`; norms are kept.
+
+    A row that is outside becomes the nearest direction inside, `c s + √(1 - c²) u`: s is its start's direction, u the
+    direction of the row's part that is orthogonal to s.
+    """
+    s, norms = unit_rows(start), jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
+    along = jnp.sum(W * s, axis=1, keepdims=True)
+    turned = norms * (cosine * s + jnp.sqrt(1 - cosine**2) * unit_rows(W - along * s))
+    return jnp.where(along < cosine * norms, turned, W)
 
 
 def _rows(function: Callable[[Array], Array], x: Array) -> Array:

@@ -65,14 +65,20 @@ def _method(e: Experiment, d_in: int) -> None:
     _call(e, "control", "factor", state, check=scalar)
     _call(e, "control", "settle", state, out, check=_like(state))
     _call(e, "control", "numbers", state, check=_numbers)
+    b_dec = alone.b_dec[...]
+    _call(e, "initialization", "__call__", key, d_sae, x, x, b_dec, check=_parameters_of(alone))
     _call(e, "constraint", "gradient", alone, alone, check=_like(alone))
     _call(e, "constraint", "project", alone, check=_like(alone))
+    held = _call(e, "constraint", "init", alone)
+    _call(e, "constraint", "restrict", alone, alone, check=_like(alone))
+    _call(e, "constraint", "keep", held, alone, check=_like(alone))
     state = _call(e, "average", "init", alone)
     _call(e, "average", "settle", state, alone, check=_like(state))
     _call(e, "average", "revive", state, dead, alone, check=_like(state))
     _call(e, "average", "weights", state, alone, check=_like(alone))
     chain = _call(e, "optimizer", "transform", e.n_steps, check=_has("init", "update"))
     _call(e, "optimizer", "numbers", step, e.n_steps, check=_numbers)
+    _call(e, "optimizer", "weights", chain.init(alone), alone, check=_like(alone))
     _call(e, "revival", "candidates", check=lambda got: None if isinstance(got, int) else "a whole number")
     if steps := _call(e, "revival", "steps"):
         candidates = jnp.zeros((1, *x.shape))
@@ -171,6 +177,23 @@ def _own(d_sae: int) -> Check:
         return None if sound else f"a dict of arrays [d_sae, ...] or [] by name, d_sae = {d_sae}"
 
     return check
+
+
+def _parameters_of(sae: Sae) -> Check:
+    """Some of an autoencoder's parameters by name, with both matrices."""
+    shapes = {name: value.shape for name, value in model.parameters(sae).items()}
+
+    def check(got: Any) -> str | None:
+        sound = isinstance(got, dict) and {"W_enc", "W_dec"} <= got.keys() <= shapes.keys()
+        if sound and all(jnp.shape(value) == shapes[name] for name, value in got.items()):
+            return None
+        return f"a dict of parameters by name, with W_enc and W_dec, of {_shapes(shapes)}"
+
+    return check
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
 def _like(wanted: Any) -> Check:
