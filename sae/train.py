@@ -58,7 +58,7 @@ def _first(experiment: Experiment, sample: Array) -> Sae:
     usual |= {f"own.{name}": value for name, value in e.activation.init(e.d_sae).items()}
     given = e.initialization(jax.random.key(e.seed), e.d_sae, sample, sample, center)
     named = usual | {name: value for name, value in given.items() if name in {"W_enc", "W_dec", *usual}}
-    wanted = {name: value.shape for name, value in usual.items()} | dict.fromkeys(("W_enc", "W_dec"), (e.d_sae, d_in))
+    wanted = dict.fromkeys(("W_enc", "W_dec"), (e.d_sae, d_in)) | {name: value.shape for name, value in usual.items()}
     for name, shape in wanted.items():
         if named[name].shape != shape:
             got, kind = list(named[name].shape), type(e.initialization).__name__
