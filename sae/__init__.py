@@ -8,7 +8,7 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
-from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, TopK
+from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
 from sae.methods.auxiliaries import AuxK, NoAuxiliary
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
@@ -27,8 +27,19 @@ from sae.methods.contract import (
 from sae.methods.controls import AsWritten, TargetL0
 from sae.methods.initialization import DataRows, GivenWeights, RandomRows
 from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
-from sae.methods.penalties import L0, ElasticNet, Lp
-from sae.methods.reconstructions import Matryoshka, SquaredError
+from sae.methods.penalties import (
+    L0,
+    ElasticNet,
+    FiringRateKL,
+    Hoyer,
+    LogPenalty,
+    Lp,
+    NormalizedL1,
+    QuadraticL0,
+    SquareRoot,
+    TanhPenalty,
+)
+from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
 from sae.methods.revival import Never, Resample
 from sae.report.notebook import Results, load
 from sae.runner.run import run
@@ -54,37 +65,46 @@ __all__ = [
     "Claim",
     "Constraint",
     "Control",
+    "Cosine",
     "Curves",
     "DataRows",
     "Dictionaries",
     "Digits",
+    "DrawnMatryoshka",
     "ElasticNet",
     "Ema",
     "Examples",
     "Experiment",
+    "FiringRateKL",
     "FiringRates",
     "Free",
     "Frontier",
+    "Fvu",
     "Gated",
     "GivenWeights",
     "Heatmap",
+    "Hoyer",
     "ImagePatches",
     "Initialization",
     "JumpRelu",
     "L0",
     "Last",
     "Lion",
+    "LogPenalty",
     "Lp",
     "Matryoshka",
     "Muon",
     "Never",
     "NoAuxiliary",
+    "NormalizedL1",
+    "NormalizedMse",
     "Optimizer",
     "Orthonormal",
     "Parallel",
     "Pass",
     "Penalty",
     "Profile",
+    "QuadraticL0",
     "RandomRows",
     "Reconstruction",
     "Relu",
@@ -95,10 +115,15 @@ __all__ = [
     "Sae",
     "Sampler",
     "ScheduleFree",
+    "Sigmoid",
+    "SoftThreshold",
     "Source",
+    "SquareRoot",
     "SquaredError",
     "Superposition",
     "Sweep",
+    "Tanh",
+    "TanhPenalty",
     "TargetL0",
     "Tfds",
     "TopK",
