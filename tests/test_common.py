@@ -118,7 +118,6 @@ CASES = {
     "Free": {"constraint": sae.Free(b_enc=False)},
     "GhostGradients": {"auxiliary": sae.GhostGradients()},
     "PreActivationLoss": {"activation": sae.JumpRelu(), "auxiliary": sae.PreActivationLoss(weight=0.1)},
-    "Free": {"constraint": sae.Free()},
     "UnitNorm": {"constraint": sae.UnitNorm()},
     "UnitNorm, soft-frozen": {"constraint": sae.UnitNorm(cosine=0.99)},
     "AtMostUnitNorm": {"constraint": sae.AtMostUnitNorm(frozen="encoder")},
