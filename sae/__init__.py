@@ -33,12 +33,14 @@ from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
 from sae.study.claims import AtLeast, AtMost, Claim, Within
 from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
     "Activation",
     "Adam",
     "Arrays",
+    "Arm",
     "AsWritten",
     "AtLeast",
     "AtMatched",

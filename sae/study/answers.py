@@ -45,6 +45,8 @@ class AtMatched:
         arms = self.arms if isinstance(self.arms, Mapping) or isinstance(self.arms, str) else list(self.arms)
         if isinstance(arms, list) and all(isinstance(name, str) for name in arms):
             arms = {name: name for name in arms}
+        if isinstance(arms, Mapping):  # an arm that was read from JSON is a mapping
+            arms = {name: Arm(**arm) if isinstance(arm, Mapping) else arm for name, arm in arms.items()}
         sound = isinstance(arms, Mapping) and arms and all(isinstance(name, str) for name in arms)
         if not sound or not all(isinstance(arm, str | Arm) for arm in arms.values()):
             allowed = '{"L1": "penalty.l1", "L2": "penalty.l2"}, or ("penalty.l1", "penalty.l2")'

@@ -115,11 +115,14 @@ class Arm:
     """Coefficients that are 0 in this arm."""
     group: tuple[str, ...] = ("d_sae",)
     """A line for each combination of values of these names."""
-    where: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    where: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     """{name: values}: only members with one of these values."""
 
     def __post_init__(self) -> None:
         listed(self)
+        if isinstance(self.where, Mapping):
+            some = {name: tuple(values) if isinstance(values, list) else values for name, values in self.where.items()}
+            object.__setattr__(self, "where", some)
 
     def check(self, names: Collection[str]) -> None:
         """Check before training that members have these hyper-parameters. Raises UserError."""
