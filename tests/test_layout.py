@@ -101,7 +101,7 @@ def test_the_member_axis_is_in_one_file():
     assert {p.name for p in paths if any(map(maps, ast.walk(ast.parse(p.read_text()))))} == MAPS
 
 
-DEFINITIONS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
+DEFINITIONS = sorted([*(ROOT / "experiments").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda p: p.stem)
