@@ -23,6 +23,7 @@ from sae.methods.contract import (
     Penalty,
     Reconstruction,
     Revival,
+    Task,
 )
 from sae.methods.controls import AsWritten, TargetL0
 from sae.methods.initialization import DataRows, GivenWeights, RandomRows
@@ -41,6 +42,7 @@ from sae.methods.penalties import (
 )
 from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
 from sae.methods.revival import Never, Resample
+from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
 from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
@@ -58,6 +60,7 @@ __all__ = [
     "AtMost",
     "AtMostUnitNorm",
     "AuxK",
+    "Autoencoder",
     "Auxiliary",
     "Average",
     "BatchTopK",
@@ -66,6 +69,7 @@ __all__ = [
     "Constraint",
     "Control",
     "Cosine",
+    "Crosscoder",
     "Curves",
     "DataRows",
     "Dictionaries",
@@ -125,8 +129,10 @@ __all__ = [
     "Tanh",
     "TanhPenalty",
     "TargetL0",
+    "Task",
     "Tfds",
     "TopK",
+    "Transcoder",
     "UnitNorm",
     "UnitNormNoBias",
     "UserError",

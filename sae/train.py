@@ -1,7 +1,7 @@
 """One member: its state, its loss, its step. The page to read first.
 
 A sweep trains many of these at once, but nothing here knows: the member axis is added in `engine/programs.py`.
-Examples are feature-major, `x [d_in, batch]` (see `core/model.py`).
+Rows are feature-major, [d_row, batch] (see `core/model.py`): x [d_in, batch] itself, but for a transcoder.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import optax
 from flax import struct
 
 from sae.core import metrics, model
-from sae.core.model import Pass, Sae
+from sae.core.model import Pass, Sae, Shapes
 from sae.core.types import Array, UserError
 from sae.experiment import Experiment
 from sae.methods.contract import Optimizer, State
@@ -35,9 +35,13 @@ class TrainState:
     held: State  # what the constraint remembers of the parameters before the first step
 
 
-def init(experiment: Experiment, sample: Array) -> TrainState:
-    """The state before the first step. sample [d_in, n]: training examples, for `initialization` and `b_dec_init`."""
-    sae = _first(experiment, sample)
+def init(experiment: Experiment, sample: Array, parts: tuple[int, ...] | None = None) -> TrainState:
+    """The state before the first step.
+
+    sample [d_row, n]: training rows, for `initialization` and `b_dec_init`; parts: widths of what stands side by side
+    in a row, None for one.
+    """
+    sae = _first(experiment, sample, experiment.task.shapes(parts or (len(sample),)))
     return TrainState(
         sae=sae,
         opt_state=_optimizer(experiment).transform(experiment.n_steps).init(_tree(sae)),
@@ -49,21 +53,24 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
     )
 
 
-def _first(experiment: Experiment, sample: Array) -> Sae:
+def _first(experiment: Experiment, sample: Array, shapes: Shapes) -> Sae:
     """The parameters before the first step, within their constraint."""
-    e, d_in = experiment, len(sample)
+    e, d_in, d_out = experiment, shapes.d_in, shapes.d_out
     b_dec = {"zero": lambda x: jnp.zeros(x.shape[0]), "mean": lambda x: x.mean(1), "geometric-median": geometric_median}
-    center = b_dec[e.b_dec_init](sample)
-    usual = {"b_enc": jnp.zeros(e.d_sae), "b_dec": center}
+    x, y = sample[:d_in], sample[-d_out:]
+    center = b_dec[e.b_dec_init](y)
+    usual = {"b_enc": jnp.zeros(e.d_sae), "b_dec": center} | (
+        {"W_skip": jnp.zeros((d_out, d_in))} if shapes.skip else {}
+    )
     usual |= {f"own.{name}": value for name, value in e.activation.init(e.d_sae).items()}
-    given = e.initialization(jax.random.key(e.seed), e.d_sae, sample, sample, center)
+    given = e.initialization(jax.random.key(e.seed), e.d_sae, x, y, center)
     named = usual | {name: value for name, value in given.items() if name in {"W_enc", "W_dec", *usual}}
-    wanted = dict.fromkeys(("W_enc", "W_dec"), (e.d_sae, d_in)) | {name: value.shape for name, value in usual.items()}
+    wanted = {"W_enc": (e.d_sae, d_in), "W_dec": (e.d_sae, d_out)} | {name: a.shape for name, a in usual.items()}
     for name, shape in wanted.items():
         if named[name].shape != shape:
             got, kind = list(named[name].shape), type(e.initialization).__name__
             raise UserError(f"initialization: {kind} gave {name} {got}, allowed: {list(shape)}")
-    sae = model.using(model.from_parameters(named, None, e.apply_b_dec_to_input, e.precision), None)
+    sae = model.from_parameters(named, None, e.apply_b_dec_to_input, e.precision, parts=shapes.parts)
     return _within(sae, e.constraint.keep({}, sae))
 
 
@@ -73,11 +80,13 @@ def _within(sae: Sae, kept: Sae) -> Sae:
 
 
 def terms(
-    sae: Sae, experiment: Experiment, step: Array, x: Array, factor: Array | float = 1.0, dead: Array | None = None
+    sae: Sae, experiment: Experiment, step: Array, rows: Array, factor: Array | float = 1.0, dead: Array | None = None
 ) -> tuple[dict[str, Array | float], Pass]:
     """The terms of the loss by name, [] each or the number 0 where a choice has none, and the pass they look at."""
-    sae, y = model.using(sae, experiment.activation), x
-    pre_acts = model.pre_acts(sae, x, origin=jnp.mean(x, axis=1))
+    sae = model.using(sae, experiment.activation)
+    x, y = model.divided(sae, rows)
+    origin = jnp.mean(x, axis=1)
+    pre_acts, sae = model.pre_acts(sae, x, origin), model.at(sae, x, origin)
     latents, charged = sae.activation.training(sae, pre_acts)
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
@@ -96,11 +105,11 @@ def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
     return jnp.asarray(sum(found.values())), out
 
 
-def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
-    """One update on x [d_in, batch], and the metric sums of its pass."""
+def step(experiment: Experiment, state: TrainState, step: Array, rows: Array) -> tuple[TrainState, metrics.Sums]:
+    """One update on rows [d_row, batch], and the metric sums of its pass."""
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
-    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
+    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, rows, *_followed(e, state))
     gradient = e.constraint.restrict(state.sae, gradient)
     keep = functools.partial(e.constraint.keep, state.held)
     chain = optax.with_extra_args_support(_optimizer(e).transform(e.n_steps))
@@ -113,7 +122,7 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     sums = metrics.probe(out.latents, out.x_hat, out.y)
 
     active = jnp.max(jnp.abs(out.latents), axis=1) > 0  # on any example
-    silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1])
+    silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - out.batch) + out.batch)
     healthy = _all_finite(updated) & jnp.isfinite(jnp.sum(sums.squared_error)) & ~state.diverged
     # a gradient that is not finite spoils the parameters too; the moments of a member that has diverged are never read
     kept = jax.tree.map(
@@ -125,14 +134,14 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     return TrainState(sae, opt_state, silent, ~healthy, control, average, state.held), sums
 
 
-def numbers(experiment: Experiment, state: TrainState, step: Array, x: Array) -> dict[str, Array]:
+def numbers(experiment: Experiment, state: TrainState, step: Array, rows: Array) -> dict[str, Array]:
     """What the log shows of a state beside sums over steps, [] each by name (see `metrics.OF_A_STEP`).
 
-    They are computed anew on x [d_in, batch], the batch of the step before.
+    They are computed anew on rows [d_row, batch], the batch of the step before.
     """
 
     def total(sae: Sae) -> tuple[Array, dict[str, Array | float]]:
-        found, _ = terms(sae, experiment, step, x, *_followed(experiment, state))
+        found, _ = terms(sae, experiment, step, rows, *_followed(experiment, state))
         return jnp.asarray(sum(found.values())), found
 
     (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
@@ -174,7 +183,7 @@ def _all_finite(tree: Any) -> Array:
 
 
 def revive(experiment: Experiment, state: TrainState, step: Array, candidates: Array) -> TrainState:
-    """Bring dead latents back after `step` steps. candidates [n_batches, d_in, batch]: training examples."""
+    """Bring dead latents back after `step` steps. candidates [n_batches, d_row, batch]: training examples."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), step)
     dead = (state.silent >= experiment.dead_window) & ~state.diverged
     sae = model.using(state.sae, experiment.activation)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from sae.core.model import Sae, decoder_norms, replace, unit_rows
+from sae.core.model import Sae, replace, unit_rows
 from sae.core.types import definition, static
 from sae.methods.contract import Constraint
 
@@ -39,7 +39,8 @@ class AtMostUnitNorm(Constraint):
 
     def project(self, sae: Sae) -> Sae:
         """Decoder rows scaled to norm 1 where they are longer."""
-        return replace(sae, W_dec=sae.W_dec[...] / jnp.maximum(1.0, decoder_norms(sae))[:, None])
+        W = sae.W_dec[...]
+        return replace(sae, W_dec=W / jnp.sqrt(jnp.maximum(1.0, jnp.sum(W * W, axis=1, keepdims=True))))
 
 
 @definition

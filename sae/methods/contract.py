@@ -1,4 +1,4 @@
-"""The contract of a method: the ten kinds of choice that an experiment makes, and what each may look at.
+"""The contract of a method: the eleven kinds of choice that an experiment makes, and what each may look at.
 
     loss = reconstruction + control · penalty + auxiliary + the activation's own cost
 
@@ -18,12 +18,20 @@ import jax.numpy as jnp
 import optax
 
 from sae.core.definitions import Choice, kind
-from sae.core.model import Pass, Sae, replace, within_cosine
+from sae.core.model import Pass, Sae, Shapes, replace, within_cosine
 from sae.core.types import Array, Key, definition, leaf, static
 from sae.methods.schedules import coefficient
 
 State = dict[str, Array]  # numbers by name
 FROZEN = {"encoder": "W_enc", "decoder": "W_dec"}
+
+
+class Task(Choice):
+    """What is reconstructed, and from what."""
+
+    def shapes(self, parts: tuple[int, ...]) -> Shapes:
+        """The widths of what stands side by side in a row -> the shapes. Raises UserError where it cannot use them."""
+        raise NotImplementedError
 
 
 class Activation(Choice):
@@ -56,10 +64,13 @@ class Activation(Choice):
 
 
 class Reconstruction(Choice):
-    """Latents to reconstructions, and their error. It decodes, so that a loss of many decodes can share them."""
+    """Latents to reconstructions, and their error. It decodes, so that a loss of many decodes can share them.
+
+    Decode with `model.decode`, or add to `model.base`: they know of a transcoder's skip connection.
+    """
 
     def __call__(self, sae: Sae, latents: Array, y: Array, step: Array | int) -> tuple[Array, Array]:
-        """latents [d_sae, batch], y [d_in, batch] -> (cost [], a mean over the batch; x_hat [d_in, batch])."""
+        """latents [d_sae, batch], y [d_out, batch] -> (cost [], a mean over the batch; x_hat [d_out, batch])."""
         raise NotImplementedError
 
 
@@ -149,7 +160,9 @@ class Constraint(Choice):
     """Least cosine of a decoder row with its start, a soft-frozen decoder (.8 in Korznikov et al.); None for none."""
 
     def check(self, experiment: Any) -> str | None:
-        """What is frozen cannot be tied to what is not, nor revived."""
+        """What is frozen cannot be tied to what is not, nor revived; a transcoder's matrices are of two spaces."""
+        if self.tied and kind(experiment.task) == "transcoder":
+            return "tied: got True, allowed: False with transcoder, whose encoder and decoder are of two spaces"
         if self.tied and self.frozen == "encoder":
             return "frozen: got encoder beside tied, allowed: decoder, which then freezes both"
         held = "frozen" if self.frozen != "nothing" else "cosine" if self.cosine is not None else None
@@ -214,7 +227,7 @@ class Revival(Choice):
     def __call__(
         self, key: Key, sae: Sae, opt_state: optax.OptState, dead: Array, candidates: Array
     ) -> tuple[Sae, optax.OptState]:
-        """dead [d_sae] bool, candidates [n_batches, d_in, batch] -> (sae, opt_state)."""
+        """dead [d_sae] bool, candidates [n_batches, d_row, batch] -> (sae, opt_state)."""
         raise NotImplementedError
 
 
