@@ -11,13 +11,14 @@ from sae.experiment import Experiment
 from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
 from sae.methods.auxiliaries import AuxK, NoAuxiliary
 from sae.methods.averages import Ema, Last
-from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
     Activation,
     Auxiliary,
     Average,
     Constraint,
     Control,
+    Initialization,
     Optimizer,
     Penalty,
     Reconstruction,
@@ -25,7 +26,8 @@ from sae.methods.contract import (
     Task,
 )
 from sae.methods.controls import AsWritten, TargetL0
-from sae.methods.optimizers import Adam
+from sae.methods.initialization import DataRows, GivenWeights, RandomRows
+from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import (
     L0,
     ElasticNet,
@@ -58,6 +60,7 @@ __all__ = [
     "AtLeast",
     "AtMatched",
     "AtMost",
+    "AtMostUnitNorm",
     "AuxK",
     "Autoencoder",
     "Auxiliary",
@@ -70,6 +73,7 @@ __all__ = [
     "Cosine",
     "Crosscoder",
     "Curves",
+    "DataRows",
     "Dictionaries",
     "Digits",
     "DrawnMatryoshka",
@@ -83,15 +87,19 @@ __all__ = [
     "Frontier",
     "Fvu",
     "Gated",
+    "GivenWeights",
     "Heatmap",
     "Hoyer",
     "ImagePatches",
+    "Initialization",
     "JumpRelu",
     "L0",
     "Last",
+    "Lion",
     "LogPenalty",
     "Lp",
     "Matryoshka",
+    "Muon",
     "Never",
     "NoAuxiliary",
     "NormalizedL1",
@@ -103,6 +111,7 @@ __all__ = [
     "Penalty",
     "Profile",
     "QuadraticL0",
+    "RandomRows",
     "Reconstruction",
     "Relu",
     "Resample",
@@ -111,6 +120,7 @@ __all__ = [
     "Rows",
     "Sae",
     "Sampler",
+    "ScheduleFree",
     "Sigmoid",
     "SoftThreshold",
     "Source",

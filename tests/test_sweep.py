@@ -29,6 +29,7 @@ def test_an_experiment_is_a_pytree_whose_leaves_are_what_may_vary(tiny):
     assert set(leaves) == {
         "penalty.l1", "penalty.l2", "penalty.warmup_steps", "dead_after", "seed", "optimizer.lr", "optimizer.b1",
         "optimizer.b2", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.decay_steps",
+        "optimizer.decay_to", "optimizer.restarts", "initialization.decoder_norm", "initialization.encoder_scale",
     }  # fmt: skip
     flat = flatten(tiny)
     assert all(flat[name] == value for name, value in leaves.items())

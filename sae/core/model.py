@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sae.core.normalization import Normalization, split
-from sae.core.types import Array, Key, UserError
+from sae.core.types import Array, UserError
 
 
 class Shapes(NamedTuple):
@@ -235,27 +235,6 @@ def forward(sae: Sae, rows: Array) -> Pass:
     return Pass(sae, x, y, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)
 
 
-def init(
-    key: Key,
-    shapes: Shapes,
-    d_sae: int,
-    activation: Any,
-    b_dec: Array,
-    apply_b_dec_to_input: bool = True,
-    precision: str = "float32",
-) -> Sae:
-    """Decoder rows uniform on the unit sphere, the encoder tied to them at the start, `b_enc` zero.
-
-    `W_enc = W_dec` at step 0 (each latent looks for what it writes), as in Gao et al. 2024, Appendix A. Where the two
-    have different widths, the encoder has unit rows of its own. W_skip is zero.
-    """
-    d_in, d_out, parts, skip = shapes
-    W_dec = unit_rows(jax.random.normal(key, (d_sae, d_out)))
-    W_enc = W_dec if d_in == d_out else unit_rows(jax.random.normal(jax.random.fold_in(key, 1), (d_sae, d_in)))
-    W_skip, four = jnp.zeros((d_out, d_in)) if skip else None, (W_enc, jnp.zeros(d_sae), W_dec, b_dec)
-    return Sae(*four, activation, apply_b_dec_to_input, precision, W_skip=W_skip, parts=parts)
-
-
 def replace(sae: Sae, own: Mapping[str, Array] | None = None, **parameters: Array) -> Sae:
     """A new Sae with some parameters changed: the one way parameters change (in-place writes are lost in jit).
 
@@ -395,6 +374,18 @@ def part_norms(sae: Sae) -> list[Array]:
 def unit_rows(W: Array) -> Array:
     """Rows scaled to Euclidean norm 1; zero rows stay zero (and keep a finite gradient)."""
     return W * jax.lax.rsqrt(jnp.maximum(jnp.sum(W * W, axis=1, keepdims=True), 1e-30))
+
+
+def within_cosine(W: Array, start: Array, cosine: Array | float) -> Array:
+    """Rows of W turned towards those of `start` until their cosine is at least `cosine`; norms are kept.
+
+    A row that is outside becomes the nearest direction inside, `c s + √(1 - c²) u`: s is its start's direction, u the
+    direction of the row's part that is orthogonal to s.
+    """
+    s, norms = unit_rows(start), jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
+    along = jnp.sum(W * s, axis=1, keepdims=True)
+    turned = norms * (cosine * s + jnp.sqrt(1 - cosine**2) * unit_rows(W - along * s))
+    return jnp.where(along < cosine * norms, turned, W)
 
 
 def _rows(function: Callable[[Array], Array], x: Array) -> Array:
