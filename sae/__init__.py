@@ -8,8 +8,21 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
-from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
-from sae.methods.auxiliaries import AuxK, NoAuxiliary
+from sae.methods.activations import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpRelu,
+    MatchingPursuit,
+    MultiTopK,
+    Relu,
+    Sigmoid,
+    SoftThreshold,
+    Tanh,
+    TopK,
+)
+from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
@@ -40,7 +53,7 @@ from sae.methods.penalties import (
     SquareRoot,
     TanhPenalty,
 )
-from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
+from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError, Through
 from sae.methods.revival import Never, Resample
 from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
@@ -52,6 +65,7 @@ from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "AbsTopK",
     "Activation",
     "Adam",
     "Arrays",
@@ -88,6 +102,8 @@ __all__ = [
     "Fvu",
     "Gated",
     "GivenWeights",
+    "GhostGradients",
+    "GroupMax",
     "Heatmap",
     "Hoyer",
     "ImagePatches",
@@ -98,8 +114,10 @@ __all__ = [
     "Lion",
     "LogPenalty",
     "Lp",
+    "MatchingPursuit",
     "Matryoshka",
     "Muon",
+    "MultiTopK",
     "Never",
     "NoAuxiliary",
     "NormalizedL1",
@@ -109,6 +127,7 @@ __all__ = [
     "Parallel",
     "Pass",
     "Penalty",
+    "PreActivationLoss",
     "Profile",
     "QuadraticL0",
     "RandomRows",
@@ -133,6 +152,7 @@ __all__ = [
     "TargetL0",
     "Task",
     "Tfds",
+    "Through",
     "TopK",
     "Transcoder",
     "UnitNorm",

@@ -86,7 +86,7 @@ def terms(
     sae = model.using(sae, experiment.activation)
     x, y = model.divided(sae, rows)
     origin = jnp.mean(x, axis=1)
-    pre_acts, sae = model.pre_acts(sae, x, origin), model.at(sae, x, origin)
+    pre_acts, sae = sae.activation.pre_acts(sae, x, origin), model.at(sae, x, origin)
     latents, charged = sae.activation.training(sae, pre_acts)
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead

@@ -70,6 +70,15 @@ GIVEN = Path(FOLDER.name) / "given.safetensors"
 ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32") / 8
 safetensors.numpy.save_file({"W_enc": ROWS, "W_dec": ROWS}, GIVEN)
 
+
+@sae.definition
+class Logits(sae.Through):
+    """A linear map and a tanh follow: a class as a file may bring it."""
+
+    def follows(self, x_hat):
+        return 3 * jnp.tanh(jnp.sin(jnp.arange(5 * D_IN)).reshape(5, D_IN) @ x_hat)
+
+
 NONE = {"penalty": ElasticNet()}
 CASES = {
     "Autoencoder": {"task": sae.Autoencoder()},
@@ -80,6 +89,10 @@ CASES = {
     "BatchTopK": {"activation": sae.BatchTopK(k=5.0), **NONE},
     "JumpRelu": {"activation": sae.JumpRelu(), "penalty": sae.L0(weight=0.1)},
     "Gated": {"activation": sae.Gated()},
+    "AbsTopK": {"activation": sae.AbsTopK(k=5), **NONE},
+    "MultiTopK": {"activation": sae.MultiTopK(k=5), **NONE},
+    "GroupMax": {"activation": sae.GroupMax(k=6), **NONE},
+    "MatchingPursuit": {"activation": sae.MatchingPursuit(k=5), **NONE},
     "Sigmoid": {"activation": sae.Sigmoid()},
     "Tanh": {"activation": sae.Tanh()},
     "SoftThreshold": {"activation": sae.SoftThreshold(trained=True)},
@@ -104,6 +117,8 @@ CASES = {
     "NoAuxiliary": {"auxiliary": sae.NoAuxiliary()},
     "AuxK": {"activation": sae.TopK(k=5), "auxiliary": sae.AuxK(k=6), **NONE},
     "Free": {"constraint": sae.Free(b_enc=False)},
+    "GhostGradients": {"auxiliary": sae.GhostGradients()},
+    "PreActivationLoss": {"activation": sae.JumpRelu(), "auxiliary": sae.PreActivationLoss(weight=0.1)},
     "UnitNorm": {"constraint": sae.UnitNorm()},
     "UnitNorm, soft-frozen": {"constraint": sae.UnitNorm(cosine=0.99)},
     "AtMostUnitNorm": {"constraint": sae.AtMostUnitNorm(frozen="encoder")},
@@ -124,6 +139,7 @@ CASES = {
     "Ema": {"average": sae.Ema(decay=0.5)},
     "of a file: an activation": {"activation": Shifted()},
     "of a file: an auxiliary": {"auxiliary": Pull()},
+    "of a file: what follows": {"reconstruction": Logits(weight=0.1)},
 }
 
 

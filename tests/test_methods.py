@@ -199,6 +199,7 @@ def with_choice(base: Experiment, name: str, choice: type, **fields) -> Experime
     companions = {"activation": JumpRelu()} if choice in (L0, sae.QuadraticL0) else {}
     companions |= {"activation": sae.Sigmoid()} if choice is sae.FiringRateKL else {}
     companions |= {"apply_b_dec_to_input": False} if choice is sae.Transcoder else {}
+    fields |= {"k": 8} if choice is sae.GroupMax else {}  # which divides 48
     revived = {"revival.every": 2} if name == "revival" and choice is sae.Resample else {}
     return validate(sae.replace(base, {**companions, name: choice(**fields), **revived, "dead_after": 64}))
 

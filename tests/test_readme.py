@@ -62,8 +62,9 @@ def commands() -> list:
     snippets, ("README.md", "docs/claims.md", "docs/results.md")
 )
 SAVE, SHARDS, LAYER, USE = snippets("docs/activations.md")
-PENALTY, STUDY, THRESHOLD, SOURCE = snippets("docs/own-methods.md")
-KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE, PENALTY, STUDY, THRESHOLD, SOURCE}
+PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE = snippets("docs/own-methods.md")
+KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE}
+KNOWN |= {PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
 
 
 def test_every_snippet_is_one_that_a_test_runs():
@@ -95,7 +96,7 @@ def test_the_snippets_on_results_run_one_after_another(tmp_path, monkeypatch):
 def test_the_snippets_on_methods_of_ones_own_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known: dict = {}
-    for code in (PENALTY, STUDY, THRESHOLD, SOURCE):
+    for code in (PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE):
         run(code, known)
     results = sae.run(small(known["sweep"]), out="study", wandb="off")
     assert results.arms == ("penalty.weight",) and len(results.members) == 6
@@ -106,6 +107,9 @@ def test_the_snippets_on_methods_of_ones_own_run_one_after_another(tmp_path, mon
     choices = {"data": known["Uniform"](), "activation": known["Threshold"]()}
     results = sae.run(sae.replace(known["base"], {**choices, **SMALL}), out="own", wandb="off")
     assert np.abs(results.sae(0).own["threshold"][...] - 0.1).max() > 0.01, "thresholds are trained"
+    results = sae.run(sae.replace(known["end_to_end"], SMALL), out="follows", wandb="off")
+    loss = results.history["train/reconstruction"]
+    assert loss.iloc[-1] < loss.iloc[0], "what follows is reconstructed"
 
 
 def test_the_snippets_on_activations_run_one_after_another_and_changed_data_are_refused(tmp_path, monkeypatch, capsys):

@@ -84,7 +84,8 @@ class Sae(nnx.Module):
 
     def encode(self, x: Array) -> Array:
         """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
-        return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), self._examples(x))
+        encode = lambda columns: self.activation(self, self.activation.pre_acts(self, columns))
+        return _rows(encode, self._examples(x))
 
     def decode(self, latents: Array) -> Array:
         """Latents [..., d_sae] -> reconstructions [..., d_out], raw: the normalization is undone.
@@ -229,7 +230,7 @@ bfloat16_matmul.defvjp(
 def forward(sae: Sae, rows: Array) -> Pass:
     """One pass over rows [d_row, batch], or inputs alone, outside training: each example stands alone."""
     x, y = divided(sae, rows)
-    z, sae = pre_acts(sae, x), at(sae, x)
+    z, sae = sae.activation.pre_acts(sae, x), at(sae, x)
     latents = sae.activation(sae, z)
     none_dead = jnp.zeros(z.shape[0], bool)
     return Pass(sae, x, y, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)

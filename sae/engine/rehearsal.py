@@ -26,7 +26,7 @@ from sae.core.types import Array, UserError
 from sae.data.source import Examples, Source, parts_of
 from sae.engine.cohort import Cohort
 from sae.experiment import Experiment, method
-from sae.methods import contract
+from sae.methods.reconstructions import Through
 
 BATCH = 4
 Check = Callable[[Any], str | None]  # a result -> what is wrong with it
@@ -52,10 +52,12 @@ def _method(e: Experiment, parts: tuple[int, ...]) -> None:
     named = {name: jnp.zeros(shape) for name, shape in four.items()} | {f"own.{name}": a for name, a in own.items()}
     sae = model.from_parameters(named, e.activation, e.apply_b_dec_to_input, e.precision, parts=shapes.parts)
     (x, y), alone = model.divided(sae, rows), model.using(sae, None)
-    z, here = model.pre_acts(sae, x), model.at(sae, x)
+    z, here = _call(e, "activation", "pre_acts", sae, x, x[:, 0], check=latents), model.at(sae, x)
     f = _call(e, "activation", "__call__", sae, z, check=latents)
     charged = _call(e, "activation", "training", sae, z, check=_pair(latents, latents))[1]
     _call(e, "activation", "active", sae, z, check=latents)
+    if isinstance(e.reconstruction, Through):
+        _call(e, "reconstruction", "follows", y, check=_columns)
     x_hat = _call(
         e, "reconstruction", "__call__", here, f, y, step, check=_pair(scalar, _shape("[d_out, batch]", y.shape))
     )[1]
@@ -96,7 +98,7 @@ def _call(e: Experiment, field: str, name: str, *args: Any, check: Check = lambd
     """Call a method of a choice, and check its arguments and its result. Raises UserError."""
     choice = getattr(e, field)
     function, said = getattr(choice, name), f"{field}: {type(choice).__name__}.{name}"
-    kind = next(cls for cls in type(choice).__mro__ if cls.__module__ == contract.__name__)
+    kind = next(cls for cls in type(choice).__mro__ if not is_own(cls))
     try:
         inspect.signature(function).bind(*args)
     except TypeError:
@@ -163,6 +165,11 @@ def _pair(*checks: Check) -> Check:
         return f"a tuple with {wrong[0]}" if wrong else None
 
     return check
+
+
+def _columns(got: Any) -> str | None:
+    sound = isinstance(got, Array) and got.ndim == 2 and got.shape[1] == BATCH
+    return None if sound else f"an array [n, batch] with batch = {BATCH}"
 
 
 def _numbers(got: Any) -> str | None:

@@ -1,19 +1,17 @@
 """Auxiliary losses: costs that give dead latents a gradient."""
 
 import functools
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from sae.core.model import Pass, matmul
+from sae.core.model import Pass, matmul, own
 from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
+from sae.methods.lazily import cost_where, run_where
 from sae.methods.top_k import k_largest
-
-T = TypeVar("T")
 
 
 @definition
@@ -47,7 +45,49 @@ class AuxK(Auxiliary):
         error = jax.lax.stop_gradient(out.y - out.x_hat)
         cost = functools.partial(_cost, k=k, form=self.form, precision=out.sae.precision)
         fixed = (error, out.dead)
-        return self.weight * _where(cost, jnp.any(out.dead), (out.sae.W_dec[...], out.pre_acts), fixed)
+        return self.weight * cost_where(cost, jnp.any(out.dead), (out.sae.W_dec[...], out.pre_acts), fixed)
+
+
+@definition
+class GhostGradients(Auxiliary):
+    """Dead latents reconstruct half of the error through an exponential. Jermyn & Templeton 2024, Anthropic.
+
+    "Circuits Updates - January 2024". With e = y - x̂ and g = W_decᵀ exp(z) of the dead latents, without b_dec, g scaled
+    in each example to the norm ‖e‖ / 2: `weight * c * mean_b ‖e - g‖²`. The number c makes the cost as large as the
+    squared error mean_b ‖e‖² itself. e, the scales and c are held fixed. SAELens, which had it, took a c for each
+    example and dimension, which changes the gradient's direction; this one is a single number, as in the text.
+    """
+
+    weight: float = leaf(1.0, min=0)
+    """Coefficient."""
+
+    def cost(self, out: Pass) -> Array:
+        """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
+        error = jax.lax.stop_gradient(out.y - out.x_hat)
+        cost = functools.partial(_ghost, precision=out.sae.precision)
+        inputs = (out.sae.W_dec[...], out.pre_acts)
+        return self.weight * cost_where(cost, jnp.any(out.dead), inputs, (error, out.dead))
+
+
+@definition
+class PreActivationLoss(Auxiliary):
+    """Latents below their threshold θ are pulled up: `weight * mean_b sum_i max(θ_i - z_bi, 0) ‖W_dec,i‖`.
+
+    For `JumpRelu`, whose thresholds it also moves; θ is 0 for activations without a threshold of each latent.
+    "anthropic" takes all latents, "Circuits Updates - January 2025"; "saelens" takes the dead ones alone.
+    """
+
+    weight: float = leaf(3e-6, min=0)
+    """Coefficient; 3e-6 is Anthropic's."""
+    form: Literal["saelens", "anthropic"] = static("saelens")
+    """Whose definition."""
+
+    def cost(self, out: Pass) -> Array:
+        """The cost, []."""
+        threshold = own(out.sae).get("threshold", jnp.zeros(()))
+        below = relu((threshold[:, None] if threshold.ndim else 0.0) - out.pre_acts) * out.norms[:, None]
+        charged = below if self.form == "anthropic" else jnp.where(out.dead[:, None], below, 0.0)
+        return self.weight * jnp.sum(charged) / out.batch
 
 
 def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form: str, precision: str) -> Array:
@@ -55,7 +95,7 @@ def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form
     dead, n_dead = dead[:, None], jnp.sum(dead)
     # all dead latents are chosen where there are no more than k
     every = jnp.broadcast_to(dead, pre_acts.shape)
-    chosen = _run(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), every)
+    chosen = run_where(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), every)
     values = relu(pre_acts) if form == "openai" else pre_acts
     rest = error - matmul(W_dec.T, jnp.where(chosen & dead, values, 0.0), precision)
     squared = jnp.sum(rest**2)
@@ -65,28 +105,14 @@ def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form
     return jnp.where(variation > 0, squared / jnp.where(variation > 0, variation, 1.0), 0.0)
 
 
-def _run(needed: Array, function: Callable[[], T], otherwise: T) -> T:
-    """function(), or `otherwise` where it is not needed. Over lanes it runs if any of them needs it.
-
-    `lax.cond` would compute both sides there.
-    """
-    return jax.lax.while_loop(lambda args: args[0], lambda args: (args[0] & False, function()), (needed, otherwise))[1]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _where(cost: Callable[..., Array], needed: Array, inputs: tuple[Array, ...], fixed: tuple[Array, ...]) -> Array:
-    """cost(*inputs, *fixed), [], or 0 where it is not needed; differentiable by the inputs. See `_run`."""
-    return _run(needed, lambda: cost(*inputs, *fixed), jnp.zeros_like(inputs[0][0, 0]))
-
-
-def _where_forward(cost: Callable[..., Array], needed: Array, inputs: tuple, fixed: tuple) -> tuple[Array, tuple]:
-    both = lambda: jax.value_and_grad(lambda inputs: cost(*inputs, *fixed))(inputs)
-    value, gradients = _run(needed, both, jax.tree.map(jnp.zeros_like, (inputs[0][0, 0], inputs)))
-    return value, gradients
-
-
-def _where_backward(cost: Callable[..., Array], gradients: tuple, g: Array) -> tuple:
-    return None, jax.tree.map(lambda gradient: g * gradient, gradients), None
-
-
-_where.defvjp(_where_forward, _where_backward)
+def _ghost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, precision: str) -> Array:
+    """The cost of `GhostGradients` without its weight, [], where some latent is dead."""
+    z = jnp.where(dead[:, None], pre_acts, -jnp.inf)
+    # an example's scale is set afterwards, so its largest exponential may be 1
+    values = jnp.exp(z - jax.lax.stop_gradient(jnp.max(z, axis=0)))
+    ghost, norm = matmul(W_dec.T, values, precision), lambda a: jnp.sqrt(jnp.sum(a * a, axis=0))
+    scale = norm(error) / jnp.maximum(2 * norm(ghost), 1e-30)
+    squared = jnp.sum((error - ghost * jax.lax.stop_gradient(scale)) ** 2)
+    whole = jnp.sum(error**2)
+    share = jnp.where(squared > 0, whole / jnp.where(squared > 0, squared, 1.0), 0.0)
+    return jax.lax.stop_gradient(share) * squared / error.shape[1]

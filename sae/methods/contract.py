@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
+from sae.core import model
 from sae.core.definitions import Choice, kind
 from sae.core.model import Pass, Sae, Shapes, replace, within_cosine
 from sae.core.types import Array, Key, definition, leaf, static
@@ -40,6 +41,10 @@ class Activation(Choice):
     def init(self, d_sae: int) -> dict[str, Array]:
         """The parameters that it brings, [d_sae, ...] or [], by name: `sae.own` at step 0 and of a revived latent."""
         return {}
+
+    def pre_acts(self, sae: Sae, x: Array, origin: Array | None = None) -> Array:
+        """x [d_in, batch] -> pre-activations [d_sae, batch]. For `origin` see `sae.core.model.pre_acts`."""
+        return model.pre_acts(sae, x, origin)
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch]. Outside training, each example stands alone."""
