@@ -38,7 +38,7 @@ class TopK(Activation):
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
-        kept = top_k.k_largest(relu(pre_acts), self.k, self.k_max) & (pre_acts > 0)
+        kept = top_k.k_largest(pre_acts, self.k, self.k_max, above=0.0)
         return jnp.where(kept, pre_acts, 0.0)  # one selection, and one in its gradient
 
     def check(self, experiment: Any) -> str | None:
