@@ -62,7 +62,8 @@ def terms(
     """The terms of the loss by name, [] each or the number 0 where a choice has none, and the pass they look at."""
     sae, y = model.using(sae, experiment.activation), x
     pre_acts = model.pre_acts(sae, x, origin=jnp.mean(x, axis=1))
-    latents, charged = sae.activation.training(sae, pre_acts)
+    sae = model.by_few(sae, x, pre_acts)
+    latents, charged = sae.activation.training(sae, pre_acts) if sae.few is None else [sae.few.latents] * 2
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
     out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)

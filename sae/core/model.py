@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sae.core import sparse
 from sae.core.normalization import Normalization
 from sae.core.types import Array, Key, UserError
 
@@ -54,6 +55,7 @@ class Sae(nnx.Module):
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.precision = precision
         self.normalization = nnx.data(normalization)
+        self.few = nnx.data(None)  # the latents of the batch at hand, where they are few (see `by_few`)
 
     def encode(self, x: Array) -> Array:
         """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
@@ -115,7 +117,7 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     """
     W_enc, b_enc, b_dec = sae.W_enc[...], sae.b_enc[...], sae.b_dec[...]
     if sae.precision == "float32":
-        offset = b_enc - matmul(W_enc, b_dec) if sae.apply_b_dec_to_input else b_enc
+        offset = input_offset(sae)
     else:
         origin = jax.lax.stop_gradient(b_dec if origin is None else origin)
         offset = b_enc + matmul(W_enc, origin - b_dec if sae.apply_b_dec_to_input else origin)
@@ -123,9 +125,27 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
+def input_offset(sae: Sae) -> Array:
+    """What the pre-activations of x are beside `W_enc x`, [d_sae], in float32."""
+    b_enc = sae.b_enc[...]
+    return b_enc - matmul(sae.W_enc[...], sae.b_dec[...]) if sae.apply_b_dec_to_input else b_enc
+
+
 def decode(sae: Sae, latents: Array) -> Array:
-    """latents [d_sae, batch] -> x_hat [d_in, batch]."""
-    return matmul(sae.W_dec[...].T, latents, sae.precision) + sae.b_dec[...][:, None]
+    """latents [d_sae, batch] -> x_hat [d_in, batch]; by sparse products where the latents are those of `sae.few`."""
+    few = sae.few if sae.few is not None and sae.few.latents is latents else None
+    part = matmul(sae.W_dec[...].T, latents, sae.precision) if few is None else few.decode(sae.W_dec[...])
+    return part + sae.b_dec[...][:, None]
+
+
+def by_few(sae: Sae, x: Array, pre_acts: Array) -> Sae:
+    """The Sae at a batch x [d_in, batch] with the latents that it has in `few`, where they are few and that pays."""
+    found = sae.activation.few(sae, pre_acts)
+    if found is None or not sparse.pays(len(pre_acts), len(found[0]), sae.precision):
+        return sae
+    new = jax.tree.map(lambda leaf: leaf, sae)
+    new.few = sparse.few(sae.W_enc[...], input_offset(sae), x, *found)
+    return new
 
 
 def matmul(a: Array, b: Array, precision: str = "float32") -> Array:

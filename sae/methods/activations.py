@@ -1,5 +1,6 @@
 """Activations: pre-activations to latents. Feature-major: axis 0 is the latents, axis 1 the batch."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -40,6 +41,13 @@ class TopK(Activation):
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
         kept = top_k.k_largest(pre_acts, self.k, self.k_max, above=0.0)
         return jnp.where(kept, pre_acts, 0.0)  # one selection, and one in its gradient
+
+    def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
+        """The k_max largest, the first k of them through a ReLU."""
+        if self.k_max is None:
+            return None
+        counts = jnp.arange(self.k_max)[:, None] < self.k
+        return top_k.largest(pre_acts, self.k_max), lambda z: jnp.where(counts, relu(z), 0.0)
 
     def check(self, experiment: Any) -> str | None:
         """k is at most d_sae, and at most k_max."""

@@ -11,6 +11,7 @@ from sae.core.types import Array
 WAYS = 7  # thresholds that a pass of a search counts: the fastest number on a CPU and on an H100
 SPREAD = 2**15  # bits between the thresholds around a guess: .4 % of its value
 INFINITY = 0x7F800000  # the bits of infinity
+COUNTED_BELOW = 200  # latents per kept one from which sorting groups is faster than counting (measured on a CPU)
 SORTED_FROM = 1024  # latents from which sorting groups is faster than sorting all of them (measured on a CPU)
 
 
@@ -22,10 +23,16 @@ def k_largest(values: Array, k: Array | int, k_max: int | None = None, above: fl
     """
     held = jax.lax.stop_gradient(values)
     most = min(k_max or (k if isinstance(k, int) else held.shape[0]), held.shape[0])
-    # a CPU sorts on one core; counting is a pass at the speed of its memory, but some 20 of them
+    # a CPU sorts slowly; counting takes some 20 passes over all values
     by_sorting = lambda values, k: _by_sorting(values, k, most, above)
     by_counting = lambda values, k: _by_counting(values, k, above)
-    return jax.lax.platform_dependent(held, jnp.asarray(k), cpu=by_counting, default=by_sorting)
+    on_cpu = by_counting if held.shape[0] < COUNTED_BELOW * most else by_sorting
+    return jax.lax.platform_dependent(held, jnp.asarray(k), cpu=on_cpu, default=by_sorting)
+
+
+def largest(values: Array, k: int) -> Array:
+    """The latents of the k largest values of every column, in falling order, [k, batch]."""
+    return _largest(jax.lax.stop_gradient(values), k)[1]
 
 
 def nth_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Array:
