@@ -20,7 +20,7 @@ class Few(NamedTuple):
 
     def decode(self, W_dec: Array) -> Array:
         """`W_decᵀ latents`, [d_out, batch]: k rows of W_dec per example, and as many in each gradient."""
-        return jnp.einsum("kbd,kb->db", W_dec[self.chosen], self.values)
+        return jnp.einsum("kbd,kb->db", W_dec[self.chosen], self.values, precision=jax.lax.Precision.HIGHEST)
 
 
 def pays(d_sae: int, k: int, precision: str) -> bool:
@@ -36,7 +36,7 @@ def few(W_enc: Array, offset: Array, x: Array, chosen: Array, value: Callable[[A
 
     Their pre-activations are computed anew from k rows of W_enc per example, so that the gradient of W_enc has no more.
     """
-    pre_acts = jnp.einsum("kbd,db->kb", W_enc[chosen], x) + offset[chosen]
+    pre_acts = jnp.einsum("kbd,db->kb", W_enc[chosen], x, precision=jax.lax.Precision.HIGHEST) + offset[chosen]
     values, examples = value(pre_acts), jnp.arange(x.shape[1])
     latents = jnp.zeros((W_enc.shape[0], x.shape[1])).at[chosen, examples].set(values, unique_indices=True)
     return Few(chosen, values, latents)
