@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     chosen = [method for method in METHODS if method == FIRST or any(part in method for part in options.only)]
-    for shape in map(tuple, options.shape or bench.SHAPES):
-        measure(shape, chosen, options.rounds)
+    for members, d_in, d_sae, batch in options.shape or bench.SHAPES:
+        measure((members, d_in, d_sae, batch), chosen, options.rounds)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def _count_rows(which: Callable[[Array, Array], Array], values: Array) -> Array:
     return _fold(jnp.add, values, lambda v, latent: jnp.where(which(v, latent), 1, 0), latents)
 
 
-def _fold(add: Callable, values: Array, each: Callable = lambda values: values, *more: Array) -> Array:
+def _fold(add: jnp.ufunc, values: Array, each: Callable = lambda values: values, *more: Array) -> Array:
     """each(values, *more) summed up over latents by `add`, [batch].
 
     A sum of parts is elementwise, and several times as fast on a CPU as a reduction over the first axis.
