@@ -87,7 +87,8 @@ def terms(
     x, y = model.divided(sae, rows)
     origin = jnp.mean(x, axis=1)
     pre_acts, sae = sae.activation.pre_acts(sae, x, origin), model.at(sae, x, origin)
-    latents, charged = sae.activation.training(sae, pre_acts)
+    sae = model.by_few(sae, x, pre_acts)
+    latents, charged = sae.activation.training(sae, pre_acts) if sae.few is None else [sae.few.latents] * 2
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
     out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)

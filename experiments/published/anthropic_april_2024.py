@@ -1,9 +1,9 @@
 """Which directions does L1 weighted by decoder norms find in activations of your own, without resampling?
 
-Conerly et al. 2024, "Update on how we train SAEs" (Anthropic's Circuits Updates, April 2024): rows scaled to a mean norm
-of √d_in, decoder rows of norm .1 at the start and free after it, W_enc the transpose of W_dec, b_dec zero and not
-subtracted from the input. The penalty rises over the first 5 % of the steps; the learning rate falls over the last 20 %;
-the gradient's norm is at most 1.
+Conerly et al. 2024, "Update on how we train SAEs" (Anthropic's Circuits Updates, April 2024): rows scaled to a mean
+norm of √d_in, decoder rows of norm .1 at the start and free after it, W_enc the transpose of W_dec, b_dec zero and not
+subtracted from the input. The penalty rises over the first 5 % of the steps; the learning rate falls over the last 20
+%; the gradient's norm is at most 1.
 
     sae run experiments/published/anthropic_april_2024.py --data.path layer8.npy
 """

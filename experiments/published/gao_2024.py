@@ -1,10 +1,10 @@
 """Which directions does TopK with AuxK find in activations of your own, as OpenAI's autoencoders do?
 
 Gao et al. 2024, arXiv 2406.04093, in its setting for GPT-2 small (width 768): k = 32 of 32,768 latents, W_enc the
-transpose of W_dec at the start, b_dec from the geometric median, unit decoder rows, the k_aux = 512 strongest dead latents
-(silent for 10 M tokens) reconstruct the error with weight 1/32, and an average of the weights over steps is kept. The
-learning rate falls with 1 / √d_sae from 2e-4 at 16,384 latents; the number of steps is ours. They also
-take off each row's own mean over its dimensions and scale each row to norm 1; here all rows share one scale.
+transpose of W_dec at the start, b_dec from the geometric median, unit decoder rows, the k_aux = 512 strongest dead
+latents (silent for 10 M tokens) reconstruct the error with weight 1/32, and an average of the weights over steps is
+kept. The learning rate falls with 1 / √d_sae from 2e-4 at 16,384 latents; the number of steps is ours. They also take
+off each row's own mean over its dimensions and scale each row to norm 1; here all rows share one scale.
 
     sae run experiments/published/gao_2024.py --data.path resid8.npy
 """

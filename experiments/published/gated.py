@@ -1,7 +1,7 @@
 """Which directions does a Gated autoencoder find in activations of your own?
 
-Rajamanoharan et al. 2024, arXiv 2404.16014, with the optimizer of dictionary_learning's trainer for it: unit decoder rows,
-Adam with b1 = 0 at 5e-5 with a warm-up of 1,000 steps. The penalty charges the gate alone, and the gate's own
+Rajamanoharan et al. 2024, arXiv 2404.16014, with the optimizer of dictionary_learning's trainer for it: unit decoder
+rows, Adam with b1 = 0 at 5e-5 with a warm-up of 1,000 steps. The penalty charges the gate alone, and the gate's own
 reconstruction, through a decoder held fixed, is added to the loss.
 
     sae run experiments/published/gated.py --data.path resid8.npy --penalty.l1 0.05

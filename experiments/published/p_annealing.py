@@ -1,7 +1,7 @@
 """Which directions does a penalty whose exponent falls from 1 to .2 find in activations of your own?
 
-Karvonen et al. 2024, arXiv 2408.00113, with dictionary_learning's trainer for it: Σ f^p, p falling linearly after the first
-15,000 steps, the coefficient rescaled as p falls; unit decoder rows, Adam at 1e-3 with a warm-up of 1,000 steps.
+Karvonen et al. 2024, arXiv 2408.00113, with dictionary_learning's trainer for it: Σ f^p, p falling linearly after the
+first 15,000 steps, the coefficient rescaled as p falls; unit decoder rows, Adam at 1e-3 with a warm-up of 1,000 steps.
 
     sae run experiments/published/p_annealing.py --data.path resid8.npy --penalty.weight 0.05
 """

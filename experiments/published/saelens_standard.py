@@ -1,8 +1,8 @@
 """Which directions does the standard autoencoder of SAELens find in activations of your own?
 
-The setting of SAELens' training tutorial (tiny-stories-1L-21M, MLP output of width 1,024): L1 weighted by decoder norms,
-decoder rows of norm .1 at the start and free after it, rows scaled to a mean norm of √d_in, no subtraction of b_dec.
-The penalty warms up over the first 5 % of the steps; the learning rate decays over the last 20 %.
+The setting of SAELens' training tutorial (tiny-stories-1L-21M, MLP output of width 1,024): L1 weighted by decoder
+norms, decoder rows of norm .1 at the start and free after it, rows scaled to a mean norm of √d_in, no subtraction of
+b_dec. The penalty warms up over the first 5 % of the steps; the learning rate decays over the last 20 %.
 
     sae run experiments/published/saelens_standard.py --data.path layer0.npy
 """

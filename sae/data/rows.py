@@ -191,7 +191,7 @@ def rows(
     - `none`: nothing;
     - `centre`: their mean is subtracted;
     - `unit-mean-norm`: rows are divided by the mean of their Euclidean norms;
-    - `mean-norm-sqrt-d`: rows are scaled so that the mean of their norms is √d_in (Anthropic's and SAELens' convention);
+    - `mean-norm-sqrt-d`: rows are scaled to a mean norm of √d_in, as Anthropic and SAELens do;
     - `centre-unit-mean-norm`: their mean is subtracted, then rows are divided by the mean norm of what is left;
     - `standardize`: their mean is subtracted, and each dimension is divided by its standard deviation. A dimension that
       is constant is only centred.

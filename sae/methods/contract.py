@@ -11,7 +11,7 @@ Everything is written for one member and feature-major (see `core/model.py`). Te
 initial state, and `settle` gives the state after an update. A constraint remembers what it holds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -54,6 +54,15 @@ class Activation(Choice):
         """pre_acts [d_sae, batch] -> (latents, what a penalty charges), both [d_sae, batch], while training."""
         latents = self(sae, pre_acts)
         return latents, latents
+
+    def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
+        """The latents that may be active while training, where no example has more than k: (which latents, [k, batch],
+        none twice in a column; a function from their pre-activations to their values, [k, batch] both). Else None.
+
+        A wide autoencoder then trains by k rows of its weights per example (see `core/sparse.py`). It does so in place
+        of `training`, so a penalty charges the latents.
+        """
+        return None
 
     def active(self, sae: Sae, pre_acts: Array) -> Array:
         """1 where a latent is active, else 0, [d_sae, batch]. This one has no gradient; `L0` needs one that has."""
