@@ -88,6 +88,8 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     gradient = e.constraint.gradient(state.sae, gradient)
     chain = e.optimizer.transform(e.n_steps)
     updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
+    rate = e.control.own_rate(state.control)
+    updates = model.replace(updates, own={name: rate * update for name, update in model.own(updates).items()})
     updated = jax.tree.map(jnp.add, state.sae, updates)
     sae = e.constraint.project(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))

@@ -88,6 +88,10 @@ class Control(Choice):
         """The factor of the penalty, []."""
         return 1.0
 
+    def own_rate(self, state: State) -> Array | float:
+        """The factor of the learning rate of the activation's own parameters, []."""
+        return 1.0
+
     def settle(self, state: State, out: Pass) -> State:
         """The state after a step."""
         return state
