@@ -8,7 +8,7 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
-from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, TopK
+from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
 from sae.methods.auxiliaries import AuxK, NoAuxiliary
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
@@ -25,8 +25,19 @@ from sae.methods.contract import (
 )
 from sae.methods.controls import AsWritten, TargetL0
 from sae.methods.optimizers import Adam
-from sae.methods.penalties import L0, ElasticNet, Lp
-from sae.methods.reconstructions import Matryoshka, SquaredError
+from sae.methods.penalties import (
+    L0,
+    ElasticNet,
+    FiringRateKL,
+    Hoyer,
+    LogPenalty,
+    Lp,
+    NormalizedL1,
+    QuadraticL0,
+    SquareRoot,
+    TanhPenalty,
+)
+from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
 from sae.methods.revival import Never, Resample
 from sae.report.notebook import Results, load
 from sae.runner.run import run
@@ -51,32 +62,41 @@ __all__ = [
     "Claim",
     "Constraint",
     "Control",
+    "Cosine",
     "Curves",
     "Dictionaries",
     "Digits",
+    "DrawnMatryoshka",
     "ElasticNet",
     "Ema",
     "Examples",
     "Experiment",
+    "FiringRateKL",
     "FiringRates",
     "Free",
     "Frontier",
+    "Fvu",
     "Gated",
     "Heatmap",
+    "Hoyer",
     "ImagePatches",
     "JumpRelu",
     "L0",
     "Last",
+    "LogPenalty",
     "Lp",
     "Matryoshka",
     "Never",
     "NoAuxiliary",
+    "NormalizedL1",
+    "NormalizedMse",
     "Optimizer",
     "Orthonormal",
     "Parallel",
     "Pass",
     "Penalty",
     "Profile",
+    "QuadraticL0",
     "Reconstruction",
     "Relu",
     "Resample",
@@ -85,10 +105,15 @@ __all__ = [
     "Rows",
     "Sae",
     "Sampler",
+    "Sigmoid",
+    "SoftThreshold",
     "Source",
+    "SquareRoot",
     "SquaredError",
     "Superposition",
     "Sweep",
+    "Tanh",
+    "TanhPenalty",
     "TargetL0",
     "Tfds",
     "TopK",

@@ -21,13 +21,18 @@ from sae import (
     ElasticNet,
     Ema,
     Experiment,
+    Fvu,
     Gated,
     JumpRelu,
     Lp,
     Matryoshka,
     NoAuxiliary,
+    NormalizedL1,
+    NormalizedMse,
+    QuadraticL0,
     Relu,
     SquaredError,
+    TanhPenalty,
     TargetL0,
     TopK,
     train,
@@ -53,6 +58,12 @@ GOLDEN = {
     ),
     "gated, dictionary_learning": (Gated(), ElasticNet(l1=0.5), SquaredError(), NoAuxiliary(), 5.553369),
     "jumprelu": (JUMP, L0(weight=0.5), SquaredError(), NoAuxiliary(), 3.662491),
+    "jumprelu, quadratic": (
+        JUMP, QuadraticL0(weight=0.5, target=3.0, form="saelens"), SquaredError(), NoAuxiliary(), 3.662491,
+    ),
+    "jumprelu, tanh": (JUMP, TanhPenalty(weight=0.5), SquaredError(), NoAuxiliary(), 2.855757),
+    "fvu": (Relu(), NOTHING, Fvu(), NoAuxiliary(), 9.725793),
+    "openai": (Relu(), NormalizedL1(weight=0.5), NormalizedMse(), NoAuxiliary(), 0.977170),
     "topk": (TopK(k=3), NOTHING, SquaredError(), SAELENS, 4.440655),
     "topk among others": (TopK(k=3, k_max=7), NOTHING, SquaredError(), SAELENS, 4.440655),
     "batchtopk": (BatchTopK(k=3.0), NOTHING, SquaredError(), SAELENS, 4.439106),
@@ -184,7 +195,8 @@ CHOICES = [
 
 
 def with_choice(base: Experiment, name: str, choice: type, **fields) -> Experiment:
-    companions = {"activation": JumpRelu()} if choice is L0 else {}
+    companions = {"activation": JumpRelu()} if choice in (L0, sae.QuadraticL0) else {}
+    companions |= {"activation": sae.Sigmoid()} if choice is sae.FiringRateKL else {}
     revived = {"revival.every": 2} if name == "revival" and choice is sae.Resample else {}
     return validate(sae.replace(base, {**companions, name: choice(**fields), **revived, "dead_after": 64}))
 

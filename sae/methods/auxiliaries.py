@@ -70,7 +70,7 @@ def _run(needed: Array, function: Callable[[], T], otherwise: T) -> T:
 
     `lax.cond` would compute both sides there.
     """
-    return jax.lax.while_loop(lambda args: args[0], lambda _: (False, function()), (needed, otherwise))[1]
+    return jax.lax.while_loop(lambda args: args[0], lambda args: (args[0] & False, function()), (needed, otherwise))[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -19,7 +19,7 @@ import optax
 from sae.core.definitions import Choice
 from sae.core.model import Pass, Sae
 from sae.core.types import Array, Key, definition, leaf
-from sae.methods.schedules import ramp
+from sae.methods.schedules import coefficient
 
 State = dict[str, Array]  # numbers by name
 
@@ -67,14 +67,23 @@ class Penalty(Choice):
 
     warmup_steps: int = leaf(0, min=0)
     """Steps over which the penalty rises in equal parts; 0 for none."""
+    anneal_steps: int = leaf(0, min=0)
+    """Final steps over which the penalty moves in equal parts to `anneal_to` times itself; 0 for none."""
+    anneal_to: float = leaf(0.0, min=0)
+    """What multiplies the penalty at the last step, where `anneal_steps` is not 0."""
 
     def cost(self, out: Pass) -> Array:
         """The cost of a pass, a mean over the batch, []."""
         raise NotImplementedError
 
     def __call__(self, out: Pass) -> Array:
-        """The cost at this step of the warm-up, []."""
-        return self.cost(out) * ramp(out.step, self.warmup_steps)
+        """The cost at this step of the warm-up and the annealing, []."""
+        share = coefficient(out.step, out.n_steps, self.warmup_steps, self.anneal_steps, self.anneal_to)
+        return self.cost(out) * share
+
+    def tied_to_length(self) -> str | None:
+        """The annealing ends with the run."""
+        return f"anneal_steps = {self.anneal_steps}, which end with the run" if self.anneal_steps else None
 
 
 class Control(Choice):

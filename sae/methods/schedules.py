@@ -19,3 +19,14 @@ def fall(step: Array | int, n_steps: int, steps: Array | int) -> Array:
 def anneal(start: Array | float, end: Array | float, share: Array | float) -> Array:
     """From start to end in a straight line, as a share of training goes from 0 to 1; start before, end after."""
     return start + (end - start) * jnp.clip(share, 0.0, 1.0)
+
+
+def coefficient(
+    step: Array | int, n_steps: int, warmup_steps: Array | int, anneal_steps: Array | int, anneal_to: Array | float
+) -> Array:
+    """The share of a coefficient that counts at a step: a warm-up from 0, then 1, then an annealing to `anneal_to`.
+
+    The annealing is a straight line over the last `anneal_steps` of n_steps, and ends at the last step.
+    """
+    annealed = (step + 1 - (n_steps - anneal_steps)) / jnp.maximum(anneal_steps, 1)
+    return ramp(step, warmup_steps) * anneal(1.0, anneal_to, annealed * (anneal_steps > 0))
