@@ -23,7 +23,7 @@ from sae.methods.contract import (
     Reconstruction,
     Revival,
 )
-from sae.methods.controls import AsWritten, TargetL0
+from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
 from sae.methods.optimizers import Adam
 from sae.methods.penalties import (
     L0,
@@ -104,6 +104,7 @@ __all__ = [
     "Revival",
     "Rows",
     "Sae",
+    "SaeLensTargetL0",
     "Sampler",
     "Sigmoid",
     "SoftThreshold",

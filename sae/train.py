@@ -17,6 +17,7 @@ from sae.core.model import Pass, Sae
 from sae.core.types import Array
 from sae.experiment import Experiment
 from sae.methods.contract import State
+from sae.methods.schedules import ramp
 
 MOST = 2**31 - 1  # silent examples are counted up to here
 
@@ -65,7 +66,8 @@ def terms(
     latents, charged = sae.activation.training(sae, pre_acts)
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
-    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)
+    warmed = ramp(step, experiment.penalty.warmup_steps)
+    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps, warmed)
     return {
         "reconstruction": error,
         "penalty": factor * experiment.penalty(out),
@@ -88,8 +90,7 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     gradient = e.constraint.gradient(state.sae, gradient)
     chain = e.optimizer.transform(e.n_steps)
     updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
-    rate = e.control.own_rate(state.control)
-    updates = model.replace(updates, own={name: rate * update for name, update in model.own(updates).items()})
+    updates = _at_rate(updates, e.control.own_rate(state.control))
     updated = jax.tree.map(jnp.add, state.sae, updates)
     sae = e.constraint.project(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
@@ -123,7 +124,24 @@ def numbers(experiment: Experiment, state: TrainState, step: Array, x: Array) ->
     (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
     norm = optax.tree.norm(_tree(experiment.constraint.gradient(state.sae, gradient)))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    return {"loss": loss, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
+    coefficients = _coefficients(experiment, state, step)
+    lr = experiment.optimizer.numbers(step, experiment.n_steps)
+    return {"loss": loss, **named, **coefficients, "grad_norm": norm, **lr}
+
+
+def _coefficients(experiment: Experiment, state: TrainState, step: Array) -> dict[str, Array]:
+    """The penalty's arms as a control and the warm-up make them, [] each by name; {} where no control follows."""
+    factor = experiment.control.factor(state.control)
+    if not isinstance(factor, Array):
+        return {}
+    arms = [field.name for field in dataclasses.fields(experiment.penalty) if field.metadata.get("arm")]
+    scale = factor * ramp(step, experiment.penalty.warmup_steps)
+    return {f"penalty_{name}": scale * getattr(experiment.penalty, name) for name in arms}
+
+
+def _at_rate(updates: Any, rate: Array | float) -> Any:
+    """An update of a Sae, with that of the activation's own parameters times the control's rate."""
+    return model.replace(updates, own={name: rate * update for name, update in model.own(updates).items()})
 
 
 def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:
