@@ -22,6 +22,7 @@ from sae.methods.contract import (
     Penalty,
     Reconstruction,
     Revival,
+    Task,
 )
 from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
 from sae.methods.optimizers import Adam
@@ -39,6 +40,7 @@ from sae.methods.penalties import (
 )
 from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
 from sae.methods.revival import Never, Resample
+from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
 from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
@@ -55,6 +57,7 @@ __all__ = [
     "AtMatched",
     "AtMost",
     "AuxK",
+    "Autoencoder",
     "Auxiliary",
     "Average",
     "BatchTopK",
@@ -63,6 +66,7 @@ __all__ = [
     "Constraint",
     "Control",
     "Cosine",
+    "Crosscoder",
     "Curves",
     "Dictionaries",
     "Digits",
@@ -116,8 +120,10 @@ __all__ = [
     "Tanh",
     "TanhPenalty",
     "TargetL0",
+    "Task",
     "Tfds",
     "TopK",
+    "Transcoder",
     "UnitNorm",
     "UnitNormNoBias",
     "UserError",

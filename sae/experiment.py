@@ -25,12 +25,14 @@ from sae.methods.contract import (
     Penalty,
     Reconstruction,
     Revival,
+    Task,
 )
 from sae.methods.controls import AsWritten
 from sae.methods.optimizers import Adam
 from sae.methods.penalties import ElasticNet
 from sae.methods.reconstructions import SquaredError
 from sae.methods.revival import Never
+from sae.methods.tasks import Autoencoder
 
 
 @definition
@@ -50,6 +52,8 @@ class Experiment:
     """Optimizer updates."""
     batch_size: int = static(1024, min=1)
     """Examples per update."""
+    task: Task = leaf(Autoencoder())
+    """What is reconstructed, and from what."""
     activation: Activation = leaf(Relu())
     """Pre-activations to latents."""
     reconstruction: Reconstruction = leaf(SquaredError())

@@ -1,7 +1,7 @@
 """One member: its state, its loss, its step. The page to read first.
 
 A sweep trains many of these at once, but nothing here knows: the member axis is added in `engine/programs.py`.
-Examples are feature-major, `x [d_in, batch]` (see `core/model.py`).
+Rows are feature-major, [d_row, batch] (see `core/model.py`): x [d_in, batch] itself, but for a transcoder.
 """
 
 import dataclasses
@@ -34,15 +34,19 @@ class TrainState:
     average: Any  # what the average of the weights is made of
 
 
-def init(experiment: Experiment, sample: Array) -> TrainState:
-    """The state before the first step. sample [d_in, n]: training examples, for `b_dec`."""
+def init(experiment: Experiment, sample: Array, parts: tuple[int, ...] | None = None) -> TrainState:
+    """The state before the first step.
+
+    sample [d_row, n]: training rows, for `b_dec`; parts: widths of what stands side by side in a row, None for one.
+    """
+    shapes = experiment.task.shapes(parts or (len(sample),))
     b_dec = {"zero": lambda x: jnp.zeros(x.shape[0]), "mean": lambda x: x.mean(1), "geometric-median": geometric_median}
     sae = model.init(
         jax.random.key(experiment.seed),
-        d_in=sample.shape[0],
+        shapes,
         d_sae=experiment.d_sae,
         activation=experiment.activation,
-        b_dec=b_dec[experiment.b_dec_init](sample),
+        b_dec=b_dec[experiment.b_dec_init](sample[-shapes.d_out :]),
         apply_b_dec_to_input=experiment.apply_b_dec_to_input,
         precision=experiment.precision,
     )
@@ -58,11 +62,13 @@ def init(experiment: Experiment, sample: Array) -> TrainState:
 
 
 def terms(
-    sae: Sae, experiment: Experiment, step: Array, x: Array, factor: Array | float = 1.0, dead: Array | None = None
+    sae: Sae, experiment: Experiment, step: Array, rows: Array, factor: Array | float = 1.0, dead: Array | None = None
 ) -> tuple[dict[str, Array | float], Pass]:
     """The terms of the loss by name, [] each or the number 0 where a choice has none, and the pass they look at."""
-    sae, y = model.using(sae, experiment.activation), x
-    pre_acts = model.pre_acts(sae, x, origin=jnp.mean(x, axis=1))
+    sae = model.using(sae, experiment.activation)
+    x, y = model.divided(sae, rows)
+    origin = jnp.mean(x, axis=1)
+    pre_acts, sae = model.pre_acts(sae, x, origin), model.at(sae, x, origin)
     latents, charged = sae.activation.training(sae, pre_acts)
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
@@ -82,11 +88,11 @@ def loss(sae: Sae, *args: Any) -> tuple[Array, Pass]:
     return jnp.asarray(sum(found.values())), out
 
 
-def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tuple[TrainState, metrics.Sums]:
-    """One update on x [d_in, batch], and the metric sums of its pass."""
+def step(experiment: Experiment, state: TrainState, step: Array, rows: Array) -> tuple[TrainState, metrics.Sums]:
+    """One update on rows [d_row, batch], and the metric sums of its pass."""
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
-    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, x, *_followed(e, state))
+    gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, rows, *_followed(e, state))
     gradient = e.constraint.gradient(state.sae, gradient)
     chain = e.optimizer.transform(e.n_steps)
     updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
@@ -99,7 +105,7 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     sums = metrics.probe(out.latents, out.x_hat, out.y)
 
     active = jnp.max(jnp.abs(out.latents), axis=1) > 0  # on any example
-    silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - x.shape[1]) + x.shape[1])
+    silent = jnp.where(active, 0, jnp.minimum(state.silent, MOST - out.batch) + out.batch)
     healthy = _all_finite(updated) & jnp.isfinite(jnp.sum(sums.squared_error)) & ~state.diverged
     # a gradient that is not finite spoils the parameters too; the moments of a member that has diverged are never read
     kept = jax.tree.map(
@@ -111,14 +117,14 @@ def step(experiment: Experiment, state: TrainState, step: Array, x: Array) -> tu
     return TrainState(sae, opt_state, silent, ~healthy, control, average), sums
 
 
-def numbers(experiment: Experiment, state: TrainState, step: Array, x: Array) -> dict[str, Array]:
+def numbers(experiment: Experiment, state: TrainState, step: Array, rows: Array) -> dict[str, Array]:
     """What the log shows of a state beside sums over steps, [] each by name (see `metrics.OF_A_STEP`).
 
-    They are computed anew on x [d_in, batch], the batch of the step before.
+    They are computed anew on rows [d_row, batch], the batch of the step before.
     """
 
     def total(sae: Sae) -> tuple[Array, dict[str, Array | float]]:
-        found, _ = terms(sae, experiment, step, x, *_followed(experiment, state))
+        found, _ = terms(sae, experiment, step, rows, *_followed(experiment, state))
         return jnp.asarray(sum(found.values())), found
 
     (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
@@ -171,7 +177,7 @@ def _all_finite(tree: Any) -> Array:
 
 
 def revive(experiment: Experiment, state: TrainState, step: Array, candidates: Array) -> TrainState:
-    """Bring dead latents back after `step` steps. candidates [n_batches, d_in, batch]: training examples."""
+    """Bring dead latents back after `step` steps. candidates [n_batches, d_row, batch]: training examples."""
     key = jax.random.fold_in(jax.random.key(experiment.seed), step)
     dead = (state.silent >= experiment.dead_window) & ~state.diverged
     sae = model.using(state.sae, experiment.activation)

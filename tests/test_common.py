@@ -66,6 +66,9 @@ class Pull(sae.Auxiliary):
 
 NONE = {"penalty": ElasticNet()}
 CASES = {
+    "Autoencoder": {"task": sae.Autoencoder()},
+    "Transcoder": {"task": sae.Transcoder(skip=True), "apply_b_dec_to_input": False},
+    "Crosscoder": {"task": sae.Crosscoder(), "penalty": ElasticNet(l1=0.1, weighted=True)},
     "Relu": {"activation": sae.Relu()},
     "TopK": {"activation": sae.TopK(k=5), **NONE},
     "BatchTopK": {"activation": sae.BatchTopK(k=5.0), **NONE},
@@ -113,6 +116,11 @@ SAMPLE = jnp.asarray(EXAMPLES.train[:128]).T
 BATCHES = jnp.asarray(EXAMPLES.examples(EXAMPLES.train[: 4 * 64])).reshape(4, 64, D_IN).transpose(0, 2, 1)
 
 
+def parts(one: Experiment) -> tuple[int, ...]:
+    """How the task of an experiment divides a row."""
+    return (D_IN,) if one.task == sae.Autoencoder() else (40, D_IN - 40)
+
+
 def varied(one: Experiment) -> Experiment:
     """The experiment with every float leaf a little smaller, and another seed."""
     smaller = jax.tree.map(lambda leaf: 0.97 * leaf if isinstance(leaf, float) else leaf, one)
@@ -136,7 +144,7 @@ class Trained:
         self.plan = cohort.plan(members)
         self.placement = self.plan[0].placement(D_IN, lanes, mesh)
         self.experiments = self.plan[0].stacked(self.placement)
-        start = lambda experiment: train.init(experiment, SAMPLE)
+        start = lambda experiment: train.init(experiment, SAMPLE, parts(members[0]))
         state = jax.device_get(jax.vmap(start)(self.plan[0].stacked(Placement(1))))
         self.state, self.n = self.placement.members(state), len(members)
         step = lambda experiments, state, i, x: programs.over_members(
@@ -187,12 +195,13 @@ def examine(changes) -> dict:
     )
 
     one = train.trained(members[1], jax.tree.map(jnp.asarray, cohort.unstack(whole, 1)))
-    x = np.asarray(SAMPLE.T)
+    x = np.asarray(SAMPLE.T)[:, : one.d_in]
     own = is_own(type(base.activation))
     activation = members[1].activation if own else unflatten(Experiment, "activation", flatten(members[1]))
     named = jax.tree.map(np.asarray, model.parameters(one))
     latents = np.asarray(one.encode(x))
-    found["read back"] = apart(np.asarray(model.from_parameters(named, activation).encode(x)), latents)
+    again = model.from_parameters(named, activation, base.apply_b_dec_to_input)
+    found["read back"] = apart(np.asarray(again.encode(x)), latents)
     found["each example alone"] = apart(np.asarray(one.encode(x[:5])), latents[:5])
 
     rough = Trained([dataclasses.replace(base, precision="bfloat16")]).steps(0, 2).host

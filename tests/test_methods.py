@@ -195,6 +195,7 @@ CHOICES = [
 def with_choice(base: Experiment, name: str, choice: type, **fields) -> Experiment:
     companions = {"activation": JumpRelu()} if choice in (L0, sae.QuadraticL0) else {}
     companions |= {"activation": sae.Sigmoid()} if choice is sae.FiringRateKL else {}
+    companions |= {"apply_b_dec_to_input": False} if choice is sae.Transcoder else {}
     revived = {"revival.every": 2} if name == "revival" and choice is sae.Resample else {}
     return validate(sae.replace(base, {**companions, name: choice(**fields), **revived, "dead_after": 64}))
 
@@ -205,12 +206,13 @@ def test_every_choice_keeps_the_contract(name, choice, tiny):
     one = with_choice(tiny, name, choice)
     assert unflatten(Experiment, name, flatten(one)) == getattr(one, name)
     assert len(choice.__doc__) > 10
-    jax.eval_shape(functools.partial(rehearsal._method, d_in=64), one)
+    parts = (40, 24) if choice in (sae.Transcoder, sae.Crosscoder) else (64,)
+    jax.eval_shape(functools.partial(rehearsal._method, parts=parts), one)
     traced = jax.tree.unflatten(jax.tree.structure(one), range(len(jax.tree.leaves(one))))
     assert type(getattr(traced, name)) is choice, "no leaf is checked or converted on the way into a program"
 
     x = jax.random.normal(jax.random.key(0), (64, 64))
-    state = train.init(one, x)
+    state = train.init(one, x, parts)
     assert jax.tree.structure(model.parameters(state.sae)).num_leaves == len(jax.tree.leaves(state.sae))
     step = jax.jit(train.step)
     for i in range(3):
@@ -224,9 +226,9 @@ def test_every_choice_keeps_the_contract(name, choice, tiny):
         state = train.revive(one, state, jnp.int32(3), x[None])
     trained = train.trained(one, state)
     assert not bool(state.diverged) and all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(trained))
-    rows = np.asarray(x.T)
+    rows = np.asarray(x.T)[:, : trained.d_in]
     np.testing.assert_allclose(trained(rows)[:7], trained(rows[:7]), atol=1e-5)  # each example stands alone
-    again = model.from_parameters(model.parameters(trained), one.activation)
+    again = model.from_parameters(model.parameters(trained), one.activation, one.apply_b_dec_to_input)
     np.testing.assert_array_equal(again.encode(rows), trained.encode(rows))
 
 

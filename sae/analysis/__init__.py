@@ -8,6 +8,7 @@
 | `small_latents` | how many of the active latents are small? |
 | `recovery` | how alike are two dictionaries, and how much does L1 shrink what it recovers? |
 | `gabor` | are the decoder rows Gabor-like? |
+| `sources` | to which sources does a crosscoder's latent write? |
 
 `controls` has PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them.
 `members` puts a question to many autoencoders at once, `ask` to all members of a run.

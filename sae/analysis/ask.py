@@ -11,10 +11,12 @@ import pandas as pd
 
 from sae.analysis.members import stack
 from sae.core import console
+from sae.core.definitions import kind
 from sae.core.model import Sae, on_examples
 from sae.core.types import Array, UserError
 from sae.data.feed import Feed
 from sae.data.source import Examples, Source
+from sae.methods.tasks import Transcoder
 from sae.store.results import Results
 from sae.study.measures import Measure
 
@@ -44,12 +46,13 @@ class Data:
             return np.concatenate([np.asarray(x.T) for x in feed.held_out()])
 
 
-def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
+def by_cohort(results: Results, ask: Ask, of_inputs: bool = False) -> pd.DataFrame:
     """Put a question to each cohort of a run -> a table with a row per finished member, indexed by its number.
 
     ask(stacked autoencoders, their data, their rows of the members table) -> {column: values [member]}. The
-    autoencoders take normalized examples, as `Data` has them. Members that diverged are left out. Raises UserError if
-    all diverged, or if data or weights cannot be read.
+    autoencoders take normalized examples, as `Data` has them. Members that diverged are left out. `of_inputs`: the
+    question is about inputs and latents alone, so that a transcoder has an answer; it takes the first d_in columns of
+    an example. Raises UserError if all diverged, if data or weights cannot be read, and for a transcoder otherwise.
     """
     members = results.members
     sound = members[members["status"] == "finished"]
@@ -59,6 +62,10 @@ def by_cohort(results: Results, ask: Ask) -> pd.DataFrame:
         raise UserError("all members diverged")
     for _, rows in sound.groupby("cohort"):
         numbers = [int(member) for member in rows["member"]]
+        if not of_inputs and results.definition["members"][numbers[0]].get("task") == kind(Transcoder):
+            raise UserError(
+                f"got member {numbers[0]}, a transcoder, allowed: what reconstructs its own input, which this compares"
+            )
         key = results.source(numbers[0]), results.definition["members"][numbers[0]]["data_seed"]
         data = known.setdefault(key, Data(*key, functools.partial(results.data, numbers[0])))
         found = ask(stack([on_examples(results.sae(member)) for member in numbers]), data, rows)

@@ -51,4 +51,5 @@ class SmallLatents:
 
     def __call__(self, results: Results) -> pd.DataFrame:
         """The results of a run -> a row per member. Raises UserError if data or weights cannot be read."""
-        return by_cohort(results, lambda saes, data, _: members.each(_means, saes, data.held_out[: self.n]))
+        ask = lambda saes, data, _: members.each(_means, saes, data.held_out[: self.n, : saes.d_in])
+        return by_cohort(results, ask, of_inputs=True)

@@ -146,7 +146,8 @@ def having(cls: type, field: str) -> list[type]:
 def written_in(folder: Path, value: T) -> T:
     """A definition whose fields that are paths are looked for in this folder first."""
     marked = [field.name for field in dataclasses.fields(value) if field.metadata.get("path")]  # ty: ignore[invalid-argument-type]
-    paths = {name: Written(path, folder) for name in marked if isinstance(path := getattr(value, name), str)}
+    written = lambda path: tuple(map(written, path)) if isinstance(path, tuple) else Written(path, folder)
+    paths = {name: written(path) for name in marked if isinstance(path := getattr(value, name), str | tuple)}
     return dataclasses.replace(value, **paths)  # ty: ignore[invalid-argument-type]
 
 

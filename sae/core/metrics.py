@@ -6,6 +6,7 @@ the first sixteenth of every batch (see `probe`). `OF_A_STEP` defines what is lo
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from sae.core.model import unit_rows
+from sae.core.normalization import split
 from sae.core.types import Array, Key
 
 PROBE_SHARE, PROBE_LEAST = 16, 64  # one example in so many of a training batch, but no fewer than these
@@ -36,6 +38,7 @@ class Metric:
 METRICS = {
     "mse": Metric("squared error of an example, summed over d_in; mean over examples", "⟨‖x − x̂‖²⟩"),
     "fvu": Metric("fraction of variance unexplained; 0 is a perfect reconstruction", "Σ‖x − x̂‖² / Σ‖x − ⟨x⟩‖²"),
+    "fvu_1": Metric("fvu of a crosscoder's first source alone; fvu_2 is that of the second, and so on"),
     "r2_median": Metric(
         "R² of an input dimension, median over dimensions; unlike fvu, a few of large variance do not decide it",
         "medianⱼ 1 − Σ(xⱼ − x̂ⱼ)² / Σ(xⱼ − ⟨xⱼ⟩)²",
@@ -65,12 +68,13 @@ METRICS = {
     "mmcs_reverse_chance": Metric("mmcs_reverse of random dictionaries of the same shape"),
 }
 """Every metric of an evaluated member; those named mmcs exist only where the true features are known,
-`norm_max_ratio` only where the data are rows.
+`norm_max_ratio` only where the data are rows, `fvu_1` only where a row has several sources.
 
 The only place where metrics are described: captions, tables of the report and docs/definitions.md take their words from
 here. A ratio over an example is 0 where its denominator is 0.
 """
-EVALUATED = tuple(METRICS)
+MOST_SOURCES = 99
+EVALUATED = (*METRICS, *(f"fvu_{i}" for i in range(2, MOST_SOURCES + 1)))
 
 OF_A_STEP = {
     "loss": Metric("loss of the batch: the sum of its terms", "reconstruction + penalty + auxiliary + activation_cost"),
@@ -86,21 +90,27 @@ It is no sum over the chunk, so that the other steps do not pay for it.
 """
 
 
+def metric(name: str) -> Metric | None:
+    """What a number is, by its name without a window; None where it is none of these tables."""
+    source = name.removeprefix("fvu_")
+    return METRICS["fvu_1"] if source != name and source.isdecimal() else METRICS.get(name) or OF_A_STEP.get(name)
+
+
 @struct.dataclass
 class Moments:
     """Sums over the examples of a window, shared by every member as they depend on the examples alone."""
 
     n: Array  # [], their number
-    total: Array  # [d_in], sum of x - pivot
-    squares: Array  # [d_in], sum of (x - pivot)²
+    total: Array  # [d_out], sum of x - pivot
+    squares: Array  # [d_out], sum of (x - pivot)²
 
     @classmethod
-    def zero(cls, d_in: int) -> "Moments":
+    def zero(cls, d_out: int) -> "Moments":
         """The moments of no examples."""
-        return cls(n=jnp.zeros((), jnp.int32), total=jnp.zeros(d_in), squares=jnp.zeros(d_in))
+        return cls(n=jnp.zeros((), jnp.int32), total=jnp.zeros(d_out), squares=jnp.zeros(d_out))
 
     def variation(self) -> Array:
-        """The variation sum_b (x_b - x̄)², [d_in], x̄ the window's mean. A pivot near x̄ keeps it exact in float32."""
+        """The variation sum_b (x_b - x̄)², [d_out], x̄ the window's mean. A pivot near x̄ keeps it exact in float32."""
         return self.squares - self.total**2 / jnp.maximum(self.n, 1)
 
 
@@ -109,7 +119,7 @@ class Sums:
     """Sums of one member over a window of examples, all of shape [] but `squared_error` and `fired`."""
 
     n: Array
-    squared_error: Array  # [d_in]
+    squared_error: Array  # [d_out]
     active: Array
     absolute: Array
     active_relative: Array
@@ -120,14 +130,14 @@ class Sums:
     fired: Array  # [d_sae], on how many examples each latent was active
 
     @classmethod
-    def zero(cls, d_in: int, d_sae: int) -> "Sums":
+    def zero(cls, d_out: int, d_sae: int) -> "Sums":
         """The sums of no examples."""
         nothing = jnp.zeros(())
-        return cls(nothing, jnp.zeros(d_in), *[nothing] * 7, fired=jnp.zeros(d_sae, jnp.int32))
+        return cls(nothing, jnp.zeros(d_out), *[nothing] * 7, fired=jnp.zeros(d_sae, jnp.int32))
 
 
 def moments(x: Array, pivot: Array) -> Moments:
-    """The moments of examples x [d_in, batch]."""
+    """The moments of examples x [d_out, batch], those that are reconstructed."""
     deviation = x - pivot[:, None]
     return Moments(
         n=jnp.full((), x.shape[1], jnp.int32), total=jnp.sum(deviation, axis=1), squares=jnp.sum(deviation**2, axis=1)
@@ -135,7 +145,7 @@ def moments(x: Array, pivot: Array) -> Moments:
 
 
 def sums(latents: Array, x_hat: Array, x: Array) -> Sums:
-    """The sums of one pass: latents [d_sae, batch], reconstructions x_hat of x [d_in, batch]."""
+    """The sums of one pass: latents [d_sae, batch], reconstructions x_hat of x [d_out, batch]."""
     size = jnp.abs(latents)
     largest, total, squares = jnp.max(size, axis=0), jnp.sum(size, axis=0), jnp.sum(latents * latents, axis=0)
     fired = jnp.sum(jnp.where(latents != 0, 1.0, 0.0), axis=1)
@@ -169,20 +179,26 @@ def probe(latents: Array, x_hat: Array, x: Array) -> Sums:
     return dataclasses.replace(some, squared_error=rows)
 
 
-def finish(s: Sums, m: Moments) -> dict[str, Array]:
+def finish(s: Sums, m: Moments, parts: Sequence[int] = ()) -> dict[str, Array]:
     """Sums over a window -> its metrics, without `dead`, whose window is longer.
 
-    `fvu` is NaN if all examples are equal.
+    `fvu` is NaN if all examples are equal. parts: widths of the sources side by side in an example.
     """
     n, rates = jnp.maximum(s.n, 1), s.fired / jnp.maximum(s.n, 1)
     by_dimension = m.variation()
     error, variation = jnp.sum(s.squared_error), jnp.sum(by_dimension)
     varies = by_dimension > 1e-12 * variation  # a constant dimension has no R²
+    per_source = {}
+    if len(parts) > 1:
+        both = zip(split(s.squared_error, parts), split(by_dimension, parts), strict=True)
+        unexplained = [jnp.where(jnp.sum(v) > 0, jnp.sum(e) / jnp.sum(v), jnp.nan) for e, v in both]
+        per_source = {f"fvu_{i}": value for i, value in enumerate(unexplained, 1)}
     r2 = 1 - s.squared_error / jnp.where(varies, by_dimension, 1)
     q10, q50, q90 = jnp.quantile(rates, jnp.array([0.1, 0.5, 0.9]))
     return {
         "mse": error / jnp.maximum(m.n, 1),
         "fvu": jnp.where(variation > 0, error / variation, jnp.nan),
+        **per_source,
         "r2_median": jnp.nanmedian(jnp.where(varies, r2, jnp.nan)),
         "l0": s.active / n,
         "l0_relative": s.active_relative / n,

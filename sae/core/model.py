@@ -6,6 +6,7 @@ a transpose, alone and under `vmap`. The methods that people call (`encode`, `de
 examples as rows, `[..., d_in]`, as every other library does.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,20 +14,31 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae.core.normalization import Normalization
+from sae.core.normalization import Normalization, split
 from sae.core.types import Array, Key, UserError
+
+
+class Shapes(NamedTuple):
+    """The shapes of a Sae beside d_sae."""
+
+    d_in: int  # width of what is encoded
+    d_out: int  # width of what is reconstructed
+    parts: tuple[int, ...]  # widths of the sources side by side in it
+    skip: bool = False  # whether there is a W_skip
 
 
 class Sae(nnx.Module):
     """A sparse autoencoder: `latents = activation(W_enc (x - b_dec) + b_enc)`, `x_hat = W_decᵀ latents + b_dec`.
 
-    Parameters, all float32: `W_enc [d_sae, d_in]`, `b_enc [d_sae]`, `W_dec [d_sae, d_in]` (one row, a *direction*, per
-    latent), `b_dec [d_in]`, and in `own` those that the activation brings, by name, `[d_sae, ...]` or `[]`. `precision`
-    is what the matrix products round their factors to. A Sae is a pytree; change parameters with `replace` only.
+    Parameters, all float32: `W_enc [d_sae, d_in]`, `b_enc [d_sae]`, `W_dec [d_sae, d_out]` (one row, a *direction*, per
+    latent), `b_dec [d_out]`, and in `own` those that the activation brings, by name, `[d_sae, ...]` or `[]`. A
+    transcoder's d_out may differ from d_in, and with `W_skip [d_out, d_in]` its x_hat gains `W_skip x`. `parts` are the
+    widths of the sources side by side in x_hat: one, but for a crosscoder. `precision` is what the matrix products
+    round their factors to. A Sae is a pytree; change parameters with `replace` only.
 
     `normalization` is what its source did to raw rows. A Sae that a run has kept holds it: `encode` takes raw rows, and
     `decode` and a call give raw reconstructions. The parameters belong to the normalized examples. Without one (None),
-    rows are such examples already.
+    rows are such examples already. A transcoder's is that of rows (input ‖ target).
 
     A training state keeps the parameters alone: its `activation` is None (see `using`), so the optimizer never sees the
     numbers of a choice.
@@ -43,6 +55,8 @@ class Sae(nnx.Module):
         precision: str = "float32",
         own: Mapping[str, Array] | None = None,
         normalization: Normalization | None = None,
+        W_skip: Array | None = None,
+        parts: tuple[int, ...] | None = None,
     ) -> None:
         own = activation.init(b_enc.shape[0]) if own is None else own
         self.W_enc = nnx.Param(W_enc)
@@ -54,20 +68,44 @@ class Sae(nnx.Module):
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.precision = precision
         self.normalization = nnx.data(normalization)
+        self.W_skip = nnx.data(None if W_skip is None else nnx.Param(W_skip))
+        self.skipped = nnx.data(None)  # W_skip x of the batch at hand [d_out, batch], see `at`
+        self.parts = parts or (W_dec.shape[-1],)
+
+    @property
+    def d_in(self) -> int:
+        """Width of what is encoded."""
+        return self.W_enc[...].shape[-1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is reconstructed."""
+        return self.W_dec[...].shape[-1]
 
     def encode(self, x: Array) -> Array:
         """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
-        x = jnp.asarray(x) if self.normalization is None else self.normalization.apply(jnp.asarray(x, jnp.float32))
-        return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), x)
+        return _rows(lambda columns: self.activation(self, pre_acts(self, columns)), self._examples(x))
 
     def decode(self, latents: Array) -> Array:
-        """Latents [..., d_sae] -> reconstructions [..., d_in], raw: the normalization is undone."""
-        x_hat = _rows(lambda columns: decode(self, columns), latents)
-        return x_hat if self.normalization is None else self.normalization.undo(x_hat)
+        """Latents [..., d_sae] -> reconstructions [..., d_out], raw: the normalization is undone.
+
+        `W_skip x` is no part of it, as a call adds it.
+        """
+        return self._raw(_rows(lambda columns: decode(self, columns), latents))
 
     def __call__(self, x: Array) -> Array:
-        """Raw rows [..., d_in] -> raw reconstructions [..., d_in]."""
-        return self.decode(self.encode(x))
+        """Raw rows [..., d_in] -> raw reconstructions [..., d_out], of the rows or of a transcoder's targets."""
+        if self.W_skip is None:
+            return self.decode(self.encode(x))
+        return self._raw(_rows(lambda columns: forward(self, columns).x_hat, self._examples(x)))
+
+    def _examples(self, x: Array) -> Array:
+        made = input_normalization(self)
+        return jnp.asarray(x) if made is None else made.apply(jnp.asarray(x, jnp.float32))
+
+    def _raw(self, x_hat: Array) -> Array:
+        made = target_normalization(self)
+        return x_hat if made is None else made.undo(x_hat)
 
 
 class Pass(NamedTuple):
@@ -78,11 +116,11 @@ class Pass(NamedTuple):
 
     sae: Sae  # with its activation, as it was before the step
     x: Array  # [d_in, batch]
-    y: Array  # [d_in, batch]: the target of the reconstruction, x itself
+    y: Array  # [d_out, batch]: the target of the reconstruction; x itself, but for a transcoder
     pre_acts: Array  # [d_sae, batch]
     latents: Array  # [d_sae, batch]
     charged: Array  # [d_sae, batch]: what a penalty charges; the latents, unless the activation says otherwise
-    x_hat: Array  # [d_in, batch]: the reconstruction of y
+    x_hat: Array  # [d_out, batch]: the reconstruction of y
     dead: Array  # [d_sae] bool
     step: Array | int  # updates before this one
     n_steps: int
@@ -95,13 +133,38 @@ class Pass(NamedTuple):
 
     @property
     def norms(self) -> Array:
-        """Euclidean norms of the decoder rows, [d_sae]."""
+        """Norms of the decoder rows, [d_sae] (see `decoder_norms`)."""
         return decoder_norms(self.sae)
 
     @property
     def active(self) -> Array:
         """1 where a latent is active, else 0, [d_sae, batch]; its gradient is the one that the activation gives it."""
         return self.sae.activation.active(self.sae, self.pre_acts)
+
+
+def divided(sae: Sae, rows: Array) -> tuple[Array, Array]:
+    """Rows feature-major, [d_row, batch] -> (x [d_in, batch], y [d_out, batch]): what is encoded, and the target.
+
+    A transcoder's row is (input ‖ target). Any other row is both.
+    """
+    if len(rows) == sae.d_in:
+        return rows, rows
+    return rows[: sae.d_in], rows[-sae.d_out :]
+
+
+def at(sae: Sae, x: Array, origin: Array | None = None) -> Sae:
+    """The Sae at a batch x [d_in, batch], whose `decode` adds `W_skip x`; itself where there is no W_skip.
+
+    origin: as for `pre_acts`.
+    """
+    if sae.W_skip is None:
+        return sae
+    new, W_skip = jax.tree.map(lambda leaf: leaf, sae), sae.W_skip[...]
+    if sae.precision == "float32" or origin is None:
+        new.skipped = matmul(W_skip, x, sae.precision)
+    else:
+        new.skipped = matmul(W_skip, x - origin[:, None], sae.precision) + matmul(W_skip, origin)[:, None]
+    return new
 
 
 def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
@@ -118,15 +181,22 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     if sae.precision == "float32":
         offset = b_enc - matmul(W_enc, b_dec) if sae.apply_b_dec_to_input else b_enc
     else:
-        origin = jax.lax.stop_gradient(b_dec if origin is None else origin)
+        each_alone = b_dec if len(b_dec) == len(x) else jnp.zeros(len(x))
+        origin = jax.lax.stop_gradient(each_alone if origin is None else origin)
         offset = b_enc + matmul(W_enc, origin - b_dec if sae.apply_b_dec_to_input else origin)
         x = x - origin[:, None]
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
 def decode(sae: Sae, latents: Array) -> Array:
-    """latents [d_sae, batch] -> x_hat [d_in, batch]."""
-    return matmul(sae.W_dec[...].T, latents, sae.precision) + sae.b_dec[...][:, None]
+    """latents [d_sae, batch] -> x_hat [d_out, batch]."""
+    return matmul(sae.W_dec[...].T, latents, sae.precision) + base(sae)
+
+
+def base(sae: Sae) -> Array:
+    """What is reconstructed without any latent: b_dec [d_out, 1]; at a batch that skips, [d_out, batch] (see `at`)."""
+    b_dec = sae.b_dec[...][:, None]
+    return b_dec if sae.skipped is None else sae.skipped + b_dec
 
 
 def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
@@ -157,17 +227,18 @@ bfloat16_matmul.defvjp(
 )
 
 
-def forward(sae: Sae, x: Array) -> Pass:
-    """One pass over x [d_in, batch] outside training: each example stands alone."""
-    z = pre_acts(sae, x)
+def forward(sae: Sae, rows: Array) -> Pass:
+    """One pass over rows [d_row, batch], or inputs alone, outside training: each example stands alone."""
+    x, y = divided(sae, rows)
+    z, sae = pre_acts(sae, x), at(sae, x)
     latents = sae.activation(sae, z)
     none_dead = jnp.zeros(z.shape[0], bool)
-    return Pass(sae, x, x, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)
+    return Pass(sae, x, y, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)
 
 
 def init(
     key: Key,
-    d_in: int,
+    shapes: Shapes,
     d_sae: int,
     activation: Any,
     b_dec: Array,
@@ -176,10 +247,14 @@ def init(
 ) -> Sae:
     """Decoder rows uniform on the unit sphere, the encoder tied to them at the start, `b_enc` zero.
 
-    `W_enc = W_dec` at step 0 (each latent looks for what it writes), as in Gao et al. 2024, Appendix A.
+    `W_enc = W_dec` at step 0 (each latent looks for what it writes), as in Gao et al. 2024, Appendix A. Where the two
+    have different widths, the encoder has unit rows of its own. W_skip is zero.
     """
-    W_dec = unit_rows(jax.random.normal(key, (d_sae, d_in)))
-    return Sae(W_dec, jnp.zeros(d_sae), W_dec, b_dec, activation, apply_b_dec_to_input, precision)
+    d_in, d_out, parts, skip = shapes
+    W_dec = unit_rows(jax.random.normal(key, (d_sae, d_out)))
+    W_enc = W_dec if d_in == d_out else unit_rows(jax.random.normal(jax.random.fold_in(key, 1), (d_sae, d_in)))
+    W_skip, four = jnp.zeros((d_out, d_in)) if skip else None, (W_enc, jnp.zeros(d_sae), W_dec, b_dec)
+    return Sae(*four, activation, apply_b_dec_to_input, precision, W_skip=W_skip, parts=parts)
 
 
 def replace(sae: Sae, own: Mapping[str, Array] | None = None, **parameters: Array) -> Sae:
@@ -213,11 +288,13 @@ def from_parameters(
     apply_b_dec_to_input: bool = True,
     precision: str = "float32",
     normalization: Normalization | None = None,
+    parts: tuple[int, ...] | None = None,
 ) -> Sae:
     """The Sae whose `parameters` these are."""
     own = {name.removeprefix("own."): value for name, value in parameters.items() if name.startswith("own.")}
     four = (parameters["W_enc"], parameters["b_enc"], parameters["W_dec"], parameters["b_dec"])
-    return Sae(*four, activation, apply_b_dec_to_input, precision, own, normalization)
+    W_skip = parameters.get("W_skip")
+    return Sae(*four, activation, apply_b_dec_to_input, precision, own, normalization, W_skip, parts)
 
 
 def using(sae: Sae, activation: Any) -> Sae:
@@ -226,7 +303,10 @@ def using(sae: Sae, activation: Any) -> Sae:
     The result has no normalization.
     """
     four = (sae.W_enc[...], sae.b_enc[...], sae.W_dec[...], sae.b_dec[...])
-    return Sae(*four, activation, sae.apply_b_dec_to_input, sae.precision, own(sae))
+    W_skip = None if sae.W_skip is None else sae.W_skip[...]
+    return Sae(
+        *four, activation, sae.apply_b_dec_to_input, sae.precision, own(sae), W_skip=W_skip, parts=sae.parts
+    )  # fmt: skip
 
 
 def on_examples(sae: Sae) -> Sae:
@@ -236,7 +316,19 @@ def on_examples(sae: Sae) -> Sae:
 
 def normalized(sae: Sae, rows: Array) -> tuple[Sae, Array]:
     """The autoencoder without its normalization, and raw rows [..., d_in] as the examples that it then takes."""
-    return on_examples(sae), rows if sae.normalization is None else sae.normalization.apply(rows)
+    made = input_normalization(sae)
+    return on_examples(sae), rows if made is None else made.apply(rows)
+
+
+def input_normalization(sae: Sae) -> Normalization | None:
+    """The normalization of what is encoded."""
+    return None if sae.normalization is None else sae.normalization.part(0, sae.d_in)
+
+
+def target_normalization(sae: Sae) -> Normalization | None:
+    """The normalization of what is reconstructed: the same, but for a transcoder."""
+    made = sae.normalization
+    return None if made is None else made.part(made.shift.shape[-1] - sae.d_out, made.shift.shape[-1])
 
 
 def fold(sae: Sae) -> Sae:
@@ -244,22 +336,26 @@ def fold(sae: Sae) -> Sae:
 
     With `example = (row - shift) * scale`: `W_enc' = W_enc * scale`, `W_dec' = W_dec / scale` and
     `b_dec' = b_dec / scale + shift`; `b_enc' = b_enc`, or `b_enc - W_enc (shift * scale)` where the encoder does not
-    subtract `b_dec`. Latents stay as they are; the norms of decoder rows do not.
+    subtract `b_dec`. Each side has its own shift and scale; `W_skip' = W_skip * scale_in / scale_out`, and b_dec' makes
+    up for shift_in. Latents stay as they are; the norms of decoder rows do not.
 
     Raises UserError where the activation reads the weights (BatchTopK weighs latents by the norms of decoder rows) so
     that folded weights would change its latents.
     """
-    if sae.normalization is None:
+    seen, made = input_normalization(sae), target_normalization(sae)
+    if seen is None or made is None:
         return sae
-    shift, scale = jnp.asarray(sae.normalization.shift), jnp.asarray(sae.normalization.scale)
-    W_enc, b_enc = sae.W_enc[...], sae.b_enc[...]
+    W_enc, b_enc, shifted = sae.W_enc[...], sae.b_enc[...], jnp.asarray(seen.shift * seen.scale)
     folded = replace(
         on_examples(sae),
-        W_enc=W_enc * scale,
-        b_enc=b_enc if sae.apply_b_dec_to_input else b_enc - matmul(W_enc, shift * scale),
-        W_dec=sae.W_dec[...] / scale,
-        b_dec=sae.b_dec[...] / scale + shift,
+        W_enc=W_enc * seen.scale,
+        b_enc=b_enc if sae.apply_b_dec_to_input else b_enc - matmul(W_enc, shifted),
+        W_dec=sae.W_dec[...] / made.scale,
+        b_dec=sae.b_dec[...] / made.scale + made.shift,
     )
+    if sae.W_skip is not None:
+        W_skip = sae.W_skip[...] / made.scale[:, None]
+        folded = replace(folded, W_skip=W_skip * seen.scale, b_dec=folded.b_dec[...] - matmul(W_skip, shifted))
     sizes = jnp.logspace(-6, 6, 500)  # close enough for a threshold that moves by 3 % to show
     z = jnp.broadcast_to(jnp.concatenate([-sizes, sizes]), (W_enc.shape[0], 1_000))
     if not jnp.allclose(sae.activation(sae, z), sae.activation(folded, z), rtol=1e-3):
@@ -284,8 +380,17 @@ def select(latents: Array, a: Sae, b: Sae) -> Sae:
 
 
 def decoder_norms(sae: Sae) -> Array:
-    """Euclidean norms of the decoder rows, [d_sae]; a zero row has a finite gradient."""
-    return jnp.sqrt(jnp.maximum(jnp.sum(sae.W_dec[...] ** 2, axis=1), 1e-30))
+    """Euclidean norms of the decoder rows, [d_sae]; a zero row has a finite gradient.
+
+    A crosscoder's are the sums over sources s of ‖W_dec,i^s‖ (Lindsey et al. 2024, "Sparse crosscoders").
+    """
+    return functools.reduce(jnp.add, part_norms(sae))
+
+
+def part_norms(sae: Sae) -> list[Array]:
+    """Euclidean norms of every source's part of the decoder rows, [d_sae] each."""
+    norms = lambda W: jnp.sqrt(jnp.maximum(jnp.sum(W**2, axis=1), 1e-30))
+    return [norms(W) for W in split(sae.W_dec[...], sae.parts)]
 
 
 def unit_rows(W: Array) -> Array:

@@ -7,7 +7,7 @@ same seed.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol, get_args
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sae.core.normalization import Normalization
+from sae.core.normalization import Normalization, split
 from sae.core.text import nearest
 from sae.core.types import Array, Key, UserError
 from sae.data.order import batch_rows, permute
@@ -36,19 +36,41 @@ class Table(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Joined:
+    """Tables of equally many rows, side by side: [n, sum of their widths]."""
+
+    tables: tuple[Table, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, the sum of the widths)."""
+        return (len(self.tables[0]), sum(table.shape[1] for table in self.tables))
+
+    def __len__(self) -> int:
+        return len(self.tables[0])
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        found = [np.asarray(table[index]) for table in self.tables]
+        if len({part.dtype for part in found}) > 1:
+            found = [part.astype(np.float32) for part in found]
+        return np.concatenate(found, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """Examples that are rows of a table. `rows` builds it: it measures `normalization` and `mean` and checks values.
 
     `train [n_train, d_in]` and `held_out [n_held_out, d_in]` hold raw values of any real dtype. An example
     is `(row - shift) * scale` in float32. `mean [d_in]` is the mean of the training *examples* (after
-    normalization).
+    normalization). `parts` are the widths of the arrays side by side in a row.
     """
 
     train: Table
     held_out: Table
     normalization: Normalization
     mean: np.ndarray
-    norm_max_ratio: float  # the largest norm of a raw row, in units of the median norm of training rows
+    norm_max_ratio: float  # the largest norm of a raw row's part, in units of the median norm of training rows
+    parts: tuple[int, ...]
     image_shape: tuple[int, ...] | None = None  # (height, width) or (height, width, channels)
     features: ClassVar[None] = None  # not known
     frequencies: ClassVar[None] = None
@@ -57,6 +79,10 @@ class Rows:
     def d_in(self) -> int:
         """Width of an example."""
         return self.train.shape[1]
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows [..., d_in] as their parts: a transcoder's inputs and targets, a crosscoder's sources."""
+        return split(rows, self.parts)
 
     @property
     def n_train(self) -> int:
@@ -148,8 +174,8 @@ _rows_of_block = jax.jit(_places, static_argnames=("draw", "n"))
 
 
 def rows(
-    train: Table,
-    held_out: Table,
+    train: Table | Sequence[Table],
+    held_out: Table | Sequence[Table],
     normalize: Normalize,
     what: str,
     image_shape: tuple[int, ...] | None = None,
@@ -157,8 +183,10 @@ def rows(
 ) -> Rows:
     """Measure and check raw rows, once, in pieces (they may be larger than memory).
 
-    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays or are indexed like arrays. `what` names the
-    data in error messages. `normalize` says what is done to every row; the numbers come from the training rows:
+    `train [n_train, d_in]` and `held_out [n_held_out, d_in]` are arrays or are indexed like arrays. Or each is several,
+    (input, target) for a transcoder and one for each source of a crosscoder: row i of them belongs together, and each
+    is normalized on its own. `what` names the data in error messages. `normalize` says what is done to every row; the
+    numbers come from the training rows:
 
     - `none`: nothing;
     - `centre`: their mean is subtracted;
@@ -168,73 +196,104 @@ def rows(
       is constant is only centred.
 
     `max_norm` leaves out the rows, of both splits, whose norm exceeds that multiple of the median norm of the training
-    rows (of those that are not all 0), such as attention sinks; None keeps all rows.
+    rows (of those that are not all 0), such as attention sinks; None keeps all rows. Of several arrays, one is enough.
 
     Raises UserError for an unknown `normalize`, wrong shapes, an empty split, NaN or infinite values, and data with no
     variance.
     """
     if normalize not in (allowed := get_args(Normalize)):
         raise UserError(f"{what}: normalize: got {normalize!r}; {nearest(str(normalize), allowed)}")
-    for split, table in (("train", train), ("held-out", held_out)):
-        if len(table.shape) != 2 or 0 in table.shape:
-            raise UserError(f"{what}: {split} has shape {tuple(table.shape)}; allowed: [n >= 1, d_in >= 1]")
-    if train.shape[1] != held_out.shape[1]:
-        raise UserError(f"{what}: train has {train.shape[1]} columns and held-out {held_out.shape[1]}; they must agree")
+    many = [table for table in (train, held_out) if isinstance(table, Sequence)]
+    if many and image_shape is not None:
+        raise UserError(f"{what}: image_shape: got {image_shape}, allowed: None for several arrays")
+    train, held_out, parts = _joined(train, held_out, what)
     if max_norm is not None:
-        train, held_out = _without_outliers(train, held_out, max_norm, what)
+        train, held_out = _without_outliers(train, held_out, parts, max_norm, what)
 
     n, d_in = train.shape
-    total, norms, some, largest = np.zeros(d_in), 0.0, [], 0.0
-    first, varies = np.asarray(train[:1]).astype(np.float32), False
+    total, norms, largest = np.zeros(d_in), np.zeros(len(parts)), np.zeros(len(parts))
+    some: list[list[np.ndarray]] = [[] for _ in parts]
+    first, varies = np.asarray(train[:1]).astype(np.float32), np.zeros(d_in, bool)
     for start, piece in _pieces(train):
-        _check_finite(piece, start, f"{what} (train)")
-        varies = varies or bool(np.any(piece != first))
+        _check_finite(piece, start, parts, f"{what} (train)")
+        varies |= np.any(piece != first, axis=0)
         total += piece.sum(0, dtype=np.float64)
-        sizes = np.linalg.norm(piece, axis=1)
-        norms += sizes.sum(dtype=np.float64)
-        some.append(_some(sizes, start, train))
-        largest = max(largest, float(sizes.max()))
+        for i, sizes in enumerate(_norms(piece, parts)):
+            norms[i] += sizes.sum(dtype=np.float64)
+            some[i].append(_some(sizes, start, train))
+            largest[i] = max(largest[i], sizes.max())
     for start, piece in _pieces(held_out):
-        _check_finite(piece, start, f"{what} (held-out)")
-        largest = max(largest, float(np.linalg.norm(piece, axis=1).max()))
-    if not varies:
-        raise UserError(f"{what}: all {n} training rows are equal, so there is no variance to explain")
+        _check_finite(piece, start, parts, f"{what} (held-out)")
+        largest = np.maximum(largest, [sizes.max() for sizes in _norms(piece, parts)])
+    for i, varied in enumerate(split(varies, parts), 1):
+        if not varied.any():
+            which = f" of array {i}" if len(parts) > 1 else ""
+            raise UserError(f"{what}: all {n} training rows{which} are equal, so there is no variance to explain")
 
     mean, shift, scale = total / n, np.zeros(d_in), np.ones(d_in)
     if normalize in ("centre", "centre-unit-mean-norm", "standardize"):
         shift = mean
     if normalize == "unit-mean-norm":
-        scale *= n / norms
+        scale *= np.repeat(n / norms, parts)
     elif normalize in ("centre-unit-mean-norm", "standardize"):  # deviations, in a second pass: data may be far from 0
-        squares, norms = np.zeros(d_in), 0.0
+        squares, norms = np.zeros(d_in), np.zeros(len(parts))
         for _, piece in _pieces(train):
             deviation = piece - mean
             squares += np.square(deviation).sum(0)
-            norms += np.linalg.norm(deviation, axis=1).sum()
+            norms += [sizes.sum() for sizes in _norms(deviation, parts)]
         deviation = np.sqrt(squares / n)
         constant = deviation <= 1e-6 * np.abs(mean)  # what float32 can tell from a constant
-        scale = np.where(constant, 1, 1 / np.where(constant, 1, deviation)) if normalize == "standardize" else n / norms
-    scale = np.broadcast_to(scale, d_in).astype(np.float32)
+        unit = 1 / np.where(constant, 1, deviation)
+        scale = np.where(constant, 1, unit) if normalize == "standardize" else np.repeat(n / norms, parts)
+    medians = [_median(np.concatenate(norms_of_part)) for norms_of_part in some]
     return Rows(
         train=train,
         held_out=held_out,
-        normalization=Normalization(shift.astype(np.float32), scale),
-        mean=((mean - shift) * scale).astype(np.float32),
-        norm_max_ratio=largest / _median(np.concatenate(some)),
+        normalization=Normalization(shift.astype(np.float32), scale.astype(np.float32)),
+        mean=((mean - shift) * scale.astype(np.float32)).astype(np.float32),
+        norm_max_ratio=float(np.max(largest / medians)),
+        parts=parts,
         image_shape=image_shape,
     )
 
 
-def table_fingerprint(table: Table, what: str, n_rows: int = 256) -> dict[str, str]:
+def _joined(
+    train: Table | Sequence[Table], held_out: Table | Sequence[Table], what: str
+) -> tuple[Table, Table, tuple[int, ...]]:
+    """Training and held-out rows as one table each, and the widths of what stands side by side. Raises UserError."""
+    found = {"train": train, "held-out": held_out}
+    tables = {name: tuple(one) if isinstance(one, Sequence) else (one,) for name, one in found.items()}
+    for name, several in tables.items():
+        for table in several:
+            if len(table.shape) != 2 or 0 in table.shape:
+                raise UserError(f"{what}: {name} has shape {tuple(table.shape)}; allowed: [n >= 1, d_in >= 1]")
+        if len({len(table) for table in several}) != 1:
+            got = " and ".join(f"{len(table):,}" for table in several) or "no"
+            raise UserError(f"{what}: {name}: got {got} rows, allowed: equally many, as row i is one example")
+    parts, others = ([table.shape[1] for table in several] for several in tables.values())
+    if parts != others:
+        columns, theirs = (" + ".join(map(str, widths)) for widths in (parts, others))
+        raise UserError(f"{what}: train has {columns} columns and held-out {theirs}; they must agree")
+    one = lambda several: several[0] if len(several) == 1 else Joined(several)
+    return one(tables["train"]), one(tables["held-out"]), tuple(parts)
+
+
+def _norms(piece: np.ndarray, parts: Sequence[int]) -> list[np.ndarray]:
+    """Norms of every part of some rows, [n] each."""
+    return [np.linalg.norm(part, axis=1) for part in split(piece, parts)]
+
+
+def table_fingerprint(table: Table, what: str, n_rows: int = 256, of: str = "") -> dict[str, str]:
     """What tells a table from another: its shape, its dtype and the hash of a fixed sample of rows, first and last too.
 
-    Only these rows are read, so it is cheap for large files; a change in other rows alone is not seen.
+    Only these rows are read, so it is cheap for large files; a change in other rows alone is not seen. `of` says in
+    the names which of several tables it is.
     """
     places = np.unique(np.linspace(0, len(table) - 1, n_rows).astype(np.int64))
     some = np.ascontiguousarray(table[places])
     digest = hashlib.sha256(some.tobytes()).hexdigest()[:16]
     shape = " x ".join(map(str, table.shape))
-    return {f"{what} rows": f"{shape} {some.dtype}", f"sample of {what} rows": digest}
+    return {f"{what} rows{of}": f"{shape} {some.dtype}", f"sample of {what} rows{of}": digest}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,14 +314,18 @@ class _Kept:
         return self.table[self.places[index]]
 
 
-def _without_outliers(train: Table, held_out: Table, max_norm: float, what: str) -> tuple[Table, Table]:
-    norms = np.concatenate([_some(np.linalg.norm(piece, axis=1), start, train) for start, piece in _pieces(train)])
-    most, kept = max_norm * _median(norms), []
-    for split, table in (("train", train), ("held-out", held_out)):
+def _without_outliers(
+    train: Table, held_out: Table, parts: Sequence[int], max_norm: float, what: str
+) -> tuple[Table, Table]:
+    pieces = [[_some(sizes, start, train) for sizes in _norms(piece, parts)] for start, piece in _pieces(train)]
+    most = [max_norm * _median(np.concatenate(norms)) for norms in zip(*pieces, strict=True)]
+    too_long = lambda piece: np.any([a > b for a, b in zip(_norms(piece, parts), most, strict=True)], axis=0)
+    kept = []
+    for name, table in (("train", train), ("held-out", held_out)):
         # what is not finite is kept, to be reported
-        inside = np.concatenate([~(np.linalg.norm(piece, axis=1) > most) for _, piece in _pieces(table)])
+        inside = np.concatenate([~too_long(piece) for _, piece in _pieces(table)])
         if not inside.any():
-            raise UserError(f"{what}: max_norm = {max_norm:g} leaves no {split} row; allowed: a larger one, or None")
+            raise UserError(f"{what}: max_norm = {max_norm:g} leaves no {name} row; allowed: a larger one, or None")
         kept.append(table if inside.all() else _Kept(table, np.flatnonzero(inside)))
     return kept[0], kept[1]
 
@@ -286,11 +349,13 @@ def _pieces(table: Table, n_bytes: int = 2**26) -> Iterator[tuple[int, np.ndarra
             yield start, np.asarray(table[start : start + size]).astype(np.float32)
 
 
-def _check_finite(piece: np.ndarray, start: int, what: str) -> None:
+def _check_finite(piece: np.ndarray, start: int, parts: Sequence[int], what: str) -> None:
     bad = ~np.isfinite(piece)
     if bad.any():
-        row, column = np.argwhere(bad)[0]
+        row, column = map(int, np.argwhere(bad)[0])
+        array = int(np.searchsorted(np.cumsum(parts), column, side="right"))
+        place = f"column {column - sum(parts[:array])}" + (f" of array {array + 1}" if len(parts) > 1 else "")
         raise UserError(
-            f"{what}: {piece[row, column]} at row {start + row}, column {column} "
+            f"{what}: {piece[row, column]} at row {start + row}, {place} "
             f"({int(bad.sum())} non-finite values there); remove or replace them first"
         )

@@ -31,6 +31,7 @@ class Sampler:
     features: np.ndarray | None = None
     frequencies: np.ndarray | None = None
     image_shape: tuple[int, ...] | None = None  # (height, width) or (height, width, channels)
+    parts: tuple[int, ...] | None = None  # widths of what stands side by side in an example; None for one
     normalization: Normalization | None = None  # of what the source means by a raw row
     n_train: ClassVar[None] = None  # there is no end of them
 

@@ -44,7 +44,9 @@ class Block(Protocol):
 class Examples(Protocol):
     """What `load` gives: all that training, evaluation and the report ask of data.
 
-    The same seed or key must give the same examples, so that any step can be replayed.
+    The same seed or key must give the same examples, so that any step can be replayed. An example may be several arrays
+    side by side, (input, target) for a transcoder and one for each source of a crosscoder: their widths are then in
+    `parts`, a tuple whose sum is `d_in`.
     """
 
     @property
@@ -105,6 +107,11 @@ class Examples(Protocol):
     def normalization(self) -> Normalization | None:
         """What made examples of raw rows; None where examples have no other units. It is kept with the weights."""
         ...
+
+
+def parts_of(data: Examples) -> tuple[int, ...]:
+    """The widths of what stands side by side in an example: those in `data.parts`; one where it has no such thing."""
+    return tuple(getattr(data, "parts", None) or (data.d_in,))
 
 
 class Source(Choice):

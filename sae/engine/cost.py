@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sae import train
 from sae.data.feed import RESIDENT_BYTES, block_steps
-from sae.data.source import Examples
+from sae.data.source import Examples, parts_of
 from sae.engine import cohort as cohorts
 from sae.engine import runtime
 from sae.engine.cohort import Cohort
@@ -30,17 +30,17 @@ def work(cohort: Cohort) -> int:
     return len(cohort.members) * e.d_sae * e.batch_size * e.n_steps
 
 
-def parameters(experiment: Experiment, d_in: int) -> int:
-    """The number of parameters of one member, with those that its activation brings."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_state(experiment, d_in).sae))
+def parameters(experiment: Experiment, parts: tuple[int, ...]) -> int:
+    """The number of parameters of one member, with those that its activation brings; parts: those of its data."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_state(experiment, parts).sae))
 
 
-def step_flops(experiment: Experiment, d_in: int) -> int:
+def step_flops(experiment: Experiment, parts: tuple[int, ...]) -> int:
     """FLOPs of the matrix products of one member's step, 2 per multiply-add; products with a vector do not count.
 
     A ReLU autoencoder has five of 2 · d_in · d_sae · batch: two forward, three backward.
     """
-    return sum(_product_flops(equation) for equation in _equations(_trace(experiment, d_in)))
+    return sum(_product_flops(equation) for equation in _equations(_trace(experiment, parts)))
 
 
 def memory_bytes(cohort: Cohort, data: Examples, lanes: int) -> int:
@@ -50,10 +50,10 @@ def memory_bytes(cohort: Cohort, data: Examples, lanes: int) -> int:
     written, a copy of it and a copy that Orbax makes); a gradient and an update of the members computed at once, and
     their arrays [d_sae, batch]; a block of batches, drawn and transposed; the data. All numbers take four bytes.
     """
-    e, d_in = cohort.example, data.d_in
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_state(e, d_in)))
-    arrays = ARRAYS + FUSED * max(0, _most_arrays(_trace(e, d_in), e.d_sae * e.batch_size) - TRACED)
-    working = lanes * (2 * parameters(e, d_in) + arrays * e.d_sae * e.batch_size)
+    e, d_in, parts = cohort.example, data.d_in, parts_of(data)
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_state(e, parts)))
+    arrays = ARRAYS + FUSED * max(0, _most_arrays(_trace(e, parts), e.d_sae * e.batch_size) - TRACED)
+    working = lanes * (2 * parameters(e, parts) + arrays * e.d_sae * e.batch_size)
     block = 2 * block_steps(d_in, e.batch_size, e.n_steps) * e.batch_size * d_in
     return 4 * len(cohort.members) * state + round(4 * (working + block)) + data.resident_bytes(RESIDENT_BYTES)
 
@@ -82,17 +82,17 @@ def _largest(cohort: Cohort, parts: int, data: Examples) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def _state(experiment: Experiment, d_in: int) -> TrainState:
+def _state(experiment: Experiment, parts: tuple[int, ...]) -> TrainState:
     """The shapes of a member's state."""
-    return jax.eval_shape(lambda e: train.init(e, jnp.zeros((d_in, 1))), experiment)
+    return jax.eval_shape(lambda e: train.init(e, jnp.zeros((sum(parts), 1)), parts), experiment)
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(experiment: Experiment, d_in: int) -> Any:
+def _trace(experiment: Experiment, parts: tuple[int, ...]) -> Any:
     """The jaxpr of a member's step."""
-    x = jax.ShapeDtypeStruct((d_in, experiment.batch_size), jnp.float32)
+    rows = jax.ShapeDtypeStruct((sum(parts), experiment.batch_size), jnp.float32)
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return jax.make_jaxpr(train.step)(experiment, _state(experiment, d_in), step, x).jaxpr
+    return jax.make_jaxpr(train.step)(experiment, _state(experiment, parts), step, rows).jaxpr
 
 
 def _inner(equation: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from sae.core.definitions import kind
 from sae.core.files import read_checked, write_checked
 from sae.core.types import UserError
 from sae.data.feed import Feed
+from sae.data.source import parts_of
 from sae.engine import programs
 from sae.engine.cohort import Cohort
 from sae.engine.loop import compile_block
@@ -70,7 +71,8 @@ def timer(
     One step includes its share of drawing the block's batches.
     """
     experiments = cohort.stacked(placement)
-    state = programs.init(experiments, feed.candidates(0, cohort.example.batch_size)[0], placement=placement)
+    sample = feed.candidates(0, cohort.example.batch_size)[0]
+    state = programs.init(experiments, sample, placement=placement, parts=parts_of(feed.data))
     begun = time.perf_counter()
     program = compile_block(experiments, state, feed, placement)
     compiling = time.perf_counter() - begun

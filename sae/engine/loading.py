@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sae.core.definitions import is_own, kind
+from sae.core.definitions import Choice, is_own, kind
 from sae.core.types import UserError
 from sae.data import feed as feeds
 from sae.data.sampler import Sampler
-from sae.data.source import Examples, Source
+from sae.data.source import Examples, Source, parts_of
 from sae.engine.cohort import Cohort
+from sae.experiment import Experiment
 
 Loaded = dict[Source, Examples]
 
@@ -29,7 +30,22 @@ def load_data(plan: Sequence[Cohort], loaded: Loaded | None = None) -> Loaded:
         if source not in loaded:
             loaded[source] = load(source)
         feeds.check(loaded[source], cohort.example.batch_size)
+        _check_shapes(cohort.example, loaded[source])
     return loaded
+
+
+def _check_shapes(experiment: Experiment, data: Examples) -> None:
+    """Raises UserError where the experiment's task cannot use such rows."""
+    parts = parts_of(data)
+    shapes = _asked(experiment.task, "shapes", parts)
+    what = kind(experiment.data)
+    if sum(parts) != data.d_in:
+        raise UserError(f"{what}: parts: got {' + '.join(map(str, parts))}, allowed: widths that make {data.d_in}")
+    if len(parts) > 1 and data.image_shape is not None:
+        raise UserError(f"{what}: image_shape: got {data.image_shape}, allowed: None for rows of several parts")
+    if data.features is not None and data.features.shape[1] != shapes.d_out:
+        width = data.features.shape[1]
+        raise UserError(f"{what}: features: got width {width}, allowed: that of what is reconstructed, {shapes.d_out}")
 
 
 def load(source: Source) -> Examples:
@@ -60,14 +76,14 @@ def fingerprint(source: Source, loaded: Loaded) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()}
 
 
-def _asked(source: Source, method: str) -> Any:
-    """What a method of a source gives. Raises UserError for whatever a user's own source raises."""
+def _asked(choice: Choice, method: str, *args: Any) -> Any:
+    """What a method of a source, or of another choice, gives. Raises UserError for whatever a user's own raises."""
     try:
-        return getattr(source, method)()
+        return getattr(choice, method)(*args)
     except (UserError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise UserError(f"{kind(source)}: {method}() raised {type(error).__name__}: {error}") from error
+        raise UserError(f"{kind(choice)}: {method}() raised {type(error).__name__}: {error}") from error
 
 
 def change(old: Mapping[str, str], new: Mapping[str, str]) -> str | None:

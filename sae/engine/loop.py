@@ -21,7 +21,7 @@ CHUNKS = 50  # log points of a run, unless chunk_steps says otherwise
 
 def compile_block(experiments: Experiment, state: CohortState, feed: Feed, placement: Placement) -> jax.stages.Compiled:
     """The compiled program of a block, which takes any number of steps."""
-    pivot, zero = placement.shared((feed.data.mean, np.int32(0)))
+    pivot, zero = placement.shared((_pivot(state, feed), np.int32(0)))
     block = feed.block(0)
     arguments = (experiments, state, block, pivot)
     forget_old_programs((jax.tree.structure(arguments), *map(jnp.shape, jax.tree.leaves(arguments)), placement))
@@ -47,7 +47,7 @@ def train_cohort(
     block ends after every `keep_every` steps, too.
     """
     program = program or compile_block(experiments, state, feed, placement)
-    example, pivot = cohort.example, placement.shared(feed.data.mean)
+    example, pivot = cohort.example, placement.shared(_pivot(state, feed))
     for step, n, ends_chunk in blocks(example, feed.steps, chunk_steps, start, keep_every):
         then = step + n
         block = feed.block(step, then if then < example.n_steps else None)
@@ -101,10 +101,10 @@ def evaluate(
     """
     example, n = cohort.example, len(cohort.members)
     saes = programs.trained(experiments, state, placement=placement)
-    window, pivot = programs.new_window(state, placement=placement), placement.shared(feed.data.mean)
+    window, pivot = programs.new_window(state, placement=placement), placement.shared(_pivot(state, feed))
     for x in feed.held_out(example.n_eval):
         window = programs.evaluate_batch(saes, window, x, pivot, placement=placement)
-    numbers, firing_rates = programs.end_evaluation(window)
+    numbers, firing_rates = programs.end_evaluation(window, saes.parts)
     if feed.data.features is not None:
         features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
         numbers |= programs.feature_recovery(saes, features, frequencies, placement=placement)
@@ -116,3 +116,8 @@ def evaluate(
     # weights can be finite and still too large to compute with
     diverged = diverged | ~np.isfinite(numbers["mse"])
     return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged, fetch(saes, n)
+
+
+def _pivot(state: CohortState, feed: Feed) -> np.ndarray:
+    """The mean of what is reconstructed, [d_out]."""
+    return feed.data.mean[-len(state.moments.total) :]

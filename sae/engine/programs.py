@@ -66,11 +66,14 @@ def over_members(function: Callable[[Any], Any], members: Any, placement: Placem
     return placement.laid(spread(members))
 
 
-@functools.partial(jax.jit, static_argnames="placement")
-def init(experiments: Experiment, sample: Array, *, placement: Placement) -> CohortState:
-    """States before the first step. sample [d_in, n]."""
-    member = lambda experiment: (train.init(experiment, sample), Sums.zero(sample.shape[0], experiment.d_sae))
-    return CohortState(*over_members(member, experiments, placement), Moments.zero(sample.shape[0]))
+@functools.partial(jax.jit, static_argnames=("placement", "parts"))
+def init(
+    experiments: Experiment, sample: Array, *, placement: Placement, parts: tuple[int, ...] | None = None
+) -> CohortState:
+    """States before the first step. sample [d_row, n]; parts: widths of what stands side by side in a row."""
+    d_out = experiments.task.shapes(parts or (len(sample),)).d_out
+    member = lambda experiment: (train.init(experiment, sample, parts), Sums.zero(d_out, experiment.d_sae))
+    return CohortState(*over_members(member, experiments, placement), Moments.zero(d_out))
 
 
 @functools.partial(jax.jit, static_argnames="placement", donate_argnames="state")
@@ -84,12 +87,13 @@ def train_block(
     *,
     placement: Placement,
 ) -> tuple[CohortState, Array]:
-    """Take n steps, at most a block's, from `step` on; also gives the last batch, [d_in, batch].
+    """Take n steps, at most a block's, from `step` on; also gives the last batch, [d_row, batch].
 
     The batches are drawn once, for all members. n is traced and the steps run in a loop of that length, so how training
     is cut into chunks cannot change a bit of its results: it is the same program for every n.
     """
-    batches = block.batches(step)  # [steps, d_in, batch]
+    batches = block.batches(step)  # [steps, d_row, batch]
+    d_out = len(state.moments.total)
 
     def member(args: tuple) -> tuple[TrainState, Sums]:
         experiment, state, sums = args
@@ -102,7 +106,7 @@ def train_block(
         return jax.lax.fori_loop(0, n, one, (state, sums))
 
     def observe(i: Array, moments: Moments) -> Moments:
-        return jax.tree.map(jnp.add, moments, metrics.moments(batches[i], pivot))
+        return jax.tree.map(jnp.add, moments, metrics.moments(batches[i][-d_out:], pivot))
 
     trained, sums = over_members(member, (experiments, state.train, state.sums), placement)
     return CohortState(trained, sums, jax.lax.fori_loop(0, n, observe, state.moments)), batches[n - 1]
@@ -112,7 +116,7 @@ def train_block(
 def look(
     experiments: Experiment, state: CohortState, step: Array, x: Array, *, placement: Placement
 ) -> dict[str, Array]:
-    """The numbers of every member after a step on x [d_in, batch], {name: [member]} (see `train.numbers`).
+    """The numbers of every member after a step on x [d_row, batch], {name: [member]} (see `train.numbers`).
 
     A program of its own: a branch in the loop of steps would keep a step from updating its state in place.
     """
@@ -123,7 +127,7 @@ def look(
 def revive(
     experiments: Experiment, state: CohortState, step: Array, candidates: Array, *, placement: Placement
 ) -> CohortState:
-    """Bring dead latents back in every member. candidates [n_batches, d_in, batch]."""
+    """Bring dead latents back in every member. candidates [n_batches, d_row, batch]."""
     member = lambda args: train.revive(*args, step, candidates)
     return dataclasses.replace(state, train=over_members(member, (experiments, state.train), placement))
 
@@ -137,7 +141,8 @@ def end_chunk(
     def numbers(experiment: Experiment, sums: Sums, member: TrainState) -> dict[str, Array]:
         dead = metrics.dead(member.silent >= experiment.dead_window)
         control = experiment.control.numbers(member.control)
-        return metrics.finish(sums, state.moments) | dead | control | {"diverged": member.diverged}
+        found = metrics.finish(sums, state.moments, member.sae.parts)
+        return found | dead | control | {"diverged": member.diverged}
 
     values = jax.vmap(numbers)(experiments, state.sums, state.train)
     sums, moments = new_window(state, placement=placement)
@@ -152,23 +157,26 @@ def trained(experiments: Experiment, state: CohortState, *, placement: Placement
 
 @functools.partial(jax.jit, static_argnames="placement", donate_argnames="window")
 def evaluate_batch(saes: Sae, window: Window, x: Array, pivot: Array, *, placement: Placement) -> Window:
-    """Add one held-out batch x [d_in, batch] to the window (Sums [member, ...], Moments)."""
+    """Add one held-out batch x [d_row, batch] to the window (Sums [member, ...], Moments)."""
     sums, moments = window
 
     def member(args: tuple[Sae, Sums]) -> Sums:
         sae, sums = args
         out = model.forward(sae, x)
-        return jax.tree.map(jnp.add, sums, metrics.sums(out.latents, out.x_hat, x))
+        return jax.tree.map(jnp.add, sums, metrics.sums(out.latents, out.x_hat, out.y))
 
     sums = over_members(member, (saes, sums), placement)
-    return sums, jax.tree.map(jnp.add, moments, metrics.moments(x, pivot))
+    return sums, jax.tree.map(jnp.add, moments, metrics.moments(x[-saes.d_out :], pivot))
 
 
-@jax.jit
-def end_evaluation(window: Window) -> tuple[dict[str, Array], Array]:
-    """The window's numbers, {name: [member]}, and every latent's firing rate [member, d_sae]."""
+@functools.partial(jax.jit, static_argnames="parts")
+def end_evaluation(window: Window, parts: tuple[int, ...] = ()) -> tuple[dict[str, Array], Array]:
+    """The window's numbers, {name: [member]}, and every latent's firing rate [member, d_sae].
+
+    parts: widths of the sources side by side in what is reconstructed.
+    """
     sums, moments = window
-    numbers = jax.vmap(lambda s: metrics.finish(s, moments) | metrics.dead(s.fired == 0))(sums)
+    numbers = jax.vmap(lambda s: metrics.finish(s, moments, parts) | metrics.dead(s.fired == 0))(sums)
     return numbers, sums.fired / jnp.maximum(moments.n, 1)
 
 
@@ -176,7 +184,7 @@ def end_evaluation(window: Window) -> tuple[dict[str, Array], Array]:
 def top_examples(
     saes: Sae, latents: Array, best: tuple[Array, Array], x: Array, start: Array | int
 ) -> tuple[Array, Array]:
-    """Merge a held-out batch x [d_in, batch], whose first example is number `start`, into the strongest so far.
+    """Merge a held-out batch x [d_row, batch], whose first example is number `start`, into the strongest so far.
 
     latents [member, n] are those looked at, best the values and numbers of their strongest examples, [member, n, k].
     """

@@ -21,9 +21,9 @@ from sae import train
 from sae.core import model
 from sae.core.definitions import is_own
 from sae.core.metrics import METRICS, OF_A_STEP
-from sae.core.model import Pass, Sae
+from sae.core.model import Pass, Sae, Shapes
 from sae.core.types import Array, UserError
-from sae.data.source import Examples, Source
+from sae.data.source import Examples, Source, parts_of
 from sae.engine.cohort import Cohort
 from sae.experiment import Experiment, method
 from sae.methods import contract
@@ -36,26 +36,28 @@ def rehearse(plan: Sequence[Cohort], data: Mapping[Source, Examples]) -> None:
     """Try the method of every cohort that has a class of the user's own. Raises UserError."""
     for cohort in plan:
         if any(is_own(type(choice)) for choice in method(cohort.example).values()):
-            d_in = data[cohort.example.data].d_in
-            jax.eval_shape(functools.partial(_method, d_in=d_in), cohort.example)
+            parts = parts_of(data[cohort.example.data])
+            jax.eval_shape(functools.partial(_method, parts=parts), cohort.example)
 
 
-def _method(e: Experiment, d_in: int) -> None:
-    d_sae, x = e.d_sae, jnp.zeros((d_in, BATCH))
+def _method(e: Experiment, parts: tuple[int, ...]) -> None:
+    d_sae, rows = e.d_sae, jnp.zeros((sum(parts), BATCH))
     latents, scalar = _shape("[d_sae, batch]", (d_sae, BATCH)), _shape("[]", ())
     key, step, dead = jax.random.key(0), jnp.int32(0), jnp.zeros(d_sae, bool)
 
     own = _call(e, "activation", "init", d_sae, check=_own(d_sae))
-    W, zeros = jnp.zeros((d_sae, d_in)), jnp.zeros(d_sae)
-    sae = Sae(W, zeros, W, jnp.zeros(d_in), e.activation, e.apply_b_dec_to_input, e.precision, own)
-    alone, z = model.using(sae, None), model.pre_acts(sae, x)
+    shapes = _call(e, "task", "shapes", parts, check=lambda got: None if isinstance(got, Shapes) else "Shapes")
+    zeros = jnp.zeros(shapes.d_out)
+    sae = model.init(key, shapes, d_sae, e.activation, zeros, e.apply_b_dec_to_input, e.precision)
+    (x, y), alone = model.divided(sae, rows), model.using(sae, None)
+    z, here = model.pre_acts(sae, x), model.at(sae, x)
     f = _call(e, "activation", "__call__", sae, z, check=latents)
     charged = _call(e, "activation", "training", sae, z, check=_pair(latents, latents))[1]
     _call(e, "activation", "active", sae, z, check=latents)
     x_hat = _call(
-        e, "reconstruction", "__call__", sae, f, x, step, check=_pair(scalar, _shape("[d_in, batch]", x.shape))
+        e, "reconstruction", "__call__", here, f, y, step, check=_pair(scalar, _shape("[d_out, batch]", y.shape))
     )[1]
-    out = Pass(sae, x, x, z, f, charged, x_hat, dead, step, e.n_steps)
+    out = Pass(here, x, y, z, f, charged, x_hat, dead, step, e.n_steps)
     _call(e, "activation", "cost", out, check=scalar)
     _call(e, "activation", "settle", own, out, check=_like(own))
     _call(e, "penalty", "cost", out, check=scalar)
@@ -76,12 +78,12 @@ def _method(e: Experiment, d_in: int) -> None:
     _call(e, "optimizer", "numbers", step, e.n_steps, check=_numbers)
     _call(e, "revival", "candidates", check=lambda got: None if isinstance(got, int) else "a whole number")
     if steps := _call(e, "revival", "steps"):
-        candidates = jnp.zeros((1, *x.shape))
+        candidates = jnp.zeros((1, *rows.shape))
         moments = chain.init(alone)
         _call(e, "revival", "__call__", key, sae, moments, dead, candidates, check=_like((sae, moments)))
         if not all(isinstance(at, int) for at in steps):
             raise UserError(f"revival: {type(e.revival).__name__}.steps gave {steps!r}, allowed: whole numbers")
-    _guard(e, "method", lambda: train.step(e, train.init(e, x), step, x), "the step")
+    _guard(e, "method", lambda: train.step(e, train.init(e, rows, parts), step, rows), "the step")
 
 
 def _call(e: Experiment, field: str, name: str, *args: Any, check: Check = lambda got: None) -> Any:

@@ -1,10 +1,13 @@
 """Constraints on the parameters, kept by the gradient before each update and by the parameters after it."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from sae.core.model import Sae, replace, unit_rows
 from sae.core.types import definition, static
 from sae.methods.contract import Constraint
+from sae.methods.tasks import Transcoder
 
 
 @definition
@@ -39,6 +42,12 @@ class UnitNormNoBias(Constraint):
 
     tied: bool = static(False)
     """Hold W_enc = W_dec."""
+
+    def check(self, experiment: Any) -> str | None:
+        """A transcoder's encoder and decoder are of two spaces."""
+        if self.tied and isinstance(experiment.task, Transcoder):
+            return "tied: got True, allowed: False with transcoder, whose encoder and decoder are of two spaces"
+        return None
 
     def gradient(self, sae: Sae, gradient: Sae) -> Sae:
         """`UnitNorm`'s gradient with 0 for b_dec; if tied, W_dec gets the sum of both matrices' and W_enc gets 0."""

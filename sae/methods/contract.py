@@ -17,11 +17,19 @@ import jax.numpy as jnp
 import optax
 
 from sae.core.definitions import Choice
-from sae.core.model import Pass, Sae
+from sae.core.model import Pass, Sae, Shapes
 from sae.core.types import Array, Key, definition, leaf
 from sae.methods.schedules import coefficient
 
 State = dict[str, Array]  # numbers by name
+
+
+class Task(Choice):
+    """What is reconstructed, and from what."""
+
+    def shapes(self, parts: tuple[int, ...]) -> Shapes:
+        """The widths of what stands side by side in a row -> the shapes. Raises UserError where it cannot use them."""
+        raise NotImplementedError
 
 
 class Activation(Choice):
@@ -54,10 +62,13 @@ class Activation(Choice):
 
 
 class Reconstruction(Choice):
-    """Latents to reconstructions, and their error. It decodes, so that a loss of many decodes can share them."""
+    """Latents to reconstructions, and their error. It decodes, so that a loss of many decodes can share them.
+
+    Decode with `model.decode`, or add to `model.base`: they know of a transcoder's skip connection.
+    """
 
     def __call__(self, sae: Sae, latents: Array, y: Array, step: Array | int) -> tuple[Array, Array]:
-        """latents [d_sae, batch], y [d_in, batch] -> (cost [], a mean over the batch; x_hat [d_in, batch])."""
+        """latents [d_sae, batch], y [d_out, batch] -> (cost [], a mean over the batch; x_hat [d_out, batch])."""
         raise NotImplementedError
 
 
@@ -147,7 +158,7 @@ class Revival(Choice):
     def __call__(
         self, key: Key, sae: Sae, opt_state: optax.OptState, dead: Array, candidates: Array
     ) -> tuple[Sae, optax.OptState]:
-        """dead [d_sae] bool, candidates [n_batches, d_in, batch] -> (sae, opt_state)."""
+        """dead [d_sae] bool, candidates [n_batches, d_row, batch] -> (sae, opt_state)."""
         raise NotImplementedError
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sae.core.model import Sae, forward, replace, select, unit_rows
+from sae.core.model import Sae, at, base, divided, forward, replace, select, unit_rows
 from sae.core.types import Array, Key, definition, leaf, static
 from sae.methods.contract import Revival
 
@@ -23,7 +23,8 @@ class Resample(Revival):
     there are enough). The decoder row becomes its direction `(x - b_dec) / ‖x - b_dec‖`; the encoder row the
     same direction times `encoder_scale` times the mean norm of the alive encoder rows; the encoder bias 0;
     the activation's own parameters their initial values; the optimizer's moments of all these 0. "Dead" is
-    `dead_after` of the experiment.
+    `dead_after` of the experiment. A transcoder's decoder row is the direction of `y - b_dec - W_skip x`, what latents
+    have to add, and its encoder row that of x.
     """
 
     every: int = static(1_000, min=1)
@@ -46,16 +47,19 @@ class Resample(Revival):
     def __call__(
         self, key: Key, sae: Sae, opt_state: optax.OptState, dead: Array, candidates: Array
     ) -> tuple[Sae, optax.OptState]:
-        """Revive. dead [d_sae] bool, candidates [n_batches, d_in, batch] -> (sae, opt_state)."""
-        losses = jax.lax.map(lambda x: jnp.sum((x - forward(sae, x).x_hat) ** 2, axis=0), candidates).reshape(-1)
+        """Revive. dead [d_sae] bool, candidates [n_batches, d_row, batch] -> (sae, opt_state)."""
+        lost = lambda out: jnp.sum((out.y - out.x_hat) ** 2, axis=0)
+        losses = jax.lax.map(lambda rows: lost(forward(sae, rows)), candidates).reshape(-1)
         n, d_sae = losses.size, dead.size
         # the scale cancels in the probabilities, but squares of raw losses can leave float32's range
         weights = (losses / jnp.maximum(jnp.max(losses), 1e-30)) ** 2 + 1e-12
         chosen = jax.random.choice(key, n, (d_sae,), replace=n < d_sae, p=weights / jnp.sum(weights))
         # draws without replacement come in order, the likely ones first: the dead take the first of them
         draw = jnp.where(dead, jnp.cumsum(dead) - 1, 0)
-        x = candidates.transpose(0, 2, 1).reshape(n, -1)[chosen[draw]]  # [d_sae, d_in]
-        directions = unit_rows(x - sae.b_dec[...])
+        rows = candidates.transpose(0, 2, 1).reshape(n, -1)[chosen[draw]]  # [d_sae, d_row]
+        x, y = divided(sae, rows.T)
+        directions = unit_rows((y - base(at(sae, x))).T)
+        seen = directions if y is x else unit_rows(x.T)
 
         norms = jnp.linalg.norm(sae.W_enc[...], axis=1)
         alive_norm = jnp.sum(jnp.where(dead, 0.0, norms)) / jnp.maximum(jnp.sum(~dead), 1)
@@ -65,7 +69,7 @@ class Resample(Revival):
         fresh = replace(
             sae,
             W_dec=directions,
-            W_enc=self.encoder_scale * alive_norm * directions,
+            W_enc=self.encoder_scale * alive_norm * seen,
             b_enc=jnp.zeros(d_sae),
             own=sae.activation.init(d_sae),
         )

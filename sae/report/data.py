@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.metrics import METRICS, OF_A_STEP
+from sae.core.metrics import EVALUATED, metric
 from sae.core.text import abbreviated, unquoted
 from sae.experiment import window_follows
 from sae.study import replicates
@@ -142,7 +142,7 @@ def held_out(members: pd.DataFrame, names: Sequence[str]) -> tuple[str, pd.DataF
 
 def metrics(members: pd.DataFrame) -> list[str]:
     """The columns of held-out numbers, in the order in which metrics and measures are defined."""
-    evaluated = [f"eval/{name}" for name in METRICS if f"eval/{name}" in members]
+    evaluated = [f"eval/{name}" for name in EVALUATED if f"eval/{name}" in members]
     # a control's number tells no member from another: it is the same for all members on its data
     return evaluated + [name for name in members if name.startswith(PREFIX) and members[name].nunique() > 1]
 
@@ -162,8 +162,8 @@ def label(name: str) -> str:
 def meaning(names: Iterable[str], members: pd.DataFrame | None = None) -> str:
     """The definitions of these metrics and columns of measures, as sentences for a caption."""
     measured = {} if members is None else members.attrs.get("meanings", {})
-    known = {name: metric.caption for name, metric in (METRICS | OF_A_STEP).items()}
-    lines = {label(name): measured.get(name) or known.get(label(name)) for name in names}
+    caption = lambda name: known.caption if (known := metric(name)) else None
+    lines = {label(name): measured.get(name) or caption(label(name)) for name in names}
     return unquoted(" ".join(f"{name}: {line}." for name, line in lines.items() if line))
 
 

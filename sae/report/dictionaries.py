@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.model import Sae, on_examples, unit_rows
+from sae.core.normalization import Normalization
 from sae.core.types import Array, UserError
 from sae.data.feed import Feed
 from sae.data.source import Examples
@@ -40,12 +41,12 @@ class Dictionary:
     name: str  # `member`, and what sets it apart
     latents: np.ndarray  # [n], the most active first
     rates: np.ndarray  # [n], firing rates; NaN where the run kept none
-    directions: np.ndarray  # [n, d_in], rows of the decoder
+    directions: np.ndarray  # [n, d_out], rows of the decoder
     image_shape: tuple[int, ...] | None
     strongest: np.ndarray  # [n, TOP], numbers of held-out examples; -1 for none
     values: np.ndarray  # [n, TOP], the latent's values on these examples
     inputs: dict[int, np.ndarray]  # number -> the example [d_in], in the source's own units
-    outputs: dict[int, np.ndarray]  # number -> its reconstruction [d_in], in the same units
+    outputs: dict[int, np.ndarray]  # number -> its reconstruction [d_out], in the source's own units
     features: pd.DataFrame | None  # known true features: feature, frequency, latent, cosine, chance
 
 
@@ -102,13 +103,16 @@ def _look(
     """The dictionaries of members of one cohort. flat: one of them, flattened; names: what sets members apart."""
     numbers = [int(n) for n in members["number"]]
     saes = cohorts.stack([on_examples(results.sae(n)) for n in numbers])
-    raw = data.normalization.undo if data.normalization is not None else lambda examples: examples
+    d_in, d_out = saes.d_in, saes.d_out
+    normalization = data.normalization or Normalization.none(data.d_in)
+    seen, made = normalization.part(0, d_in), normalization.part(data.d_in - d_out, data.d_in)
     n = min(flat["d_sae"], figure.latents)
     active = np.stack([rates.get(m, np.full(flat["d_sae"], np.nan)) for m in numbers])
     order = images.most_active_first(active)
     if n < flat["d_sae"]:  # evenly through the order, so that rare and dead latents are shown too
         order = order[:, np.linspace(0, flat["d_sae"] - 1, n).astype(int)]
     values, strongest, inputs = _strongest(saes, jnp.asarray(order), data, flat)
+    inputs = inputs[:, :d_in]
 
     def one(i: int, row: int) -> Dictionary:
         sae = cohorts.unstack(saes, i)
@@ -127,8 +131,8 @@ def _look(
             image_shape=data.image_shape,
             strongest=strongest[i],
             values=values[i],
-            inputs=dict(zip(shown.tolist(), raw(inputs[shown]), strict=True)),
-            outputs={at: raw(outputs[at]) for at in shown.tolist()},
+            inputs=dict(zip(shown.tolist(), seen.undo(inputs[shown]), strict=True)),
+            outputs={at: made.undo(outputs[at]) for at in shown.tolist()},
             features=_features(data, W_dec) if data.features is not None else None,
         )
 

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from sae.core.metrics import METRICS, OF_A_STEP
+from sae.core.metrics import EVALUATED, METRICS, OF_A_STEP, metric
 from sae.core.text import unquoted
 from sae.report import captions, data, images
 from sae.report.data import hyper, label, metrics
@@ -42,6 +42,7 @@ def everything(
             known = [metric for metric in figure.metrics if metric in history]
             figures[captions.slug(figure)]["layout"]["meta"]["metrics"] = known
             curves += known
+    named = [*METRICS, *OF_A_STEP, *(name for name in EVALUATED if f"eval/{name}" in runs.members)]
     firing = any(isinstance(figure, FiringRates) for figure, _ in drawn) and runs.rates
     return {
         "name": name,
@@ -49,7 +50,7 @@ def everything(
         "members": _members(runs.members),
         "chosen": list(chosen),
         "swatches": data.SWATCHES,
-        "meanings": {metric: unquoted(known.caption) for metric, known in (METRICS | OF_A_STEP).items()}
+        "meanings": {name: unquoted(known.caption) for name in named if (known := metric(name))}
         | {label(column): line for column, line in runs.members.attrs.get("meanings", {}).items()},
         "history": _history(runs.members, history, list(dict.fromkeys(curves))) if curves else None,
         "firing": _firing(runs) if firing else None,

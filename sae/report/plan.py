@@ -6,6 +6,7 @@ from rich.text import Text
 
 from sae.core.definitions import flatten
 from sae.core.text import count, table
+from sae.data.source import parts_of
 from sae.engine import cohort as cohorts
 from sae.engine import cost, runtime
 from sae.engine import plan as plans
@@ -34,20 +35,21 @@ def describe_plan(sweep: Sweep, console: Console, lanes: int | None = None, piec
     for index, cohort in enumerate(plan):
         e, source, n = cohort.example, data[cohort.example.data], len(cohort.members)
         at_once = lanes or expected_lanes(cohort, source.d_in)
-        gflop = cost.step_flops(e, source.d_in) * e.n_steps * n / 1e9
+        gflop = cost.step_flops(e, parts_of(source)) * e.n_steps * n / 1e9
         total += gflop
         numbers = (
             index,
             n,
             at_once,
-            source.d_in,
+            " + ".join(f"{width:,}" for width in parts_of(source)),
             e.d_sae,
             e.batch_size,
             e.n_steps,
-            n * cost.parameters(e, source.d_in),
+            n * cost.parameters(e, parts_of(source)),
         )
         memory = cost.process_bytes(cohort, source, at_once)
-        rows.append([*[f"{number:,}" for number in numbers], _short(gflop), f"{memory / 2**20:,.0f} MiB"])
+        cells = [number if isinstance(number, str) else f"{number:,}" for number in numbers]
+        rows.append([*cells, _short(gflop), f"{memory / 2**20:,.0f} MiB"])
     say(table(head, rows, console.width))
     say(f"in all {_short(total)} GFLOP of matrix products")
     say("memory: the expected peak of the process, while a checkpoint is written")

@@ -13,7 +13,7 @@ from sae.core.console import Console
 from sae.core.definitions import flatten
 from sae.core.types import Interrupted, UserError
 from sae.data.feed import Feed
-from sae.data.source import Examples
+from sae.data.source import Examples, parts_of
 from sae.engine import cost, processes
 from sae.engine import plan as plans
 from sae.engine.checkpoints import Checkpoints
@@ -138,10 +138,11 @@ def _check_space(options: RunOptions, plan: list[Cohort], part: list[int], data:
     """Check that the disk has room for the weights that are to be kept. Raises UserError."""
     if not options.keep_every:
         return
-    cohorts = [(plan[index], data[plan[index].example.data].d_in) for index in part]
+    cohorts = [(plan[index], parts_of(data[plan[index].example.data])) for index in part]
     size = sum(
-        4 * len(cohort.members) * cost.parameters(cohort.example, d_in) * (cohort.example.n_steps // options.keep_every)
-        for cohort, d_in in cohorts
+        4 * len(cohort.members) * cost.parameters(e, parts) * (e.n_steps // options.keep_every)
+        for cohort, parts in cohorts
+        for e in [cohort.example]
     )
     if size > (free := shutil.disk_usage(options.folder(name)).free):
         raise UserError(

@@ -12,6 +12,7 @@ import numpy as np
 from sae.core.model import Sae
 from sae.core.types import Interrupted
 from sae.data.feed import Feed
+from sae.data.source import parts_of
 from sae.engine import processes, programs
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.cohort import Cohort
@@ -118,9 +119,9 @@ def run_cohort(work: Work, index: int, cohort: Cohort, feed: Feed, names: Sequen
     """Train, evaluate and record one cohort, from its last checkpoint if it has one. Raises Interrupted at a signal."""
     n, n_steps = len(cohort.members), cohort.example.n_steps
     chunk_steps, keep_every = work.options.chunk_steps, work.options.keep_every
-    experiments = cohort.stacked(placement)
+    experiments, parts = cohort.stacked(placement), parts_of(feed.data)
     sample = feed.candidates(0, B_DEC_SAMPLE).transpose(1, 0, 2).reshape(feed.data.d_in, -1)
-    state, start, history = programs.init(experiments, sample, placement=placement), 0, []
+    state, start, history = programs.init(experiments, sample, placement=placement, parts=parts), 0, []
     folder = CohortFiles(work.folder, index).path
     checkpoints = Checkpoints(folder / CHECKPOINTS, work.say)
     if (restored := checkpoints.restore(programs.described(state, n))) is not None:

@@ -195,7 +195,8 @@ def _describe(sweep: Sweep, cohorts: Sequence[Sequence[int]], question: str, com
 
 def _definition_folder(sweep: Sweep) -> str | None:
     """The folder in which relative paths of the data are looked for first; None where there are none."""
-    values = [value for member in sweep.members for value in flatten(member).values()]
+    fields = [value for member in sweep.members for value in flatten(member).values()]
+    values = [one for value in fields for one in (value if isinstance(value, tuple) else (value,))]
     return next((str(value.folder) for value in values if isinstance(value, Written)), None)
 
 

@@ -137,7 +137,8 @@ class Results:
         for entry in self.definition.get("data", []):
             if flat[entry["member"]] == flat[member]:
                 if difference := change(entry["fingerprint"], fingerprint(source, loaded)):
-                    place = flat[member].get("data.path") or flat[member]["data"]
+                    path = flat[member].get("data.path")
+                    place = " and ".join(path) if isinstance(path, list) else path or flat[member]["data"]
                     raise ChangedError(
                         f"{self.folder}: the data have changed since it began: {place}: {difference}; "
                         "--fresh moves the run aside and starts again, --out DIR keeps both"
@@ -181,6 +182,8 @@ class Results:
     def sae(self, member: int, step: int | None = None) -> Sae:
         """The trained autoencoder of a member: it takes raw rows of its source and gives raw reconstructions.
 
+        A transcoder takes raw inputs and gives raw targets; a crosscoder takes and gives its sources side by side.
+
         With a step, as it was after that step, where it was kept (`steps`). `model.on_examples` makes one that takes
         normalized examples instead. Raises UserError if there is none, or if its file is damaged.
         """
@@ -193,13 +196,13 @@ class Results:
         if step is not None and step not in self.steps(member):
             kept = ", ".join(map(str, self.steps(member))) or "none; `sae run --keep-every N` keeps some"
             raise UserError(f"{self.folder}: member {member}: got step {step}, allowed: those that are kept: {kept}")
-        weights, normalization = cohort.weights(member, step if step in cohort.kept else None)
+        weights, normalization, parts = cohort.weights(member, step if step in cohort.kept else None)
         flat = self.definition["members"][member]
         parameters = {name: jnp.asarray(value) for name, value in weights.items()}
         activation = unflatten(Experiment, "activation", flat, self.definition.get("own"))
         # a folder older than `precision` has no such name
         precision = flat.get("precision", "float32")
-        return from_parameters(parameters, activation, flat["apply_b_dec_to_input"], precision, normalization)
+        return from_parameters(parameters, activation, flat["apply_b_dec_to_input"], precision, normalization, parts)
 
     def _cohort(self, member: int) -> CohortFiles:
         """The files of the cohort that a member belongs to. Raises UserError."""

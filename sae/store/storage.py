@@ -47,7 +47,7 @@ NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
 STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
 STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`
-RATES, MEMBER, SHIFT, SCALE = "firing_rate", "member", "shift", "scale"  # tensors beside the parameters
+RATES, MEMBER, SHIFT, SCALE, PARTS = "firing_rate", "member", "shift", "scale", "parts"  # beside the parameters
 SEAL = b"sparsity-lab sha256 "  # with a checksum, between a table's pages and its footer, where no reader looks
 
 
@@ -109,22 +109,25 @@ class CohortFiles:
         """The steps after which weights are kept, and the checksums of their files."""
         return {int(step): checksum for step, checksum in self.state.get("kept", {}).items()}
 
-    def weights(self, member: int, step: int | None = None) -> tuple[dict[str, np.ndarray], Normalization | None]:
-        """A member's parameters by name, as `model.parameters` names them, and what its source does to raw rows.
+    def weights(
+        self, member: int, step: int | None = None
+    ) -> tuple[dict[str, np.ndarray], Normalization | None, tuple[int, ...] | None]:
+        """A member's parameters by name, as `model.parameters` names them, what its source does to raw rows, and parts.
 
-        They are those of the end, or those after a step that is `kept`. A run older than normalizations has none.
-        Raises DamagedError.
+        They are those of the end, or those after a step that is `kept`. A run older than normalizations has none, and
+        only a crosscoder has parts (see `Sae`). Raises DamagedError.
         """
         if step is None and not self.has_weights:
             raise UserError(f"{self.path} has no weights: it was pulled from W&B")
         path = self._sound_path(WEIGHTS) if step is None else self._sound_step(step)
         with safetensors.safe_open(path, framework="numpy") as file:
             place = int(np.flatnonzero(file.get_tensor(MEMBER) == member)[0])
-            of_members = [name for name in file.keys() if name not in (RATES, MEMBER, SHIFT, SCALE)]
+            of_members = [name for name in file.keys() if name not in (RATES, MEMBER, SHIFT, SCALE, PARTS)]
             normalization = None
             if SHIFT in file.keys():
                 normalization = Normalization(file.get_tensor(SHIFT), file.get_tensor(SCALE))
-            return {name: file.get_slice(name)[place] for name in of_members}, normalization
+            parts = tuple(file.get_tensor(PARTS).tolist()) if PARTS in file.keys() else None
+            return {name: file.get_slice(name)[place] for name in of_members}, normalization, parts
 
     def write_history(self, table: pd.DataFrame) -> None:
         """Write history.parquet."""
@@ -274,6 +277,8 @@ def _write_tensors(
     tensors = parameters(saes) | dict(more or {}) | {MEMBER: np.array(members, np.int64)}
     if normalization is not None:
         tensors |= {SHIFT: normalization.shift, SCALE: normalization.scale}
+    if len(saes.parts) > 1:
+        tensors[PARTS] = np.array(saes.parts, np.int64)
     # safetensors writes scrambled values from a non-contiguous array, without a word
     data = safetensors.numpy.save({name: np.ascontiguousarray(np.asarray(value)) for name, value in tensors.items()})
     write_atomically(path, lambda file: file.write(data))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae.core.model import Sae, matmul
+from sae.core.model import Sae, base, matmul
 from sae.core.types import Array, definition, static
 from sae.methods.contract import Reconstruction
 
@@ -106,8 +106,8 @@ class DrawnMatryoshka(Reconstruction):
 
 
 def _errors(sae: Sae, latents: Array, y: Array, ends: tuple[int, ...]) -> tuple[Array, Array]:
-    """The squared error of the prefix at each end, mean_b ‖y - x̂‖², [ends], and the last x̂ [d_in, batch]."""
+    """The squared error of the prefix at each end, mean_b ‖y - x̂‖², [ends], and the last x̂ [d_out, batch]."""
     W_dec = sae.W_dec[...]
     parts = [matmul(W_dec[a:b].T, latents[a:b], sae.precision) for a, b in itertools.pairwise((0, *ends))]
-    x_hats = list(itertools.accumulate(parts, initial=sae.b_dec[...][:, None]))[1:]
+    x_hats = list(itertools.accumulate(parts, initial=base(sae)))[1:]
     return jnp.stack([jnp.sum((x_hat - y) ** 2) / y.shape[1] for x_hat in x_hats]), x_hats[-1]
