@@ -38,7 +38,7 @@ from sae.methods.contract import (
     Revival,
     Task,
 )
-from sae.methods.controls import AsWritten, TargetL0
+from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
 from sae.methods.initialization import DataRows, GivenWeights, RandomRows
 from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import (
@@ -138,6 +138,7 @@ __all__ = [
     "Revival",
     "Rows",
     "Sae",
+    "SaeLensTargetL0",
     "Sampler",
     "ScheduleFree",
     "Sigmoid",

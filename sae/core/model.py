@@ -127,6 +127,7 @@ class Pass(NamedTuple):
     dead: Array  # [d_sae] bool
     step: Array | int  # updates before this one
     n_steps: int
+    warmed: Array | float = 1.0  # share of the penalty that its warm-up lets through
 
     @property
     def batch(self) -> int:

@@ -114,7 +114,7 @@ class Penalty(Choice):
 
 
 class Control(Choice):
-    """The factor of the penalty, which may follow training."""
+    """The factor of the penalty, which may follow training, and the speed of the activation's own parameters."""
 
     def init(self) -> State:
         """The state before the first step."""
@@ -124,12 +124,19 @@ class Control(Choice):
         """The factor of the penalty, []."""
         return 1.0
 
+    def own_rate(self, state: State) -> Array | float:
+        """The factor of the learning rate of the activation's own parameters, []."""
+        return 1.0
+
     def settle(self, state: State, out: Pass) -> State:
-        """The state after a step."""
+        """The state after a step. It need not follow what L0 does in the penalty's warm-up, while `out.warmed` < 1."""
         return state
 
     def numbers(self, state: State) -> dict[str, Array]:
-        """What the log shows of it, [] each, by name: "penalty_factor" is column `train/penalty_factor`."""
+        """What the log shows of it, [] each, by name: "penalty_factor" is column `train/penalty_factor`.
+
+        Beside it, the log shows the coefficients that a factor makes of the penalty's arms: `l1` as `train/penalty_l1`.
+        """
         return {}
 
 
