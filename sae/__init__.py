@@ -3,7 +3,7 @@
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
+from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
@@ -22,7 +22,7 @@ from sae.methods.activations import (
     Tanh,
     TopK,
 )
-from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss
+from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss, SquaredWeights
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
@@ -105,6 +105,7 @@ __all__ = [
     "GhostGradients",
     "GroupMax",
     "Heatmap",
+    "Hierarchy",
     "Hoyer",
     "ImagePatches",
     "Initialization",
@@ -146,6 +147,7 @@ __all__ = [
     "Source",
     "SquareRoot",
     "SquaredError",
+    "SquaredWeights",
     "Superposition",
     "Sweep",
     "Tanh",

@@ -31,6 +31,7 @@ from sae import (
     QuadraticL0,
     Relu,
     SquaredError,
+    SquaredWeights,
     TanhPenalty,
     TargetL0,
     TopK,
@@ -146,6 +147,15 @@ def test_batch_top_k_keeps_k_per_example_on_average_and_its_threshold_follows():
     e = golden(BatchTopK(k=3.0))
     _, out = train.loss(golden_sae(e.activation), e, jnp.int32(0), X)
     assert float(e.activation.settle(model.own(out.sae), out)["threshold"]) == pytest.approx(0.000173, abs=5e-7)
+
+
+def test_squared_weights_are_those_of_both_matrices():
+    one, cost = golden_sae(Relu()), {}
+    for auxiliary in (NoAuxiliary(), SquaredWeights(weight=0.25)):
+        e = golden(Relu(), auxiliary=auxiliary)
+        cost[type(auxiliary)] = float(train.loss(one, e, jnp.int32(0), X)[0])
+    squares = sum(float(np.sum(np.asarray(W) ** 2)) for W in (one.W_enc[...], one.W_dec[...]))
+    assert cost[SquaredWeights] - cost[NoAuxiliary] == pytest.approx(0.25 * squares, rel=1e-5)
 
 
 def test_jump_relu_has_the_papers_gradients():

@@ -1,4 +1,4 @@
-"""Auxiliary losses: costs that give dead latents a gradient."""
+"""Auxiliary losses: costs that give dead latents a gradient, and a cost of the weights."""
 
 import functools
 from typing import Literal
@@ -23,6 +23,22 @@ class NoAuxiliary(Auxiliary):
     def cost(self, out: Pass) -> float:
         """0."""
         return 0.0
+
+
+@definition
+class SquaredWeights(Auxiliary):
+    """`weight * (sum of W_enc² + sum of W_dec²)`: weight decay as Ng 2011, "CS294A Lecture notes", writes it.
+
+    It is part of the loss, so that the minimum has a formula. The optimizer's `weight_decay` is decoupled instead: Adam
+    does not divide it by the size of the gradients.
+    """
+
+    weight: float = leaf(1e-4, min=0)
+    """Coefficient."""
+
+    def cost(self, out: Pass) -> Array:
+        """The cost, []."""
+        return self.weight * (jnp.sum(out.sae.W_enc[...] ** 2) + jnp.sum(out.sae.W_dec[...] ** 2))
 
 
 @definition
