@@ -111,7 +111,8 @@ def test_a_published_definition_is_what_it_was(path):
     axes = varying(sweep.members)
     lines = [f"{sweep.name}: {len(sweep.members)} members"]
     lines += [f"{name} = {value!r}" for name, value in flatten(sweep.members[0]).items() if name not in axes]
-    lines += [" ".join(f"{name}={flatten(m)[name]!r}" for name in axes) for m in sweep.members if axes]
+    flats = [flatten(member) for member in sweep.members]
+    lines += [" ".join(f"{name}={flat[name]!r}" for name in axes if name in flat) for flat in flats if axes]
     if sweep.answer is not None:
         lines += [f"answer.{k} = {v!r}" for k, v in dataclasses.asdict(sweep.answer).items()]
     lines += [repr(figure) for figure in sweep.figures]

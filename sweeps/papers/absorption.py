@@ -9,13 +9,13 @@ five times as large.
 
 3 kinds of data x 2 methods x 5 seeds = 30 members in 6 compiled programs. Claims are about numbers of seeds, as the
 suite asks for "at least 4 of 5". Each number is a mean over the 3 parents or 9 children of one dictionary, whose
-latents are matched to the features by the largest sum of cosines. "Diagonal" is read as the cosine of parents and children with
-their latents, without the independent features, which have a claim of their own.
+latents are matched to the features by the largest sum of cosines. "Diagonal" is read as the cosine of parents and
+children with their latents, without the independent features, which have a claim of their own.
 
     sae run sweeps/papers/absorption.py
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sae import (
     Adam,
@@ -69,7 +69,7 @@ def members(base: Experiment, seeds: Iterable[int]) -> list[Experiment]:
 def claims(seeds: int) -> list[Claim]:
     """The claims of P4, each in at least so many seeds."""
 
-    def of(method: str, *, nested: bool = True, magnitude: float = 1.0):
+    def of(method: str, *, nested: bool = True, magnitude: float = 1.0) -> Callable[[str], AtEnd]:
         where = {"reconstruction": (method,), "data.nested": (nested,), "data.child_magnitude": (magnitude,)}
         return lambda metric: AtEnd(arm=Arm(along="control.l0", where=where), metric=metric)
 
