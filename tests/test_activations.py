@@ -162,11 +162,9 @@ def test_the_encoder_of_matching_pursuit_is_its_decoder_in_a_step_and_outside(ti
 
 
 def test_matching_pursuit_is_no_transcoder(tiny):
-    one = sae.replace(
-        tiny, {"activation": MatchingPursuit(k=3), "task": sae.Transcoder(), "apply_b_dec_to_input": False}
-    )
+    changes = {"activation": MatchingPursuit(k=3), "task": sae.Transcoder(), "apply_b_dec_to_input": False}
     with pytest.raises(sae.UserError, match="activation.MatchingPursuit encodes with the decoder"):
-        validate(one)
+        validate(sae.replace(tiny, changes))
 
 
 def test_groups_are_of_one_size(tiny):

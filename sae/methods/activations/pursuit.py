@@ -48,7 +48,7 @@ class MatchingPursuit(TopK):
         # a round's value is its first product, less what the values of earlier rounds explain of it
         first = jnp.take_along_axis(pre_acts, chosen, axis=0) * counted
         rows = W[chosen.T]  # [batch, rounds, d_in]
-        products = jnp.einsum("bkd,bld->bkl", rows, rows, precision=jax.lax.Precision.HIGHEST)
+        products = matmul(rows, rows.transpose(0, 2, 1))
         explained = jnp.where(earlier & counted.T[:, :, None] & counted.T[:, None], products, 0.0)
         values = jax.lax.linalg.triangular_solve(
             explained, first.T[:, :, None], left_side=True, lower=True, unit_diagonal=True
