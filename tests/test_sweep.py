@@ -27,7 +27,8 @@ def test_an_experiment_is_a_pytree_whose_leaves_are_what_may_vary(tiny):
     leaves = {jax.tree_util.keystr(path, simple=True, separator="."): leaf
               for path, leaf in jax.tree_util.tree_flatten_with_path(tiny)[0]}  # fmt: skip
     assert set(leaves) == {
-        "penalty.l1", "penalty.l2", "penalty.warmup_steps", "dead_after", "seed", "optimizer.lr", "optimizer.b1",
+        "penalty.l1", "penalty.l2", "penalty.warmup_steps", "penalty.anneal_steps", "penalty.anneal_to", "dead_after",
+        "seed", "optimizer.lr", "optimizer.b1",
         "optimizer.b2", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.decay_steps",
         "optimizer.decay_to", "optimizer.restarts", "initialization.decoder_norm", "initialization.encoder_scale",
     }  # fmt: skip
