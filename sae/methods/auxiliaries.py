@@ -1,6 +1,7 @@
 """Auxiliary losses: costs that give dead latents a gradient."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sae.core.model import Pass, matmul
+from sae.core.sparse import undivided
 from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
@@ -46,13 +48,12 @@ class AuxK(Auxiliary):
         """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
         d_sae, n_dead = out.dead.shape[0], jnp.sum(out.dead)
         error = jax.lax.stop_gradient(out.y - out.x_hat)
-        k, few = min(self.k or max(1, out.y.shape[0] // 2), d_sae), max(1, d_sae // FEW)
-        some, most = (
-            functools.partial(_cost, k=k, slots=slots, form=self.form, precision=out.sae.precision)
-            for slots in (few, d_sae)
-        )
-        needed = ((n_dead > 0) & (n_dead <= few), n_dead > few)
-        return self.weight * _where((some, most), needed, (out.sae.W_dec[...], out.pre_acts), (error, out.dead))
+        k = min(self.k or max(1, out.y.shape[0] // 2), d_sae)
+        sizes = (max(1, d_sae // FEW), d_sae) if undivided() else (d_sae,)
+        cost = functools.partial(_cost, k=k, form=self.form, precision=out.sae.precision)
+        costs = tuple(functools.partial(cost, slots=size) for size in sizes)
+        needed = tuple((n_dead > few) & (n_dead <= most) for few, most in itertools.pairwise((0, *sizes)))
+        return self.weight * _where(costs, needed, (out.sae.W_dec[...], out.pre_acts), (error, out.dead))
 
 
 def _cost(
