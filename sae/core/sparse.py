@@ -28,7 +28,12 @@ def pays(d_sae: int, k: int, precision: str) -> bool:
 
     They are not known to be on accelerators, nor in lower precision.
     """
-    return d_sae >= FROM * k and precision == "float32" and jax.default_backend() == "cpu"
+    return d_sae >= FROM * k and precision == "float32" and jax.default_backend() == "cpu" and undivided()
+
+
+def undivided() -> bool:
+    """Whether one device holds all latents. On a mesh, a slice or a gather of latents moves them between devices."""
+    return jax.sharding.get_abstract_mesh().empty
 
 
 def few(W_enc: Array, offset: Array, x: Array, chosen: Array, value: Callable[[Array], Array]) -> Few:

@@ -1,12 +1,14 @@
 """Auxiliary losses: costs that give dead latents a gradient, and a cost of the weights."""
 
 import functools
+import itertools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from sae.core.model import Pass, matmul, own
+from sae.core.sparse import undivided
 from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
@@ -61,13 +63,12 @@ class AuxK(Auxiliary):
         """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
         d_sae, n_dead = out.dead.shape[0], jnp.sum(out.dead)
         error = jax.lax.stop_gradient(out.y - out.x_hat)
-        k, few = min(self.k or max(1, out.y.shape[0] // 2), d_sae), max(1, d_sae // FEW)
-        some, most = (
-            functools.partial(_cost, k=k, slots=slots, form=self.form, precision=out.sae.precision)
-            for slots in (few, d_sae)
-        )
-        needed = ((n_dead > 0) & (n_dead <= few), n_dead > few)
-        return self.weight * cost_where((some, most), needed, (out.sae.W_dec[...], out.pre_acts), (error, out.dead))
+        k = min(self.k or max(1, out.y.shape[0] // 2), d_sae)
+        sizes = (max(1, d_sae // FEW), d_sae) if undivided() else (d_sae,)
+        cost = functools.partial(_cost, k=k, form=self.form, precision=out.sae.precision)
+        costs = tuple(functools.partial(cost, slots=size) for size in sizes)
+        needed = tuple((n_dead > few) & (n_dead <= most) for few, most in itertools.pairwise((0, *sizes)))
+        return self.weight * cost_where(costs, needed, (out.sae.W_dec[...], out.pre_acts), (error, out.dead))
 
 
 @definition

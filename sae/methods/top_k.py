@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sae.core.sparse import undivided
 from sae.core.types import Array
 
 WAYS = 7  # thresholds that a pass of a search counts: the fastest number on a CPU and on an H100
@@ -27,7 +27,7 @@ def k_largest(values: Array, k: Array | int, k_max: int | None = None, above: fl
     # a CPU sorts slowly; counting takes some 20 passes over all values
     by_sorting = lambda values, k: _by_sorting(values, k, most, above)
     by_counting = lambda values, k: _by_counting(values, k, above)
-    on_cpu = by_counting if held.shape[0] < COUNTED_BELOW * most else by_sorting
+    on_cpu = by_counting if held.shape[0] < COUNTED_BELOW * most and undivided() else by_sorting
     return jax.lax.platform_dependent(held, jnp.asarray(k), cpu=on_cpu, default=by_sorting)
 
 
@@ -80,7 +80,7 @@ def _by_counting(values: Array, k: Array | int, above: float) -> Array:
     """`k_largest`: of every column a threshold that k values exceed, found by halving an interval and counting."""
     n = values.shape[0]
     exceed = lambda threshold: _count_rows(lambda v, _: v > _number(threshold), values)
-    largest = _fold(jnp.maximum, values)
+    largest = _fold(jnp.maximum, lambda v: v, values)
     low, high = _order(jnp.full_like(largest, above)), _order(largest)
     # most thresholds lie within a factor of 16 of the largest value: it saves the passes that look for the exponent
     low, high, kept, fewer = _halve(exceed, k, low, high, jnp.clip(_order(largest / 16), low + 1, high - 1))
@@ -117,19 +117,18 @@ def _halve(
 def _count_rows(which: Callable[[Array, Array], Array], values: Array) -> Array:
     """How many of each column are those that which(values, latents) chooses, [batch]."""
     latents = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
-    return _fold(jnp.add, values, lambda v, latent: jnp.where(which(v, latent), 1, 0), latents)
+    return _fold(jnp.add, lambda v, latent: jnp.where(which(v, latent), 1, 0), values, latents)
 
 
-def _fold(add: Any, values: Array, each: Callable = lambda values: values, *more: Array) -> Array:
-    """each(values, *more) summed up over latents by `add`, [batch].
+def _fold(add: Callable[[Array, Array], Array], each: Callable[..., Array], *arrays: Array) -> Array:
+    """each(*arrays) of [d_sae, batch] summed up over latents by `add`, [batch].
 
     A sum of parts is elementwise, and several times as fast on a CPU as a reduction over the first axis.
     """
-    n = values.shape[0]
-    size = n // next(parts for parts in (16, 8, 4, 2, 1) if n % parts == 0)
-    parts = [each(*(array[at : at + size] for array in (values, *more))) for at in range(0, n, size)]
-    total = jax.lax.optimization_barrier(functools.reduce(add, parts))
-    return functools.reduce(add, [total[i] for i in range(size)]) if size <= 64 else add.reduce(total, axis=0)
+    n = len(arrays[0])
+    size = n // next((parts for parts in range(16, 1, -1) if n % parts == 0), n)
+    total = functools.reduce(add, [each(*(array[at : at + size] for array in arrays)) for at in range(0, n, size)])
+    return total[0] if size == 1 else _fold(add, lambda rows: rows, jax.lax.optimization_barrier(total))
 
 
 def _order(numbers: Array) -> Array:
