@@ -3,7 +3,7 @@
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
+from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
@@ -22,7 +22,7 @@ from sae.methods.activations import (
     Tanh,
     TopK,
 )
-from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss
+from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss, SquaredWeights
 from sae.methods.averages import Ema, Last
 from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
@@ -38,7 +38,7 @@ from sae.methods.contract import (
     Revival,
     Task,
 )
-from sae.methods.controls import AsWritten, TargetL0
+from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
 from sae.methods.initialization import DataRows, GivenWeights, RandomRows
 from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import (
@@ -61,6 +61,7 @@ from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
 from sae.study.claims import AtLeast, AtMost, Claim, Within
 from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Activation",
     "Adam",
     "Arrays",
+    "Arm",
     "AsWritten",
     "AtLeast",
     "AtMatched",
@@ -99,10 +101,11 @@ __all__ = [
     "Frontier",
     "Fvu",
     "Gated",
-    "GhostGradients",
     "GivenWeights",
+    "GhostGradients",
     "GroupMax",
     "Heatmap",
+    "Hierarchy",
     "Hoyer",
     "ImagePatches",
     "Initialization",
@@ -114,8 +117,8 @@ __all__ = [
     "Lp",
     "MatchingPursuit",
     "Matryoshka",
-    "MultiTopK",
     "Muon",
+    "MultiTopK",
     "Never",
     "NoAuxiliary",
     "NormalizedL1",
@@ -136,6 +139,7 @@ __all__ = [
     "Revival",
     "Rows",
     "Sae",
+    "SaeLensTargetL0",
     "Sampler",
     "ScheduleFree",
     "Sigmoid",
@@ -143,6 +147,7 @@ __all__ = [
     "Source",
     "SquareRoot",
     "SquaredError",
+    "SquaredWeights",
     "Superposition",
     "Sweep",
     "Tanh",

@@ -18,6 +18,7 @@ from sae.core.model import Pass, Sae, Shapes
 from sae.core.types import Array, UserError
 from sae.experiment import Experiment
 from sae.methods.contract import Optimizer, State
+from sae.methods.schedules import coefficient, ramp
 
 MOST = 2**31 - 1  # silent examples are counted up to here
 
@@ -87,10 +88,12 @@ def terms(
     x, y = model.divided(sae, rows)
     origin = jnp.mean(x, axis=1)
     pre_acts, sae = sae.activation.pre_acts(sae, x, origin), model.at(sae, x, origin)
-    latents, charged = sae.activation.training(sae, pre_acts)
+    sae = model.by_few(sae, x, pre_acts)
+    latents, charged = sae.activation.training(sae, pre_acts) if sae.few is None else [sae.few.latents] * 2
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
-    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)
+    warmed = ramp(step, experiment.penalty.warmup_steps)
+    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps, warmed)
     return {
         "reconstruction": error,
         "penalty": factor * experiment.penalty(out),
@@ -114,6 +117,7 @@ def step(experiment: Experiment, state: TrainState, step: Array, rows: Array) ->
     keep = functools.partial(e.constraint.keep, state.held)
     chain = optax.with_extra_args_support(_optimizer(e).transform(e.n_steps))
     updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae), keep=keep)
+    updates = _at_rate(updates, e.control.own_rate(state.control))
     updated = jax.tree.map(jnp.add, state.sae, updates)
     sae = keep(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
@@ -147,7 +151,25 @@ def numbers(experiment: Experiment, state: TrainState, step: Array, rows: Array)
     (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
     norm = optax.tree.norm(_tree(experiment.constraint.restrict(state.sae, gradient)))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    return {"loss": loss, **named, "grad_norm": norm, **_optimizer(experiment).numbers(step, experiment.n_steps)}
+    coefficients = _coefficients(experiment, state, step)
+    lr = _optimizer(experiment).numbers(step, experiment.n_steps)
+    return {"loss": loss, **named, **coefficients, "grad_norm": norm, **lr}
+
+
+def _coefficients(experiment: Experiment, state: TrainState, step: Array) -> dict[str, Array]:
+    """The penalty's arms as its schedule and a control make them, [] each by name; {} where no control follows."""
+    factor = experiment.control.factor(state.control)
+    if not isinstance(factor, Array):
+        return {}
+    p = experiment.penalty
+    arms = [field.name for field in dataclasses.fields(p) if field.metadata.get("arm")]
+    scale = factor * coefficient(step, experiment.n_steps, p.warmup_steps, p.anneal_steps, p.anneal_to)
+    return {f"penalty_{name}": scale * getattr(p, name) for name in arms}
+
+
+def _at_rate(updates: Any, rate: Array | float) -> Any:
+    """An update of a Sae, with that of the activation's own parameters times the control's rate."""
+    return model.replace(updates, own={name: rate * update for name, update in model.own(updates).items()})
 
 
 def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:

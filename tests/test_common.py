@@ -65,6 +65,12 @@ class Pull(sae.Auxiliary):
         return self.weight * jnp.sum(jnp.where(out.dead[:, None], jnp.maximum(1 - out.pre_acts, 0), 0)) / out.batch
 
 
+FOLDER = tempfile.TemporaryDirectory()
+GIVEN = Path(FOLDER.name) / "given.safetensors"
+ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32") / 8
+safetensors.numpy.save_file({"W_enc": ROWS, "W_dec": ROWS}, GIVEN)
+
+
 @sae.definition
 class Logits(sae.Through):
     """A linear map and a tanh follow: a class as a file may bring it."""
@@ -72,11 +78,6 @@ class Logits(sae.Through):
     def follows(self, x_hat):
         return 3 * jnp.tanh(jnp.sin(jnp.arange(5 * D_IN)).reshape(5, D_IN) @ x_hat)
 
-
-FOLDER = tempfile.TemporaryDirectory()
-GIVEN = Path(FOLDER.name) / "given.safetensors"
-ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32") / 8
-safetensors.numpy.save_file({"W_enc": ROWS, "W_dec": ROWS}, GIVEN)
 
 NONE = {"penalty": ElasticNet()}
 CASES = {
@@ -115,6 +116,7 @@ CASES = {
     "TargetL0": {"control": sae.TargetL0(l0=5.0)},
     "NoAuxiliary": {"auxiliary": sae.NoAuxiliary()},
     "AuxK": {"activation": sae.TopK(k=5), "auxiliary": sae.AuxK(k=6), **NONE},
+    "SquaredWeights": {"auxiliary": sae.SquaredWeights(weight=0.01)},
     "Free": {"constraint": sae.Free(b_enc=False)},
     "GhostGradients": {"auxiliary": sae.GhostGradients()},
     "PreActivationLoss": {"activation": sae.JumpRelu(), "auxiliary": sae.PreActivationLoss(weight=0.1)},
@@ -246,7 +248,7 @@ def examine(changes) -> dict:
 def revived(base: Experiment, state) -> str | bool:
     """Whether half of the latents, said to be dead, are brought back: all at once, or by a gradient."""
     dead = jnp.arange(BASE.d_sae) % 2 == 0
-    if base.auxiliary != sae.NoAuxiliary():
+    if not isinstance(base.auxiliary, sae.NoAuxiliary | sae.SquaredWeights):  # which know of no dead latent
         cost = lambda one: base.auxiliary.cost(train.terms(one, base, jnp.int32(4), BATCHES[0], 1.0, dead)[1])
         gradient = jax.grad(cost)(state.sae)
         reached = jnp.abs(gradient.b_enc[...]) > 0

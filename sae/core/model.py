@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sae.core import sparse
 from sae.core.normalization import Normalization, split
 from sae.core.types import Array, UserError
 
@@ -68,6 +69,7 @@ class Sae(nnx.Module):
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.precision = precision
         self.normalization = nnx.data(normalization)
+        self.few = nnx.data(None)  # the latents of the batch at hand, where they are few (see `by_few`)
         self.W_skip = nnx.data(None if W_skip is None else nnx.Param(W_skip))
         self.skipped = nnx.data(None)  # W_skip x of the batch at hand [d_out, batch], see `at`
         self.parts = parts or (W_dec.shape[-1],)
@@ -125,6 +127,7 @@ class Pass(NamedTuple):
     dead: Array  # [d_sae] bool
     step: Array | int  # updates before this one
     n_steps: int
+    warmed: Array | float = 1.0  # share of the penalty that its warm-up lets through
 
     @property
     def batch(self) -> int:
@@ -179,7 +182,7 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     """
     W_enc, b_enc, b_dec = sae.W_enc[...], sae.b_enc[...], sae.b_dec[...]
     if sae.precision == "float32":
-        offset = b_enc - matmul(W_enc, b_dec) if sae.apply_b_dec_to_input else b_enc
+        offset = input_offset(sae)
     else:
         each_alone = b_dec if len(b_dec) == len(x) else jnp.zeros(len(x))
         origin = jax.lax.stop_gradient(each_alone if origin is None else origin)
@@ -188,15 +191,32 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
+def input_offset(sae: Sae) -> Array:
+    """What the pre-activations of x are beside `W_enc x`, [d_sae], in float32."""
+    b_enc = sae.b_enc[...]
+    return b_enc - matmul(sae.W_enc[...], sae.b_dec[...]) if sae.apply_b_dec_to_input else b_enc
+
+
 def decode(sae: Sae, latents: Array) -> Array:
-    """latents [d_sae, batch] -> x_hat [d_out, batch]."""
-    return matmul(sae.W_dec[...].T, latents, sae.precision) + base(sae)
+    """latents [d_sae, batch] -> x_hat [d_out, batch]; by sparse products where the latents are those of `sae.few`."""
+    few = sae.few if sae.few is not None and sae.few.latents is latents else None
+    return (few.decode(sae.W_dec[...]) if few else matmul(sae.W_dec[...].T, latents, sae.precision)) + base(sae)
 
 
 def base(sae: Sae) -> Array:
     """What is reconstructed without any latent: b_dec [d_out, 1]; at a batch that skips, [d_out, batch] (see `at`)."""
     b_dec = sae.b_dec[...][:, None]
     return b_dec if sae.skipped is None else sae.skipped + b_dec
+
+
+def by_few(sae: Sae, x: Array, pre_acts: Array) -> Sae:
+    """The Sae at a batch x [d_in, batch] with the latents that it has in `few`, where they are few and that pays."""
+    found = sae.activation.few(sae, pre_acts)
+    if found is None or not sparse.pays(len(pre_acts), len(found[0]), sae.precision):
+        return sae
+    new = jax.tree.map(lambda leaf: leaf, sae)
+    new.few = sparse.few(sae.W_enc[...], input_offset(sae), x, *found)
+    return new
 
 
 def matmul(a: Array, b: Array, precision: str = "float32") -> Array:

@@ -69,6 +69,7 @@ def _method(e: Experiment, parts: tuple[int, ...]) -> None:
     _call(e, "auxiliary", "cost", out, check=scalar)
     state = _call(e, "control", "init")
     _call(e, "control", "factor", state, check=scalar)
+    _call(e, "control", "own_rate", state, check=scalar)
     _call(e, "control", "settle", state, out, check=_like(state))
     _call(e, "control", "numbers", state, check=_numbers)
     _call(e, "initialization", "__call__", key, d_sae, x, y, alone.b_dec[...], check=_parameters_of(alone))

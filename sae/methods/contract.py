@@ -11,7 +11,7 @@ Everything is written for one member and feature-major (see `core/model.py`). Te
 initial state, and `settle` gives the state after an update. A constraint remembers what it holds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -54,6 +54,15 @@ class Activation(Choice):
         """pre_acts [d_sae, batch] -> (latents, what a penalty charges), both [d_sae, batch], while training."""
         latents = self(sae, pre_acts)
         return latents, latents
+
+    def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
+        """The latents that may be active while training, where no example has more than k: (which latents, [k, batch],
+        none twice in a column; a function from their pre-activations to their values, [k, batch] both). Else None.
+
+        A wide autoencoder then trains by k rows of its weights per example (see `core/sparse.py`). It does so in place
+        of `training`, so a penalty charges the latents.
+        """
+        return None
 
     def active(self, sae: Sae, pre_acts: Array) -> Array:
         """1 where a latent is active, else 0, [d_sae, batch]. This one has no gradient; `L0` needs one that has."""
@@ -105,7 +114,7 @@ class Penalty(Choice):
 
 
 class Control(Choice):
-    """The factor of the penalty, which may follow training."""
+    """The factor of the penalty, which may follow training, and the speed of the activation's own parameters."""
 
     def init(self) -> State:
         """The state before the first step."""
@@ -115,12 +124,19 @@ class Control(Choice):
         """The factor of the penalty, []."""
         return 1.0
 
+    def own_rate(self, state: State) -> Array | float:
+        """The factor of the learning rate of the activation's own parameters, []."""
+        return 1.0
+
     def settle(self, state: State, out: Pass) -> State:
-        """The state after a step."""
+        """The state after a step. It need not follow what L0 does in the penalty's warm-up, while `out.warmed` < 1."""
         return state
 
     def numbers(self, state: State) -> dict[str, Array]:
-        """What the log shows of it, [] each, by name: "penalty_factor" is column `train/penalty_factor`."""
+        """What the log shows of it, [] each, by name: "penalty_factor" is column `train/penalty_factor`.
+
+        Beside it, the log shows the coefficients that a factor makes of the penalty's arms: `l1` as `train/penalty_l1`.
+        """
         return {}
 
 
