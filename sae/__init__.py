@@ -3,21 +3,35 @@
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, ImagePatches, Orthonormal, Superposition, Tfds
+from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, Tfds
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
-from sae.methods.activations import BatchTopK, Gated, JumpRelu, Relu, Sigmoid, SoftThreshold, Tanh, TopK
-from sae.methods.auxiliaries import AuxK, NoAuxiliary
+from sae.methods.activations import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpRelu,
+    MatchingPursuit,
+    MultiTopK,
+    Relu,
+    Sigmoid,
+    SoftThreshold,
+    Tanh,
+    TopK,
+)
+from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss, SquaredWeights
 from sae.methods.averages import Ema, Last
-from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
     Activation,
     Auxiliary,
     Average,
     Constraint,
     Control,
+    Initialization,
     Optimizer,
     Penalty,
     Reconstruction,
@@ -25,7 +39,8 @@ from sae.methods.contract import (
     Task,
 )
 from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
-from sae.methods.optimizers import Adam
+from sae.methods.initialization import DataRows, GivenWeights, RandomRows
+from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import (
     L0,
     ElasticNet,
@@ -38,7 +53,7 @@ from sae.methods.penalties import (
     SquareRoot,
     TanhPenalty,
 )
-from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError
+from sae.methods.reconstructions import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, SquaredError, Through
 from sae.methods.revival import Never, Resample
 from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
 from sae.report.notebook import Results, load
@@ -46,16 +61,20 @@ from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
 from sae.study.claims import AtLeast, AtMost, Claim, Within
 from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "AbsTopK",
     "Activation",
     "Adam",
     "Arrays",
+    "Arm",
     "AsWritten",
     "AtLeast",
     "AtMatched",
     "AtMost",
+    "AtMostUnitNorm",
     "AuxK",
     "Autoencoder",
     "Auxiliary",
@@ -68,6 +87,7 @@ __all__ = [
     "Cosine",
     "Crosscoder",
     "Curves",
+    "DataRows",
     "Dictionaries",
     "Digits",
     "DrawnMatryoshka",
@@ -81,15 +101,24 @@ __all__ = [
     "Frontier",
     "Fvu",
     "Gated",
+    "GivenWeights",
+    "GhostGradients",
+    "GroupMax",
     "Heatmap",
+    "Hierarchy",
     "Hoyer",
     "ImagePatches",
+    "Initialization",
     "JumpRelu",
     "L0",
     "Last",
+    "Lion",
     "LogPenalty",
     "Lp",
+    "MatchingPursuit",
     "Matryoshka",
+    "Muon",
+    "MultiTopK",
     "Never",
     "NoAuxiliary",
     "NormalizedL1",
@@ -99,8 +128,10 @@ __all__ = [
     "Parallel",
     "Pass",
     "Penalty",
+    "PreActivationLoss",
     "Profile",
     "QuadraticL0",
+    "RandomRows",
     "Reconstruction",
     "Relu",
     "Resample",
@@ -110,11 +141,13 @@ __all__ = [
     "Sae",
     "SaeLensTargetL0",
     "Sampler",
+    "ScheduleFree",
     "Sigmoid",
     "SoftThreshold",
     "Source",
     "SquareRoot",
     "SquaredError",
+    "SquaredWeights",
     "Superposition",
     "Sweep",
     "Tanh",
@@ -122,6 +155,7 @@ __all__ = [
     "TargetL0",
     "Task",
     "Tfds",
+    "Through",
     "TopK",
     "Transcoder",
     "UnitNorm",

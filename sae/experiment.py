@@ -21,6 +21,7 @@ from sae.methods.contract import (
     Average,
     Constraint,
     Control,
+    Initialization,
     Optimizer,
     Penalty,
     Reconstruction,
@@ -28,6 +29,7 @@ from sae.methods.contract import (
     Task,
 )
 from sae.methods.controls import AsWritten
+from sae.methods.initialization import RandomRows
 from sae.methods.optimizers import Adam
 from sae.methods.penalties import ElasticNet
 from sae.methods.reconstructions import SquaredError
@@ -72,6 +74,8 @@ class Experiment:
     """The update rule."""
     average: Average = leaf(Last())
     """The weights that are evaluated and kept."""
+    initialization: Initialization = leaf(RandomRows())
+    """The parameters before the first step."""
     b_dec_init: Literal["zero", "mean", "geometric-median"] = static("zero")
     """Initial decoder bias; the last two are of a sample of the training examples."""
     apply_b_dec_to_input: bool = static(True)
@@ -128,8 +132,9 @@ def validate(experiment: Experiment) -> Experiment:
 
 
 def resolved(experiment: Experiment) -> Experiment:
-    """The experiment with the number that `dead_after` stands for."""
-    return dataclasses.replace(experiment, dead_after=experiment.dead_window)
+    """The experiment with the number that `dead_after` stands for, and with choices that know their files."""
+    looked = {name: choice.resolved() for name, choice in method(experiment).items()}
+    return dataclasses.replace(experiment, **looked, dead_after=experiment.dead_window)
 
 
 def window_follows(flat: Mapping[str, Any]) -> bool:

@@ -143,6 +143,11 @@ def test_a_summary_of_stacked_members_counts_live_rows_only(both, scored):
     mixed = {**both, "gabor_like": jnp.asarray(np.arange(64) % 4 == 0)[None].repeat(2, axis=0)}
     half = gabor.summary(mixed, np.stack([np.arange(64) < 6, np.arange(64) >= 60]))["share"]
     np.testing.assert_allclose(half, [2 / 6, 1 / 4], rtol=1e-6)
+    looser = {**both, "r2": jnp.where(both["gabor_like"], 0.66, 0.64)}  # below .7, where `fitted` begins
+    assert float(gabor.summary(looser, everything)["localised_fit"][0]) == 1
+    assert float(gabor.summary(looser, everything)["fitted"][0]) == 0
+    long = {**looser, "localised": both["gabor_like"] & (np.arange(64) < 16)}
+    assert float(gabor.summary(long, everything)["localised_fit"][0]) == pytest.approx(16 / 64)
     live = everything & ~np.asarray(both["gabor_like"]) | (np.arange(64) < 1)
     few = gabor.summary(both, live)
     assert float(few["share"][0]) == 1

@@ -20,6 +20,7 @@ from sae.study.quantities import (
     Decades,
     Difference,
     Follows,
+    InSeeds,
     Largest,
     Matched,
     Monotone,
@@ -27,6 +28,7 @@ from sae.study.quantities import (
     Peak,
     PeakAt,
     PeakInside,
+    Ranked,
     Ratio,
     Span,
     Spread,
@@ -106,6 +108,22 @@ def test_what_is_read_off_a_line(results):
     of_widths = Peak(arm=L1, metric="eval/n_eff")
     np.testing.assert_allclose(Spread(of_widths)(results)["largest / smallest"], [3, 3, 3])
     np.testing.assert_allclose(Largest(of_widths)(results)["largest"], [600, 660, 720])
+    np.testing.assert_allclose(Ranked(of_widths, 1)(results)["number 1 of 2"], [200, 220, 240])
+    np.testing.assert_allclose(Ranked(of_widths, 2)(results)["number 2 of 2"], [600, 660, 720])
+    with pytest.raises(UserError, match="got n 3, allowed: 1 to 2"):
+        Ranked(of_widths, 3)(results)
+
+
+def test_the_seeds_that_keep_a_bound_are_counted(results):
+    of_widths = Peak(arm=L1, metric="eval/n_eff")  # 200, 220, 240 and 600, 660, 720
+    counts = lambda bound: {key: list(cell) for key, cell in InSeeds(bound)(results).items()}
+    assert counts(AtMost(of_widths, 230)) == {"d_sae 64": [2, 2, 2], "d_sae 128": [0, 0, 0]}
+    assert counts(Within(of_widths, 210, 610)) == {"d_sae 64": [2, 2, 2], "d_sae 128": [1, 1, 1]}
+    two = claims.decide(Claim("x", AtLeast(InSeeds(AtLeast(Peak(arm=L1, metric="eval/n_eff"), 220)), 2)), results)
+    assert two.verdict == "holds", "exactly two are enough"
+    absent = lambda results: {"a": pd.Series([1.0, np.nan, 3.0])}
+    cell = InSeeds(AtLeast(absent, 2))(results)["a"]
+    np.testing.assert_array_equal(cell, [1, np.nan, 1])
 
 
 def test_every_combination_of_seeds_is_one_number(table, results):

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import sae
 from sae import Adam, Digits, ElasticNet, Experiment, UserError, replace, train
@@ -64,6 +65,20 @@ class Pull(sae.Auxiliary):
         return self.weight * jnp.sum(jnp.where(out.dead[:, None], jnp.maximum(1 - out.pre_acts, 0), 0)) / out.batch
 
 
+FOLDER = tempfile.TemporaryDirectory()
+GIVEN = Path(FOLDER.name) / "given.safetensors"
+ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32") / 8
+safetensors.numpy.save_file({"W_enc": ROWS, "W_dec": ROWS}, GIVEN)
+
+
+@sae.definition
+class Logits(sae.Through):
+    """A linear map and a tanh follow: a class as a file may bring it."""
+
+    def follows(self, x_hat):
+        return 3 * jnp.tanh(jnp.sin(jnp.arange(5 * D_IN)).reshape(5, D_IN) @ x_hat)
+
+
 NONE = {"penalty": ElasticNet()}
 CASES = {
     "Autoencoder": {"task": sae.Autoencoder()},
@@ -74,6 +89,10 @@ CASES = {
     "BatchTopK": {"activation": sae.BatchTopK(k=5.0), **NONE},
     "JumpRelu": {"activation": sae.JumpRelu(), "penalty": sae.L0(weight=0.1)},
     "Gated": {"activation": sae.Gated()},
+    "AbsTopK": {"activation": sae.AbsTopK(k=5), **NONE},
+    "MultiTopK": {"activation": sae.MultiTopK(k=5), **NONE},
+    "GroupMax": {"activation": sae.GroupMax(k=6), **NONE},
+    "MatchingPursuit": {"activation": sae.MatchingPursuit(k=5), **NONE},
     "Sigmoid": {"activation": sae.Sigmoid()},
     "Tanh": {"activation": sae.Tanh()},
     "SoftThreshold": {"activation": sae.SoftThreshold(trained=True)},
@@ -97,16 +116,31 @@ CASES = {
     "TargetL0": {"control": sae.TargetL0(l0=5.0)},
     "NoAuxiliary": {"auxiliary": sae.NoAuxiliary()},
     "AuxK": {"activation": sae.TopK(k=5), "auxiliary": sae.AuxK(k=6), **NONE},
-    "Free": {"constraint": sae.Free()},
+    "SquaredWeights": {"auxiliary": sae.SquaredWeights(weight=0.01)},
+    "Free": {"constraint": sae.Free(b_enc=False)},
+    "GhostGradients": {"auxiliary": sae.GhostGradients()},
+    "PreActivationLoss": {"activation": sae.JumpRelu(), "auxiliary": sae.PreActivationLoss(weight=0.1)},
     "UnitNorm": {"constraint": sae.UnitNorm()},
+    "UnitNorm, soft-frozen": {"constraint": sae.UnitNorm(cosine=0.99)},
+    "AtMostUnitNorm": {"constraint": sae.AtMostUnitNorm(frozen="encoder")},
     "UnitNormNoBias": {"constraint": sae.UnitNormNoBias(tied=True)},
     "Never": {"revival": sae.Never()},
     "Resample": {"revival": sae.Resample(every=10, n_candidates=128)},
     "Adam": {"optimizer": Adam(lr=3e-3, weight_decay=0.1, clip=1.0, warmup_steps=3, decay_steps=5)},
+    "Lion": {"optimizer": sae.Lion(decay_steps=5, decay="cosine", restarts=1)},
+    "Muon": {"optimizer": sae.Muon(lr=3e-3, weight_decay=0.1, decay_steps=5, decay="1-sqrt")},
+    "ScheduleFree": {"optimizer": sae.ScheduleFree(lr=3e-4, warmup_steps=3, width_rule="inverse-sqrt")},
+    "RandomRows": {
+        "constraint": sae.Free(),
+        "initialization": sae.RandomRows(decoder_norm=0.5, encoder="random", encoder_scale=2.0),
+    },
+    "DataRows": {"initialization": sae.DataRows(), "b_dec_init": "mean"},
+    "GivenWeights": {"initialization": sae.GivenWeights(path=str(GIVEN))},
     "Last": {"average": sae.Last()},
     "Ema": {"average": sae.Ema(decay=0.5)},
     "of a file: an activation": {"activation": Shifted()},
     "of a file: an auxiliary": {"auxiliary": Pull()},
+    "of a file: what follows": {"reconstruction": Logits(weight=0.1)},
 }
 
 
@@ -214,7 +248,7 @@ def examine(changes) -> dict:
 def revived(base: Experiment, state) -> str | bool:
     """Whether half of the latents, said to be dead, are brought back: all at once, or by a gradient."""
     dead = jnp.arange(BASE.d_sae) % 2 == 0
-    if base.auxiliary != sae.NoAuxiliary():
+    if not isinstance(base.auxiliary, sae.NoAuxiliary | sae.SquaredWeights):  # which know of no dead latent
         cost = lambda one: base.auxiliary.cost(train.terms(one, base, jnp.int32(4), BATCHES[0], 1.0, dead)[1])
         gradient = jax.grad(cost)(state.sae)
         reached = jnp.abs(gradient.b_enc[...]) > 0

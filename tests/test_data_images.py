@@ -220,6 +220,18 @@ def test_zca_without_epsilon_is_exact():
     np.testing.assert_allclose(np.cov(train, rowvar=False), np.eye(16), atol=1e-3)
 
 
+def test_ufldl_rescaling_is_that_of_its_exercise():
+    fields = dict(n_train=3_000, n_held_out=500, normalize="none")
+    plain, found = ImagePatches(**fields).load(), ImagePatches(rescaling="ufldl", **fields).load()
+    train, held_out = (split - split.mean(axis=1, keepdims=True) for split in (plain.train, plain.held_out))
+    limit = 3 * train.std()
+    for rows, patches in ((train, found.train), (held_out, found.held_out)):
+        inside = np.abs(rows) < limit
+        assert 0.9 < inside.mean() < 1, "some values are clipped"
+        np.testing.assert_allclose(patches[inside], 0.5 + 0.4 * rows[inside] / limit, atol=1e-5)
+        np.testing.assert_allclose(patches[~inside], np.where(rows[~inside] > 0, 0.9, 0.1), atol=1e-5)
+
+
 # ImagePatches: a user's own files
 
 
@@ -318,5 +330,11 @@ def test_flat_images_cannot_be_whitened(tmp_path):
     assert "zca_epsilon" in message(folder_patches(tmp_path, whitening="zca", zca_epsilon=0.0))
 
 
-def test_unknown_whitening():
+def test_flat_images_cannot_be_rescaled(tmp_path):
+    save_flat(tmp_path, [10, 77, 201])
+    assert "flat" in message(folder_patches(tmp_path, rescaling="ufldl"))
+
+
+def test_unknown_names():
+    assert "ufldl" in message(ImagePatches(rescaling="ufdl", **FEW))
     assert "olshausen-field" in message(ImagePatches(whitening="olshausen", **FEW))

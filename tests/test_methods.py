@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from test_definitions_published import D_SAE, X, golden_sae
 
 import sae
@@ -30,6 +31,7 @@ from sae import (
     QuadraticL0,
     Relu,
     SquaredError,
+    SquaredWeights,
     TanhPenalty,
     TargetL0,
     TopK,
@@ -147,6 +149,15 @@ def test_batch_top_k_keeps_k_per_example_on_average_and_its_threshold_follows():
     assert float(e.activation.settle(model.own(out.sae), out)["threshold"]) == pytest.approx(0.000173, abs=5e-7)
 
 
+def test_squared_weights_are_those_of_both_matrices():
+    one, cost = golden_sae(Relu()), {}
+    for auxiliary in (NoAuxiliary(), SquaredWeights(weight=0.25)):
+        e = golden(Relu(), auxiliary=auxiliary)
+        cost[type(auxiliary)] = float(train.loss(one, e, jnp.int32(0), X)[0])
+    squares = sum(float(np.sum(np.asarray(W) ** 2)) for W in (one.W_enc[...], one.W_dec[...]))
+    assert cost[SquaredWeights] - cost[NoAuxiliary] == pytest.approx(0.25 * squares, rel=1e-5)
+
+
 def test_jump_relu_has_the_papers_gradients():
     """Rajamanoharan et al. 2024, equations 11 and 12: -θ/ε and -1/ε where |z - θ| < ε/2, none by z in the count."""
     e = golden(JUMP, L0(weight=0.5))
@@ -196,14 +207,20 @@ def with_choice(base: Experiment, name: str, choice: type, **fields) -> Experime
     companions = {"activation": JumpRelu()} if choice in (L0, sae.QuadraticL0) else {}
     companions |= {"activation": sae.Sigmoid()} if choice is sae.FiringRateKL else {}
     companions |= {"apply_b_dec_to_input": False} if choice is sae.Transcoder else {}
+    fields |= {"k": 8} if choice is sae.GroupMax else {}  # which divides 48
     revived = {"revival.every": 2} if name == "revival" and choice is sae.Resample else {}
     return validate(sae.replace(base, {**companions, name: choice(**fields), **revived, "dead_after": 64}))
 
 
 @pytest.mark.parametrize(("name", "choice"), CHOICES)
-def test_every_choice_keeps_the_contract(name, choice, tiny):
+def test_every_choice_keeps_the_contract(name, choice, tiny, tmp_path):
     """It is read back from its names, every leaf may be a tracer, a step and a revival leave finite numbers."""
-    one = with_choice(tiny, name, choice)
+    fields = {}
+    if choice is sae.GivenWeights:
+        W = np.random.default_rng(0).normal(size=(48, 64)).astype("float32") / 8
+        safetensors.numpy.save_file({"W_enc": W, "W_dec": W}, tmp_path / "weights.safetensors")
+        fields = {"path": str(tmp_path / "weights.safetensors")}
+    one = with_choice(tiny, name, choice, **fields)
     assert unflatten(Experiment, name, flatten(one)) == getattr(one, name)
     assert len(choice.__doc__) > 10
     parts = (40, 24) if choice in (sae.Transcoder, sae.Crosscoder) else (64,)

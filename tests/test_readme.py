@@ -61,9 +61,10 @@ def commands() -> list:
 (QUESTION,), (CLAIM,), (NOTEBOOK, NORMALIZED, ANALYSIS) = map(
     snippets, ("README.md", "docs/claims.md", "docs/results.md")
 )
-SAVE, SHARDS, LAYER, USE = snippets("docs/activations.md")
-PENALTY, STUDY, THRESHOLD, SOURCE = snippets("docs/own-methods.md")
-KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE, PENALTY, STUDY, THRESHOLD, SOURCE}
+SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER = snippets("docs/activations.md")
+PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE = snippets("docs/own-methods.md")
+KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER}
+KNOWN |= {PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
 
 
 def test_every_snippet_is_one_that_a_test_runs():
@@ -95,7 +96,7 @@ def test_the_snippets_on_results_run_one_after_another(tmp_path, monkeypatch):
 def test_the_snippets_on_methods_of_ones_own_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known: dict = {}
-    for code in (PENALTY, STUDY, THRESHOLD, SOURCE):
+    for code in (PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE):
         run(code, known)
     results = sae.run(small(known["sweep"]), out="study", wandb="off")
     assert results.arms == ("penalty.weight",) and len(results.members) == 6
@@ -106,6 +107,9 @@ def test_the_snippets_on_methods_of_ones_own_run_one_after_another(tmp_path, mon
     choices = {"data": known["Uniform"](), "activation": known["Threshold"]()}
     results = sae.run(sae.replace(known["base"], {**choices, **SMALL}), out="own", wandb="off")
     assert np.abs(results.sae(0).own["threshold"][...] - 0.1).max() > 0.01, "thresholds are trained"
+    results = sae.run(sae.replace(known["end_to_end"], SMALL), out="follows", wandb="off")
+    loss = results.history["train/reconstruction"]
+    assert loss.iloc[-1] < loss.iloc[0], "what follows is reconstructed"
 
 
 def test_the_snippets_on_activations_run_one_after_another_and_changed_data_are_refused(tmp_path, monkeypatch, capsys):
@@ -145,6 +149,8 @@ def folder(tmp_path_factory):
     np.save(folder / "layer8.npy", activations)
     (folder / "layer8").mkdir()
     np.save(folder / "layer8/0.npy", activations)
+    for name in ("mlp_in", "mlp_out", "base", "chat"):
+        np.save(folder / f"{name}.npy", activations[:, : 48 if name == "mlp_out" else 64])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for line in ("sae run my_question.py", "sae run half.py", "sae run own.py"):
@@ -152,6 +158,21 @@ def folder(tmp_path_factory):
         for name in ("a", "b"):
             shutil.copytree("runs/penalty_warmup", f"runs/{name}")
     return folder
+
+
+def test_the_snippets_on_transcoders_and_crosscoders_run(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    known = {"sae": sae, "x": np.load("mlp_in.npy")}
+    for name, arrays in (("transcoder", "mlp_in.npy mlp_out.npy"), ("crosscoder", "base.npy chat.npy")):
+        line = f"sae run {folder}/experiments/{name}.py --data.path {arrays}"
+        assert cli.main([*shlex.split(line)[1:], *smaller(line), *QUIET]) == 0
+    run(TRANSCODER, known)
+    assert known["y_hat"].shape == (2_500, 48) and known["latents"].shape == (2_500, 64)
+    skipped = known["x"] @ model.fold(known["one"]).W_skip[...].T
+    shift = (known["y_hat"] - known["part"]) - skipped
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-3)
+    run(CROSSCODER, known)
+    np.testing.assert_allclose(known["shares"].sum(axis=1), 1, rtol=1e-5)
 
 
 def smaller(line: str) -> list[str]:

@@ -9,6 +9,7 @@ from test_definitions_published import D_SAE, X, golden_sae
 import sae
 from sae import Cosine, DrawnMatryoshka, Fvu, Matryoshka, NormalizedMse, Relu, SquaredError
 from sae.core import model
+from sae.engine import rehearsal
 
 ONE = golden_sae(Relu())
 LATENTS = model.forward(ONE, X).latents
@@ -29,6 +30,50 @@ def test_an_error_is_finite_and_so_is_its_gradient_where_examples_and_reconstruc
         cost = lambda f, y=y: choice(nothing, f, y, 0)[0]
         value, gradient = jax.value_and_grad(cost)(jnp.zeros_like(LATENTS))
         assert bool(jnp.isfinite(value)) and bool(jnp.all(jnp.isfinite(gradient)))
+
+
+READOUT = jnp.sin(jnp.arange(18.0)).reshape(3, 6)
+
+
+@sae.definition
+class Readout(sae.Through):
+    """Three logits."""
+
+    def follows(self, x_hat):
+        return READOUT @ x_hat
+
+
+def test_end_to_end_is_the_divergence_of_what_follows():
+    """By hand; its gradient in x̂ is that of the softmax, and none goes through the target."""
+    cost, x_hat = Readout(weight=0.5)(ONE, LATENTS, X, 0)
+    softmax = lambda a: np.exp(a) / np.exp(a).sum(0)
+    p, q = (softmax(np.asarray(READOUT @ a, np.float64)) for a in (X, x_hat))
+    expected = (p * np.log(p / q)).sum() / 4 + 0.5 * ((np.asarray(x_hat) - np.asarray(X)) ** 2).sum() / 4
+    assert float(cost) == pytest.approx(expected, rel=1e-5)
+    gradient = jax.grad(lambda b: Readout()(model.replace(ONE, b_dec=b), LATENTS, X, 0)[0])(ONE.b_dec[...])
+    np.testing.assert_allclose(gradient, np.asarray(READOUT).T @ (q - p).sum(1) / 4, atol=1e-5)
+    assert float(jnp.abs(jax.grad(lambda y: Readout()(ONE, LATENTS, y, 0)[0])(X)).max()) == 0
+
+
+def test_what_follows_must_be_written_and_have_a_column_per_example(tiny):
+    @sae.definition
+    class Nothing(sae.Through):
+        """Nothing follows."""
+
+    @sae.definition
+    class Summed(sae.Through):
+        """The batch is lost."""
+
+        def follows(self, x_hat):
+            return jnp.sum(x_hat, axis=1)
+
+    wrong = {
+        Nothing: "Nothing.follows is not written",
+        Summed: r"Summed.follows gave .*, allowed: an array \[n, batch\]",
+    }
+    for cls, message in wrong.items():
+        with pytest.raises(sae.UserError, match=message):
+            rehearsal._method(sae.replace(tiny, {"reconstruction": cls()}), parts=(6,))
 
 
 def test_drawn_prefixes_cost_what_the_same_fixed_ones_do():

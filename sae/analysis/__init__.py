@@ -8,6 +8,8 @@
 | `small_latents` | how many of the active latents are small? |
 | `recovery` | how alike are two dictionaries, and how much does L1 shrink what it recovers? |
 | `gabor` | are the decoder rows Gabor-like? |
+| `absorption` | do the latents of child features absorb their parents? |
+| `refit` | how much of the error is wrong magnitudes on the right latents? |
 | `sources` | to which sources does a crosscoder's latent write? |
 
 `controls` has PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them.

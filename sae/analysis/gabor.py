@@ -23,6 +23,7 @@ from sae.core.types import Array, UserError
 from sae.store.results import Results
 
 R2, ENERGY, BOX, SIGMA, RESULTANT, DC, OCTAVES = 0.7, 0.9, 0.5, 1 / 3, 0.5, 0.05, (0.5, 2.5)
+R2_SMALL = 0.65  # asked of the few rows of a small dictionary, with `localised` alone
 
 
 def scores(W_dec: Array, image_shape: tuple[int, ...] | None) -> dict[str, Array]:
@@ -70,6 +71,7 @@ def summary(scores: dict[str, Array], live: Array, bins: int = 6) -> dict[str, A
     |---|---|
     | `share` | share of live rows that are Gabor-like |
     | `localised`, `oriented`, `bandpass`, `fitted` | the same for one criterion alone; `fitted` is r2 >= 0.7 |
+    | `localised_fit` | share of live rows that are localised and fitted with r2 >= 0.65 |
     | `median_r2` | median r2 of live rows |
     | `least_orientation` | share of the Gabor-like rows in the emptiest of `bins` equal bins of theta, 30° by default |
     """
@@ -81,6 +83,7 @@ def summary(scores: dict[str, Array], live: Array, bins: int = 6) -> dict[str, A
         "share": share(scores["gabor_like"]),
         **{name: share(scores[name]) for name in ("localised", "oriented", "bandpass")},
         "fitted": share(scores["r2"] >= R2),
+        "localised_fit": share(scores["localised"] & (scores["r2"] >= R2_SMALL)),
         "median_r2": jnp.nanmedian(jnp.where(live, scores["r2"], jnp.nan), axis=-1),
         "least_orientation": jnp.min(counts, axis=0) / jnp.sum(passing, axis=-1),
     }
@@ -168,6 +171,7 @@ class GaborLike:
         "analysis/gabor_oriented": "share of live rows that are oriented",
         "analysis/gabor_bandpass": "share of live rows that are bandpass",
         "analysis/gabor_fitted": "share of live rows that a Gabor function fits with r2 >= .7",
+        "analysis/gabor_localised_fit": "share of live rows that are localised and fitted with r2 >= .65",
         "analysis/gabor_median_r2": "median r2 of the fits of live rows",
         "analysis/gabor_least_orientation": "share of the Gabor-like rows in the emptiest bin of 30 degrees",
         "analysis/gabor_share_pca": "gabor_share of the principal components of the training data",

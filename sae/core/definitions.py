@@ -35,6 +35,10 @@ class Choice:
         """The fault that this choice has in an experiment ("k: got 9, allowed: at most d_sae = 8"), or None."""
         return None
 
+    def resolved(self: T) -> T:
+        """The choice with what it knows only by looking, such as a file's checksum. Raises UserError."""
+        return self
+
     def tied_to_length(self) -> str | None:
         """Why it acts otherwise in a run of another length ("decay_steps = 20 end with the run"), or None."""
         return None

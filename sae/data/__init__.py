@@ -2,9 +2,10 @@
 
 from sae.data.arrays import Arrays
 from sae.data.digits import Digits
+from sae.data.hierarchy import Hierarchy
 from sae.data.image_patches import ImagePatches
 from sae.data.orthonormal import Orthonormal
 from sae.data.superposition import Superposition
 from sae.data.tfds import Tfds
 
-__all__ = ["Arrays", "Digits", "ImagePatches", "Orthonormal", "Superposition", "Tfds"]
+__all__ = ["Arrays", "Digits", "Hierarchy", "ImagePatches", "Orthonormal", "Superposition", "Tfds"]

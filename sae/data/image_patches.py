@@ -62,6 +62,13 @@ class ImagePatches(Source):
       eigenvalues s of the training covariance. e is `zca_epsilon` times the mean of s, so that directions
       with less variance than that are not blown up (Bell & Sejnowski 1997; Coates et al. 2011).
     - `none`: pixels as they are.
+
+    `rescaling`, after whitening:
+
+    - `ufldl`: a patch loses its own mean; values are clipped at 3 standard deviations of all training values, and
+      mapped from there to [.1, .9], where sigmoid units can be (Ng's UFLDL exercise, "Sparse Autoencoder"). Use it with
+      `normalize` none.
+    - `none`: values as they are.
     """
 
     size: int = static(8, min=2)
@@ -72,6 +79,8 @@ class ImagePatches(Source):
     """none, olshausen-field (filter whole images) or zca (decorrelate patches)."""
     zca_epsilon: float = static(0.01, min=0)
     """What zca adds to the eigenvalues, as a fraction of their mean."""
+    rescaling: Literal["none", "ufldl"] = static("none")
+    """none, or ufldl (each patch's mean removed, clipped at 3 standard deviations, to [.1, .9])."""
     n_train: int = static(100_000, min=1)
     """Number of training patches."""
     n_held_out: int = static(20_000, min=1)
@@ -111,6 +120,11 @@ class ImagePatches(Source):
         elif self.whitening != "none":
             allowed = ("none", "olshausen-field", "zca")
             raise UserError(f"ImagePatches: whitening is '{self.whitening}'; {nearest(self.whitening, allowed)}")
+        if self.rescaling == "ufldl":
+            train, held_out = _ufldl(train, held_out)
+        elif self.rescaling != "none":
+            allowed = ("none", "ufldl")
+            raise UserError(f"ImagePatches: rescaling is '{self.rescaling}'; {nearest(self.rescaling, allowed)}")
         shape = (self.size, self.size, 3) if self.colour else (self.size, self.size)
         return rows(train, held_out, self.normalize, "ImagePatches", image_shape=shape)
 
@@ -193,6 +207,15 @@ def _zca(train: np.ndarray, held_out: np.ndarray, epsilon: float) -> tuple[np.nd
     whiten = (vectors / np.sqrt(values)) @ vectors.T
     whitened = lambda split: ((split - mean) @ whiten).astype(np.float32)
     return whitened(train), whitened(held_out)
+
+
+def _ufldl(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    centred = [split - split.mean(axis=1, keepdims=True) for split in (train, held_out)]
+    limit = 3 * centred[0].std()
+    if limit < 1e-6:
+        raise UserError("ImagePatches: every training patch is flat, so rescaling leaves nothing")
+    train, held_out = (0.5 + 0.4 * np.clip(split / limit, -1, 1) for split in centred)
+    return train, held_out
 
 
 def _packaged(folder: str, name: str) -> Path:

@@ -41,9 +41,7 @@ class Orthonormal(Source):
             raise UserError(f"Orthonormal: frequency is {self.frequency}; allowed: above 0, at most 1")
         if not self.low < self.high:
             raise UserError(f"Orthonormal: low is {self.low} and high {self.high}; allowed: low below high")
-        gaussian = np.random.default_rng(self.feature_seed).standard_normal((self.d_in, self.d_in))
-        q, r = np.linalg.qr(gaussian)
-        features = (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make the matrix uniform (Mezzadri 2007)
+        features = orthonormal(np.random.default_rng(self.feature_seed), self.d_in)
 
         def sample(key: Key, n: int) -> Array:
             active_key, magnitude_key = jax.random.split(key)
@@ -60,3 +58,9 @@ class Orthonormal(Source):
             mean=mean,
             n_held_out=self.n_held_out,
         )
+
+
+def orthonormal(rng: np.random.Generator, n: int) -> np.ndarray:
+    """A random orthogonal matrix, [n, n] float32."""
+    q, r = np.linalg.qr(rng.standard_normal((n, n)))
+    return (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make the matrix uniform (Mezzadri 2007)

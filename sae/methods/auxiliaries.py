@@ -1,19 +1,21 @@
-"""Auxiliary losses: costs that give dead latents a gradient."""
+"""Auxiliary losses: costs that give dead latents a gradient, and a cost of the weights."""
 
 import functools
-from collections.abc import Callable
-from typing import Literal, TypeVar
+import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from sae.core.model import Pass, matmul
+from sae.core.model import Pass, matmul, own
+from sae.core.sparse import undivided
 from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
+from sae.methods.lazily import cost_where, run_where
 from sae.methods.top_k import k_largest
 
-T = TypeVar("T")
+FEW = 4  # up to d_sae / 4 dead latents are computed alone
 
 
 @definition
@@ -23,6 +25,22 @@ class NoAuxiliary(Auxiliary):
     def cost(self, out: Pass) -> float:
         """0."""
         return 0.0
+
+
+@definition
+class SquaredWeights(Auxiliary):
+    """`weight * (sum of W_enc² + sum of W_dec²)`: weight decay as Ng 2011, "CS294A Lecture notes", writes it.
+
+    It is part of the loss, so that the minimum has a formula. The optimizer's `weight_decay` is decoupled instead: Adam
+    does not divide it by the size of the gradients.
+    """
+
+    weight: float = leaf(1e-4, min=0)
+    """Coefficient."""
+
+    def cost(self, out: Pass) -> Array:
+        """The cost, []."""
+        return self.weight * (jnp.sum(out.sae.W_enc[...] ** 2) + jnp.sum(out.sae.W_dec[...] ** 2))
 
 
 @definition
@@ -43,21 +61,73 @@ class AuxK(Auxiliary):
 
     def cost(self, out: Pass) -> Array:
         """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
-        k = min(self.k or max(1, out.y.shape[0] // 2), out.dead.shape[0])
+        d_sae, n_dead = out.dead.shape[0], jnp.sum(out.dead)
         error = jax.lax.stop_gradient(out.y - out.x_hat)
+        k = min(self.k or max(1, out.y.shape[0] // 2), d_sae)
+        sizes = (max(1, d_sae // FEW), d_sae) if undivided() else (d_sae,)
         cost = functools.partial(_cost, k=k, form=self.form, precision=out.sae.precision)
-        fixed = (error, out.dead)
-        return self.weight * _where(cost, jnp.any(out.dead), (out.sae.W_dec[...], out.pre_acts), fixed)
+        costs = tuple(functools.partial(cost, slots=size) for size in sizes)
+        needed = tuple((n_dead > few) & (n_dead <= most) for few, most in itertools.pairwise((0, *sizes)))
+        return self.weight * cost_where(costs, needed, (out.sae.W_dec[...], out.pre_acts), (error, out.dead))
 
 
-def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form: str, precision: str) -> Array:
-    """AuxK's cost without its weight, [], where some latent is dead."""
-    dead, n_dead = dead[:, None], jnp.sum(dead)
+@definition
+class GhostGradients(Auxiliary):
+    """Dead latents reconstruct half of the error through an exponential. Jermyn & Templeton 2024, Anthropic.
+
+    "Circuits Updates - January 2024". With e = y - x̂ and g = W_decᵀ exp(z) of the dead latents, without b_dec, g scaled
+    in each example to the norm ‖e‖ / 2: `weight * c * mean_b ‖e - g‖²`. The number c makes the cost as large as the
+    squared error mean_b ‖e‖² itself. e, the scales and c are held fixed. SAELens, which had it, took a c for each
+    example and dimension, which changes the gradient's direction; this one is a single number, as in the text.
+    """
+
+    weight: float = leaf(1.0, min=0)
+    """Coefficient."""
+
+    def cost(self, out: Pass) -> Array:
+        """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
+        error = jax.lax.stop_gradient(out.y - out.x_hat)
+        cost = functools.partial(_ghost, precision=out.sae.precision)
+        inputs = (out.sae.W_dec[...], out.pre_acts)
+        return self.weight * cost_where((cost,), (jnp.any(out.dead),), inputs, (error, out.dead))
+
+
+@definition
+class PreActivationLoss(Auxiliary):
+    """Latents below their threshold θ are pulled up: `weight * mean_b sum_i max(θ_i - z_bi, 0) ‖W_dec,i‖`.
+
+    For `JumpRelu`, whose thresholds it also moves; θ is 0 for activations without a threshold of each latent.
+    "anthropic" takes all latents, "Circuits Updates - January 2025"; "saelens" takes the dead ones alone.
+    """
+
+    weight: float = leaf(3e-6, min=0)
+    """Coefficient; 3e-6 is Anthropic's."""
+    form: Literal["saelens", "anthropic"] = static("saelens")
+    """Whose definition."""
+
+    def cost(self, out: Pass) -> Array:
+        """The cost, []."""
+        threshold = own(out.sae).get("threshold", jnp.zeros(()))
+        below = relu((threshold[:, None] if threshold.ndim else 0.0) - out.pre_acts) * out.norms[:, None]
+        charged = below if self.form == "anthropic" else jnp.where(out.dead[:, None], below, 0.0)
+        return self.weight * jnp.sum(charged) / out.batch
+
+
+def _cost(
+    W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, slots: int, form: str, precision: str
+) -> Array:
+    """AuxK's cost without its weight, [], where some latents are dead, and no more than `slots`."""
+    n_dead = jnp.sum(dead)
+    if slots < dead.shape[0]:  # the products of the dead latents alone
+        rows = jnp.nonzero(dead, size=slots, fill_value=0)[0]
+        W_dec, pre_acts, dead = W_dec[rows], pre_acts[rows], jnp.arange(slots) < n_dead
+    dead, nothing = dead[:, None], 0.0 if form == "openai" else -jnp.inf
     # all dead latents are chosen where there are no more than k
     every = jnp.broadcast_to(dead, pre_acts.shape)
-    chosen = _run(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), every)
+    largest = lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), min(k, slots), above=nothing)
+    chosen = run_where(n_dead > k, largest, every)
     values = relu(pre_acts) if form == "openai" else pre_acts
-    rest = error - matmul(W_dec.T, jnp.where(chosen & dead, values, 0.0), precision)
+    rest = error - matmul(W_dec.T, jnp.where(chosen, values, 0.0), precision)
     squared = jnp.sum(rest**2)
     if form == "saelens":
         return jnp.minimum(n_dead / k, 1.0) * squared / error.shape[1]
@@ -65,28 +135,14 @@ def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form
     return jnp.where(variation > 0, squared / jnp.where(variation > 0, variation, 1.0), 0.0)
 
 
-def _run(needed: Array, function: Callable[[], T], otherwise: T) -> T:
-    """function(), or `otherwise` where it is not needed. Over lanes it runs if any of them needs it.
-
-    `lax.cond` would compute both sides there.
-    """
-    return jax.lax.while_loop(lambda args: args[0], lambda args: (args[0] & False, function()), (needed, otherwise))[1]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _where(cost: Callable[..., Array], needed: Array, inputs: tuple[Array, ...], fixed: tuple[Array, ...]) -> Array:
-    """cost(*inputs, *fixed), [], or 0 where it is not needed; differentiable by the inputs. See `_run`."""
-    return _run(needed, lambda: cost(*inputs, *fixed), jnp.zeros_like(inputs[0][0, 0]))
-
-
-def _where_forward(cost: Callable[..., Array], needed: Array, inputs: tuple, fixed: tuple) -> tuple[Array, tuple]:
-    both = lambda: jax.value_and_grad(lambda inputs: cost(*inputs, *fixed))(inputs)
-    value, gradients = _run(needed, both, jax.tree.map(jnp.zeros_like, (inputs[0][0, 0], inputs)))
-    return value, gradients
-
-
-def _where_backward(cost: Callable[..., Array], gradients: tuple, g: Array) -> tuple:
-    return None, jax.tree.map(lambda gradient: g * gradient, gradients), None
-
-
-_where.defvjp(_where_forward, _where_backward)
+def _ghost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, precision: str) -> Array:
+    """The cost of `GhostGradients` without its weight, [], where some latent is dead."""
+    z = jnp.where(dead[:, None], pre_acts, -jnp.inf)
+    # an example's scale is set afterwards, so its largest exponential may be 1
+    values = jnp.exp(z - jax.lax.stop_gradient(jnp.max(z, axis=0)))
+    ghost, norm = matmul(W_dec.T, values, precision), lambda a: jnp.sqrt(jnp.sum(a * a, axis=0))
+    scale = norm(error) / jnp.maximum(2 * norm(ghost), 1e-30)
+    squared = jnp.sum((error - ghost * jax.lax.stop_gradient(scale)) ** 2)
+    whole = jnp.sum(error**2)
+    share = jnp.where(squared > 0, whole / jnp.where(squared > 0, squared, 1.0), 0.0)
+    return jax.lax.stop_gradient(share) * squared / error.shape[1]

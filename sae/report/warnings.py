@@ -63,12 +63,13 @@ def idle(members: pd.DataFrame) -> Iterator[str]:
             f"Resample finds no dead latent in {_who(early, members)}: its last time comes after "
             f"{_some(last[early.index])} examples, and dead_after is {_some(early['dead_after'])}."
         )
-    helped = members[(column("auxiliary") == "aux-k") & (window > (n_steps - 1) * batch)]
-    if len(helped):
-        yield (
-            f"AuxK never acts on {_who(helped, members)}: no latent is dead before the last step, as dead_after is "
-            f"{_some(helped['dead_after'])} examples."
-        )
+    for kind, name in {"aux-k": "AuxK", "ghost-gradients": "GhostGradients"}.items():
+        helped = members[(column("auxiliary") == kind) & (window > (n_steps - 1) * batch)]
+        if len(helped):
+            yield (
+                f"{name} never acts on {_who(helped, members)}: no latent is dead before the last step, as dead_after "
+                f"is {_some(helped['dead_after'])} examples."
+            )
 
 
 def off_target(members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:

@@ -18,9 +18,9 @@ from sae.report.images import dictionary_grid
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
 from sae.study import claims
-from sae.study.answers import of_arm
 from sae.study.arms import marked
 from sae.study.figures import Heatmap
+from sae.study.frontiers import of_arm
 from sae.wandb.client import Client, Pictures, Trial
 from sae.wandb.settings import Mode, is_id
 

@@ -1,15 +1,18 @@
 """Activations that keep the largest latents: of each example, of each group, of a whole batch."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from sae.core.model import Pass, Sae, decoder_norms, own
+from sae.core.model import Pass, Sae, decode, decoder_norms, own
 from sae.core.types import Array, definition, leaf, static
 from sae.methods import top_k
 from sae.methods.activations.pointwise import relu
 from sae.methods.contract import Activation
+from sae.methods.lazily import run_where
+from sae.methods.reconstructions import unexplained
 
 
 @definition
@@ -27,8 +30,15 @@ class TopK(Activation):
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
-        kept = top_k.k_largest(relu(pre_acts), self.k, self.k_max) & (pre_acts > 0)
+        kept = top_k.k_largest(pre_acts, self.k, self.k_max, above=0.0)
         return jnp.where(kept, pre_acts, 0.0)  # one selection, and one in its gradient
+
+    def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
+        """The k_max largest; through a ReLU, the first k of them. None for a class that chooses others."""
+        if self.k_max is None or type(self).__call__ is not TopK.__call__:
+            return None
+        counts = jnp.arange(self.k_max)[:, None] < self.k
+        return top_k.largest(pre_acts, self.k_max), lambda z: jnp.where(counts, relu(z), 0.0)
 
     def check(self, experiment: Any) -> str | None:
         """k is at most d_sae, and at most k_max."""
@@ -36,6 +46,67 @@ class TopK(Activation):
             if most is not None and self.k > most:
                 return f"k: got {self.k}, allowed: at most {name} = {most}"
         return None
+
+
+@definition
+class AbsTopK(TopK):
+    """The k pre-activations of each example with the largest absolute values, signs kept; the rest are 0.
+
+    Zhu, Khalili & Zhu 2025, arXiv 2510.00404: one latent may stand for two opposite concepts.
+    """
+
+    def __call__(self, sae: Sae, pre_acts: Array) -> Array:
+        """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
+        return jnp.where(top_k.k_largest(jnp.abs(pre_acts), self.k, self.k_max), pre_acts, 0.0)
+
+
+@definition
+class MultiTopK(TopK):
+    """`TopK` with a cost: the error of what the `factor · k` largest reconstruct. Gao et al. 2024, arXiv 2406.04093.
+
+    `weight * mean_b ‖y - ŷ‖²`, ŷ the reconstruction from the `factor · k` largest pre-activations through a ReLU.
+    "fvu" takes `weight * Σ_b ‖y - ŷ‖² / Σ_b ‖y - ȳ‖²` in its place, as sparsify does: use it with `Fvu`. It keeps
+    reconstructions good where more latents are used than in training. Gao et al. combine it with `AuxK`.
+    """
+
+    weight: float = leaf(1 / 8, min=0)
+    """Coefficient of the second error; the first has 1."""
+    factor: int = static(4, min=2)
+    """How many times k the second reconstruction has."""
+    form: Literal["squared-error", "fvu"] = static("squared-error")
+    """How the second error is measured."""
+
+    def cost(self, out: Pass) -> Array:
+        """The error from more latents, []."""
+        d_sae, z = out.pre_acts.shape[0], out.pre_acts
+        most = None if self.k_max is None else min(self.factor * self.k_max, d_sae)
+        kept = top_k.k_largest(relu(z), jnp.minimum(self.factor * self.k, d_sae), most) & (z > 0)
+        y_hat = decode(out.sae, jnp.where(kept, z, 0.0))
+        error = unexplained(out.y, y_hat) if self.form == "fvu" else jnp.sum((y_hat - out.y) ** 2) / out.batch
+        return self.weight * error
+
+
+@definition
+class GroupMax(Activation):
+    """The largest pre-activation of each of k groups, through a ReLU; the rest are 0. EleutherAI sparsify's.
+
+    A group is d_sae / k latents that follow each other, so no sort is needed. Of equal ones the first counts.
+    """
+
+    k: int = static(32, min=1)
+    """Groups, and so the most latents that are active on an example."""
+
+    def __call__(self, sae: Sae, pre_acts: Array) -> Array:
+        """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most one of each group non-zero."""
+        groups = pre_acts.reshape(self.k, -1, pre_acts.shape[1])
+        largest = jnp.argmax(groups, axis=1)[:, None] == jnp.arange(groups.shape[1])[:, None]
+        return jnp.where(largest & (groups > 0), groups, 0.0).reshape(pre_acts.shape)
+
+    def check(self, experiment: Any) -> str | None:
+        """Groups are of one size."""
+        if experiment.d_sae % self.k == 0:
+            return None
+        return f"k: got {self.k}, allowed: a number that divides d_sae = {experiment.d_sae}"
 
 
 @definition
@@ -62,12 +133,14 @@ class BatchTopK(Activation):
         return jnp.where(_contribution(sae, latents) > own(sae)["threshold"], latents, 0.0)
 
     def training(self, sae: Sae, pre_acts: Array) -> tuple[Array, Array]:
-        """pre_acts [d_sae, batch] -> the largest of the batch; equal ones at the border are all kept."""
+        """pre_acts [d_sae, batch] -> the largest of the batch; of equal ones at the border the first latents count."""
         latents = relu(pre_acts)
         contribution = _contribution(sae, latents)
         n = jnp.round(self.k * pre_acts.shape[1]).astype(jnp.int32)
-        threshold = top_k.nth_largest(contribution, n, guess=own(sae)["threshold"])
-        kept = jnp.where(contribution >= threshold, latents, 0.0)
+        least = top_k.nth_largest(contribution, n, guess=own(sae)["threshold"])
+        last = _last(contribution, least, n)
+        kept = (contribution > least) | ((contribution == least) & (_places(contribution) <= last))
+        kept = jnp.where(kept, latents, 0.0)
         return kept, kept
 
     def settle(self, own: dict[str, Array], out: Pass) -> dict[str, Array]:
@@ -87,3 +160,26 @@ class BatchTopK(Activation):
 def _contribution(sae: Sae, latents: Array) -> Array:
     """Each latent times the norm of its decoder row, without a gradient."""
     return jax.lax.stop_gradient(latents * decoder_norms(sae)[:, None])
+
+
+def _places(values: Array) -> Array:
+    """The place of each of values [d_sae, batch] in their order by latents, then examples."""
+    n, batch = values.shape
+    return jnp.arange(n)[:, None] * batch + jnp.arange(batch)
+
+
+def _last(values: Array, least: Array, n: Array) -> Array:
+    """The place of the last value equal to `least` that may be kept, so that no more than n are, []."""
+    count = jnp.sum(values >= least)
+    too_many = (least > 0) & (count > n)  # zeros are no latents, however many are kept
+    end = values.size - 1 + 0 * count  # on a mesh, what a loop carries must lie where the values lie
+
+    def found() -> Array:
+        equal = values == least
+        left = n - jnp.sum(values > least)
+        counts = jnp.cumsum(jnp.sum(equal, axis=1))
+        latent = jnp.argmax(counts >= left)
+        inside = jnp.cumsum(equal[latent]) + counts[latent] - jnp.sum(equal[latent])
+        return latent * values.shape[1] + jnp.argmax(inside >= left)
+
+    return run_where(too_many, found, end)

@@ -11,9 +11,9 @@ A number is NaN, never a guess, where the members cannot give it: the frontier d
 missing, has diverged or lacks the metric. Any function of the results that gives cells is a quantity too.
 """
 
-from sae.study.quantities.arm import Arm
+from sae.study.frontiers import Arm
 from sae.study.quantities.cells import Cells, Quantity
-from sae.study.quantities.combined import Decades, Difference, Largest, Ratio, Spread
+from sae.study.quantities.combined import Decades, Difference, InSeeds, Largest, Ranked, Ratio, Spread
 from sae.study.quantities.lines import (
     AtBest,
     AtEach,
@@ -40,6 +40,7 @@ __all__ = [
     "Decades",
     "Difference",
     "Follows",
+    "InSeeds",
     "Largest",
     "Matched",
     "Monotone",
@@ -48,6 +49,7 @@ __all__ = [
     "PeakAt",
     "PeakInside",
     "Quantity",
+    "Ranked",
     "Ratio",
     "Span",
     "Spread",

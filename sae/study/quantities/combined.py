@@ -1,8 +1,9 @@
-"""Quantities made of other quantities: two combined cell by cell, or all cells of one reduced to a single cell."""
+"""Quantities made of other quantities: two combined cell by cell, cells reduced to one, or seeds counted."""
 
 import abc
 import dataclasses
 from collections.abc import Collection
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -95,3 +96,59 @@ class Spread:
         """One cell; NaN for a seed that some cell lacks."""
         table = pd.DataFrame(self.of(results))
         return {"largest / smallest": table.max(axis=1, skipna=False) / table.min(axis=1, skipna=False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """The n-th smallest cell of a quantity, seed by seed: at most a bound where n of its cells are."""
+
+    of: Quantity
+    """The quantity."""
+    n: int = 1
+    """Which cell in rising order, from 1."""
+
+    def check(self, names: Collection[str]) -> None:
+        """Check the quantity before training. Raises UserError."""
+        check(self.of, names)
+
+    def __call__(self, results: Tables) -> Cells:
+        """One cell; NaN for a seed that some cell lacks. Raises UserError for fewer than n cells."""
+        table = pd.DataFrame(self.of(results))
+        if not 1 <= self.n <= table.shape[1]:
+            raise UserError(f"claim: Ranked: got n {self.n}, allowed: 1 to {table.shape[1]}, the number of cells")
+        ranked = pd.Series(np.sort(table.to_numpy(float), axis=1)[:, self.n - 1], table.index)
+        return {f"number {self.n} of {table.shape[1]}": ranked.where(table.notna().all(axis=1))}
+
+
+class Bound(Protocol):
+    """What `InSeeds` asks of a bound: one of `AtMost`, `AtLeast` and `Within`."""
+
+    @property
+    def quantity(self) -> Quantity:
+        """What is bounded."""
+        ...
+
+    def judge(self, low: float, high: float) -> str:
+        """The verdict on an interval."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InSeeds:
+    """The number of seeds whose own value keeps a bound: `AtLeast(InSeeds(AtMost(quantity, 0.05)), 4)`."""
+
+    bound: Bound
+    """The bound."""
+
+    def check(self, names: Collection[str]) -> None:
+        """Check the bounded quantity before training. Raises UserError."""
+        check(self.bound.quantity, names)
+
+    def __call__(self, results: Tables) -> Cells:
+        """The same cells, the number given to every seed; NaN for a seed that has no value."""
+        return {
+            key: pd.Series(float(sum(self.bound.judge(v, v) == "holds" for v in values)), values.index).where(
+                values.notna()
+            )
+            for key, values in self.bound.quantity(results).items()
+        }
