@@ -24,21 +24,23 @@ from sae.methods.activations import (
 )
 from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss, SquaredWeights
 from sae.methods.averages import Ema, Last
-from sae.methods.constraints import Free, UnitNorm, UnitNormNoBias
+from sae.methods.constraints import AtMostUnitNorm, Free, UnitNorm, UnitNormNoBias
 from sae.methods.contract import (
     Activation,
     Auxiliary,
     Average,
     Constraint,
     Control,
+    Initialization,
     Optimizer,
     Penalty,
     Reconstruction,
     Revival,
     Task,
 )
-from sae.methods.controls import AsWritten, TargetL0
-from sae.methods.optimizers import Adam
+from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
+from sae.methods.initialization import DataRows, GivenWeights, RandomRows
+from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import (
     L0,
     ElasticNet,
@@ -59,6 +61,7 @@ from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
 from sae.study.claims import AtLeast, AtMost, Claim, Within
 from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
@@ -66,10 +69,12 @@ __all__ = [
     "Activation",
     "Adam",
     "Arrays",
+    "Arm",
     "AsWritten",
     "AtLeast",
     "AtMatched",
     "AtMost",
+    "AtMostUnitNorm",
     "AuxK",
     "Autoencoder",
     "Auxiliary",
@@ -82,6 +87,7 @@ __all__ = [
     "Cosine",
     "Crosscoder",
     "Curves",
+    "DataRows",
     "Dictionaries",
     "Digits",
     "DrawnMatryoshka",
@@ -95,19 +101,23 @@ __all__ = [
     "Frontier",
     "Fvu",
     "Gated",
+    "GivenWeights",
     "GhostGradients",
     "GroupMax",
     "Heatmap",
     "Hierarchy",
     "Hoyer",
     "ImagePatches",
+    "Initialization",
     "JumpRelu",
     "L0",
     "Last",
+    "Lion",
     "LogPenalty",
     "Lp",
     "MatchingPursuit",
     "Matryoshka",
+    "Muon",
     "MultiTopK",
     "Never",
     "NoAuxiliary",
@@ -121,6 +131,7 @@ __all__ = [
     "PreActivationLoss",
     "Profile",
     "QuadraticL0",
+    "RandomRows",
     "Reconstruction",
     "Relu",
     "Resample",
@@ -128,7 +139,9 @@ __all__ = [
     "Revival",
     "Rows",
     "Sae",
+    "SaeLensTargetL0",
     "Sampler",
+    "ScheduleFree",
     "Sigmoid",
     "SoftThreshold",
     "Source",

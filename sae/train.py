@@ -5,6 +5,7 @@ Rows are feature-major, [d_row, batch] (see `core/model.py`): x [d_in, batch] it
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ import optax
 from flax import struct
 
 from sae.core import metrics, model
-from sae.core.model import Pass, Sae
-from sae.core.types import Array
+from sae.core.model import Pass, Sae, Shapes
+from sae.core.types import Array, UserError
 from sae.experiment import Experiment
-from sae.methods.contract import State
+from sae.methods.contract import Optimizer, State
+from sae.methods.schedules import coefficient, ramp
 
 MOST = 2**31 - 1  # silent examples are counted up to here
 
@@ -31,33 +33,51 @@ class TrainState:
     diverged: Array  # [] bool: a number was not finite; the member is frozen as it was before
     control: State  # what the factor of the penalty follows
     average: Any  # what the average of the weights is made of
+    held: State  # what the constraint remembers of the parameters before the first step
 
 
 def init(experiment: Experiment, sample: Array, parts: tuple[int, ...] | None = None) -> TrainState:
     """The state before the first step.
 
-    sample [d_row, n]: training rows, for `b_dec`; parts: widths of what stands side by side in a row, None for one.
+    sample [d_row, n]: training rows, for `initialization` and `b_dec_init`; parts: widths of what stands side by side
+    in a row, None for one.
     """
-    shapes = experiment.task.shapes(parts or (len(sample),))
-    b_dec = {"zero": lambda x: jnp.zeros(x.shape[0]), "mean": lambda x: x.mean(1), "geometric-median": geometric_median}
-    sae = model.init(
-        jax.random.key(experiment.seed),
-        shapes,
-        d_sae=experiment.d_sae,
-        activation=experiment.activation,
-        b_dec=b_dec[experiment.b_dec_init](sample[-shapes.d_out :]),
-        apply_b_dec_to_input=experiment.apply_b_dec_to_input,
-        precision=experiment.precision,
-    )
-    sae = model.using(sae, None)
+    sae = _first(experiment, sample, experiment.task.shapes(parts or (len(sample),)))
     return TrainState(
         sae=sae,
-        opt_state=experiment.optimizer.transform(experiment.n_steps).init(_tree(sae)),
+        opt_state=_optimizer(experiment).transform(experiment.n_steps).init(_tree(sae)),
         silent=jnp.zeros(experiment.d_sae, jnp.int32),
         diverged=jnp.zeros((), bool),
         control=experiment.control.init(),
         average=experiment.average.init(sae),
+        held=experiment.constraint.init(sae),
     )
+
+
+def _first(experiment: Experiment, sample: Array, shapes: Shapes) -> Sae:
+    """The parameters before the first step, within their constraint."""
+    e, d_in, d_out = experiment, shapes.d_in, shapes.d_out
+    b_dec = {"zero": lambda x: jnp.zeros(x.shape[0]), "mean": lambda x: x.mean(1), "geometric-median": geometric_median}
+    x, y = sample[:d_in], sample[-d_out:]
+    center = b_dec[e.b_dec_init](y)
+    usual = {"b_enc": jnp.zeros(e.d_sae), "b_dec": center} | (
+        {"W_skip": jnp.zeros((d_out, d_in))} if shapes.skip else {}
+    )
+    usual |= {f"own.{name}": value for name, value in e.activation.init(e.d_sae).items()}
+    given = e.initialization(jax.random.key(e.seed), e.d_sae, x, y, center)
+    named = usual | {name: value for name, value in given.items() if name in {"W_enc", "W_dec", *usual}}
+    wanted = {"W_enc": (e.d_sae, d_in), "W_dec": (e.d_sae, d_out)} | {name: a.shape for name, a in usual.items()}
+    for name, shape in wanted.items():
+        if named[name].shape != shape:
+            got, kind = list(named[name].shape), type(e.initialization).__name__
+            raise UserError(f"initialization: {kind} gave {name} {got}, allowed: {list(shape)}")
+    sae = model.from_parameters(named, None, e.apply_b_dec_to_input, e.precision, parts=shapes.parts)
+    return _within(sae, e.constraint.keep({}, sae))
+
+
+def _within(sae: Sae, kept: Sae) -> Sae:
+    """The parameters as a constraint keeps them; what it changes by rounding alone stays as it is."""
+    return jax.tree.map(lambda old, new: jnp.where(jnp.abs(new - old) <= 1e-6, old, new), sae, kept)
 
 
 def terms(
@@ -68,10 +88,12 @@ def terms(
     x, y = model.divided(sae, rows)
     origin = jnp.mean(x, axis=1)
     pre_acts, sae = sae.activation.pre_acts(sae, x, origin), model.at(sae, x, origin)
-    latents, charged = sae.activation.training(sae, pre_acts)
+    sae = model.by_few(sae, x, pre_acts)
+    latents, charged = sae.activation.training(sae, pre_acts) if sae.few is None else [sae.few.latents] * 2
     error, x_hat = experiment.reconstruction(sae, latents, y, step)
     dead = jnp.zeros(experiment.d_sae, bool) if dead is None else dead
-    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps)
+    warmed = ramp(step, experiment.penalty.warmup_steps)
+    out = Pass(sae, x, y, pre_acts, latents, charged, x_hat, dead, step, experiment.n_steps, warmed)
     return {
         "reconstruction": error,
         "penalty": factor * experiment.penalty(out),
@@ -91,11 +113,13 @@ def step(experiment: Experiment, state: TrainState, step: Array, rows: Array) ->
     e = experiment
     # the loss itself is not needed, and without it nothing computes the penalty's value
     gradient, out = jax.grad(loss, has_aux=True)(state.sae, e, step, rows, *_followed(e, state))
-    gradient = e.constraint.gradient(state.sae, gradient)
-    chain = e.optimizer.transform(e.n_steps)
-    updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae))
+    gradient = e.constraint.restrict(state.sae, gradient)
+    keep = functools.partial(e.constraint.keep, state.held)
+    chain = optax.with_extra_args_support(_optimizer(e).transform(e.n_steps))
+    updates, opt_state = chain.update(_tree(gradient), state.opt_state, _tree(state.sae), keep=keep)
+    updates = _at_rate(updates, e.control.own_rate(state.control))
     updated = jax.tree.map(jnp.add, state.sae, updates)
-    sae = e.constraint.project(updated)
+    sae = keep(updated)
     sae = model.replace(sae, own=e.activation.settle(model.own(sae), out))
     control, average = e.control.settle(state.control, out), e.average.settle(state.average, sae)
 
@@ -111,7 +135,7 @@ def step(experiment: Experiment, state: TrainState, step: Array, rows: Array) ->
         (state.sae, state.silent, state.control, state.average),
     )
     sae, silent, control, average = kept
-    return TrainState(sae, opt_state, silent, ~healthy, control, average), sums
+    return TrainState(sae, opt_state, silent, ~healthy, control, average, state.held), sums
 
 
 def numbers(experiment: Experiment, state: TrainState, step: Array, rows: Array) -> dict[str, Array]:
@@ -125,9 +149,27 @@ def numbers(experiment: Experiment, state: TrainState, step: Array, rows: Array)
         return jnp.asarray(sum(found.values())), found
 
     (loss, found), gradient = jax.value_and_grad(total, has_aux=True)(state.sae)
-    norm = optax.tree.norm(_tree(experiment.constraint.gradient(state.sae, gradient)))
+    norm = optax.tree.norm(_tree(experiment.constraint.restrict(state.sae, gradient)))
     named = {name: value for name, value in found.items() if isinstance(value, Array)}
-    return {"loss": loss, **named, "grad_norm": norm, **experiment.optimizer.numbers(step, experiment.n_steps)}
+    coefficients = _coefficients(experiment, state, step)
+    lr = _optimizer(experiment).numbers(step, experiment.n_steps)
+    return {"loss": loss, **named, **coefficients, "grad_norm": norm, **lr}
+
+
+def _coefficients(experiment: Experiment, state: TrainState, step: Array) -> dict[str, Array]:
+    """The penalty's arms as its schedule and a control make them, [] each by name; {} where no control follows."""
+    factor = experiment.control.factor(state.control)
+    if not isinstance(factor, Array):
+        return {}
+    p = experiment.penalty
+    arms = [field.name for field in dataclasses.fields(p) if field.metadata.get("arm")]
+    scale = factor * coefficient(step, experiment.n_steps, p.warmup_steps, p.anneal_steps, p.anneal_to)
+    return {f"penalty_{name}": scale * getattr(p, name) for name in arms}
+
+
+def _at_rate(updates: Any, rate: Array | float) -> Any:
+    """An update of a Sae, with that of the activation's own parameters times the control's rate."""
+    return model.replace(updates, own={name: rate * update for name, update in model.own(updates).items()})
 
 
 def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float, Array]:
@@ -137,9 +179,16 @@ def _followed(experiment: Experiment, state: TrainState) -> tuple[Array | float,
 
 def trained(experiment: Experiment, state: TrainState) -> Sae:
     """The autoencoder that is evaluated and kept."""
-    sae = experiment.average.weights(state.average, state.sae)
-    sae = sae if sae is state.sae else experiment.constraint.project(sae)
+    sae = _optimizer(experiment).weights(state.opt_state, state.sae)
+    if sae is not state.sae:  # the optimizer's state of a member that has diverged is not frozen
+        sae = jax.tree.map(lambda new, frozen: jnp.where(state.diverged, frozen, new), sae, state.sae)
+    sae = experiment.average.weights(state.average, sae)
+    sae = sae if sae is state.sae else experiment.constraint.keep(state.held, sae)
     return model.using(sae, experiment.activation)
+
+
+def _optimizer(experiment: Experiment) -> Optimizer:
+    return experiment.optimizer.at_width(experiment.d_sae)
 
 
 def _tree(sae: Sae) -> Any:

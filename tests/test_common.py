@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import sae
 from sae import Adam, Digits, ElasticNet, Experiment, UserError, replace, train
@@ -62,6 +63,12 @@ class Pull(sae.Auxiliary):
 
     def cost(self, out):
         return self.weight * jnp.sum(jnp.where(out.dead[:, None], jnp.maximum(1 - out.pre_acts, 0), 0)) / out.batch
+
+
+FOLDER = tempfile.TemporaryDirectory()
+GIVEN = Path(FOLDER.name) / "given.safetensors"
+ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32") / 8
+safetensors.numpy.save_file({"W_enc": ROWS, "W_dec": ROWS}, GIVEN)
 
 
 @sae.definition
@@ -109,15 +116,26 @@ CASES = {
     "TargetL0": {"control": sae.TargetL0(l0=5.0)},
     "NoAuxiliary": {"auxiliary": sae.NoAuxiliary()},
     "AuxK": {"activation": sae.TopK(k=5), "auxiliary": sae.AuxK(k=6), **NONE},
+    "SquaredWeights": {"auxiliary": sae.SquaredWeights(weight=0.01)},
+    "Free": {"constraint": sae.Free(b_enc=False)},
     "GhostGradients": {"auxiliary": sae.GhostGradients()},
     "PreActivationLoss": {"activation": sae.JumpRelu(), "auxiliary": sae.PreActivationLoss(weight=0.1)},
-    "SquaredWeights": {"auxiliary": sae.SquaredWeights(weight=0.01)},
-    "Free": {"constraint": sae.Free()},
     "UnitNorm": {"constraint": sae.UnitNorm()},
+    "UnitNorm, soft-frozen": {"constraint": sae.UnitNorm(cosine=0.99)},
+    "AtMostUnitNorm": {"constraint": sae.AtMostUnitNorm(frozen="encoder")},
     "UnitNormNoBias": {"constraint": sae.UnitNormNoBias(tied=True)},
     "Never": {"revival": sae.Never()},
     "Resample": {"revival": sae.Resample(every=10, n_candidates=128)},
     "Adam": {"optimizer": Adam(lr=3e-3, weight_decay=0.1, clip=1.0, warmup_steps=3, decay_steps=5)},
+    "Lion": {"optimizer": sae.Lion(decay_steps=5, decay="cosine", restarts=1)},
+    "Muon": {"optimizer": sae.Muon(lr=3e-3, weight_decay=0.1, decay_steps=5, decay="1-sqrt")},
+    "ScheduleFree": {"optimizer": sae.ScheduleFree(lr=3e-4, warmup_steps=3, width_rule="inverse-sqrt")},
+    "RandomRows": {
+        "constraint": sae.Free(),
+        "initialization": sae.RandomRows(decoder_norm=0.5, encoder="random", encoder_scale=2.0),
+    },
+    "DataRows": {"initialization": sae.DataRows(), "b_dec_init": "mean"},
+    "GivenWeights": {"initialization": sae.GivenWeights(path=str(GIVEN))},
     "Last": {"average": sae.Last()},
     "Ema": {"average": sae.Ema(decay=0.5)},
     "of a file: an activation": {"activation": Shifted()},

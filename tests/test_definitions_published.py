@@ -132,7 +132,7 @@ def test_without_a_bias_it_stays_zero_and_tied_weights_are_one():
     W, b = jnp.array([[1.0, 0.0], [0.6, 0.8]]), jnp.array([0.5, -0.5])
     sae = Sae(2 * W, b, W, jnp.zeros(2), Relu())
     gradient = model.replace(sae, W_enc=jnp.ones((2, 2)), W_dec=jnp.array([[3.0, 4.0], [1.0, 0.0]]), b_dec=b)
-    free, tied = (UnitNormNoBias(tied=t).gradient(sae, gradient) for t in (False, True))
+    free, tied = (UnitNormNoBias(tied=t).restrict(sae, gradient) for t in (False, True))
     for of in (free, tied):
         np.testing.assert_array_equal(of.b_dec[...], 0)
         np.testing.assert_array_equal(of.b_enc[...], b)
@@ -142,7 +142,7 @@ def test_without_a_bias_it_stays_zero_and_tied_weights_are_one():
     # [4, 5] and [2, 1], less what is parallel to [1, 0] and [.6, .8]
     np.testing.assert_allclose(tied.W_dec[...], [[0, 5], [0.8, -0.6]], atol=1e-6)
     moved = model.replace(sae, W_dec=3 * W, b_dec=b)
-    free, tied = (UnitNormNoBias(tied=t).project(moved) for t in (False, True))
+    free, tied = (UnitNormNoBias(tied=t).keep({}, moved) for t in (False, True))
     for of, W_enc in ((free, 2 * W), (tied, W)):
         np.testing.assert_allclose(of.W_dec[...], W, atol=1e-6)
         np.testing.assert_allclose(of.W_enc[...], W_enc, atol=1e-6)

@@ -101,7 +101,7 @@ def test_the_member_axis_is_in_one_file():
     assert {p.name for p in paths if any(map(maps, ast.walk(ast.parse(p.read_text()))))} == MAPS
 
 
-DEFINITIONS = sorted([*(ROOT / "experiments").glob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
+DEFINITIONS = sorted([*(ROOT / "experiments").rglob("*.py"), *(ROOT / "sweeps").rglob("*.py")])
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda p: p.stem)
@@ -111,7 +111,8 @@ def test_a_published_definition_is_what_it_was(path):
     axes = varying(sweep.members)
     lines = [f"{sweep.name}: {len(sweep.members)} members"]
     lines += [f"{name} = {value!r}" for name, value in flatten(sweep.members[0]).items() if name not in axes]
-    lines += [" ".join(f"{name}={flatten(m)[name]!r}" for name in axes) for m in sweep.members if axes]
+    flats = [flatten(member) for member in sweep.members]
+    lines += [" ".join(f"{name}={flat[name]!r}" for name in axes if name in flat) for flat in flats if axes]
     if sweep.answer is not None:
         lines += [f"answer.{k} = {v!r}" for k, v in dataclasses.asdict(sweep.answer).items()]
     lines += [repr(figure) for figure in sweep.figures]

@@ -101,9 +101,9 @@ def test_the_numbers_of_a_step_do_not_depend_on_the_length_of_a_chunk(tiny, whol
     [
         {},
         {"activation": sae.BatchTopK(k=4.0), "auxiliary": sae.AuxK(), "average": sae.Ema(), "dead_after": 300},
-        {"activation": sae.JumpRelu(), "penalty": sae.L0(), "control": sae.TargetL0(l0=5.0)},
+        {"activation": sae.JumpRelu(), "penalty": sae.L0(), "control": sae.SaeLensTargetL0(l0=5.0)},
     ],
-    ids=["relu", "batch-top-k, aux-k, ema", "jump-relu, target-l0"],
+    ids=["relu", "batch-top-k, aux-k, ema", "jump-relu, sae-lens-target-l0"],
 )
 def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tiny, whole, short, changes, tmp_path, quiet):
     definition = lambda n_steps: sae.replace(tiny, {"optimizer.decay_steps": 0, "n_steps": n_steps, **changes})

@@ -13,7 +13,7 @@ from sae.core import model
 from sae.core.normalization import Normalization
 from sae.study.definition_files import load_file
 
-NAMES = ("none", "centre", "unit-mean-norm", "centre-unit-mean-norm", "standardize")
+NAMES = ("none", "centre", "unit-mean-norm", "mean-norm-sqrt-d", "centre-unit-mean-norm", "standardize")
 
 
 def values(n=400, d=8) -> np.ndarray:
@@ -30,6 +30,7 @@ def expected(x: np.ndarray, normalize: str, measured: np.ndarray) -> np.ndarray:
         "none": x,
         "centre": x - mean,
         "unit-mean-norm": x / norm(measured),
+        "mean-norm-sqrt-d": x * np.sqrt(x.shape[1]) / norm(measured),
         "centre-unit-mean-norm": (x - mean) / norm(measured - mean),
         "standardize": (x - mean) / deviation,
     }[normalize]

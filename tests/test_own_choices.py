@@ -403,7 +403,7 @@ WRONG = {
     "penalty: Mine.cost is not written; see Penalty in sae/methods/contract.py": (
         "penalty", lambda: made(sae.Penalty, "costs", lambda self, out: 0.0),
     ),
-    "penalty: got OldPenalty.., allowed: ElasticNet, .*, or a class of your own .* derived from sae.Penalty": (
+    "penalty: got OldPenalty.., allowed: .*ElasticNet, .*, or a class of your own .* derived from sae.Penalty": (
         "penalty", lambda: OldPenalty(),
     ),
     "activation: TwoArguments.__call__ failed on a batch of 4 .* missing 1 required positional argument: 'pre_acts'": (

@@ -13,7 +13,7 @@ from sae import Sweep, grid, train
 from sae.core import model
 from sae.engine import cohort, programs
 from sae.engine.placement import Placement
-from sae.study.answers import interpolate
+from sae.study.frontiers import interpolate
 
 X = jax.random.normal(jax.random.key(0), (64, 64))
 

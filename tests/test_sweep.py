@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 import sae
-from sae import Adam, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
+from sae import Adam, Arm, AtMatched, Best, ElasticNet, Experiment, Never, Resample, Sweep, TopK, UserError, grid
 from sae.core.definitions import flatten, kind, unflatten
 from sae.core.definitions import plain as plain_number
 from sae.experiment import complete, validate
 from sae.methods.contract import Penalty
-from sae.report import watch
+from sae.report import matched, watch
 from sae.report.runs import gather
 from sae.study import arms, figures
 from sae.study.figures import Curves, Frontier, Heatmap, Parallel
@@ -27,8 +27,10 @@ def test_an_experiment_is_a_pytree_whose_leaves_are_what_may_vary(tiny):
     leaves = {jax.tree_util.keystr(path, simple=True, separator="."): leaf
               for path, leaf in jax.tree_util.tree_flatten_with_path(tiny)[0]}  # fmt: skip
     assert set(leaves) == {
-        "penalty.l1", "penalty.l2", "penalty.warmup_steps", "dead_after", "seed", "optimizer.lr", "optimizer.b1",
+        "penalty.l1", "penalty.l2", "penalty.warmup_steps", "penalty.anneal_steps", "penalty.anneal_to", "dead_after",
+        "seed", "optimizer.lr", "optimizer.b1",
         "optimizer.b2", "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.decay_steps",
+        "optimizer.decay_to", "optimizer.restarts", "initialization.decoder_norm", "initialization.encoder_scale",
     }  # fmt: skip
     flat = flatten(tiny)
     assert all(flat[name] == value for name, value in leaves.items())
@@ -122,6 +124,27 @@ def test_a_field_of_another_choice_names_the_choices_that_have_it(tiny):
         grid(tiny, {"revival.every": (4, 8)})
     with pytest.raises(UserError, match="^relu has no field 'activation.kk'; it has no fields$"):
         grid(tiny, {"activation.kk": (4, 8)})
+
+
+def test_arms_that_are_known_by_their_choices_are_rows_where_they_are_many():
+    """Each reads the members with its choices; a table on the terminal and in a report shows their intervals."""
+    parts = []
+    for name, factor in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 4.0)):
+        parts.append(frontier("k", 1.0).assign(activation=name))
+        parts[-1]["eval/l0"] *= factor
+    members = pd.concat(parts, ignore_index=True)
+    named = {name.upper(): Arm(along="k", where={"activation": (name,)}) for name in "abcd"}
+    answer = AtMatched(arms=named, at=(0.1, 0.5), metrics=("eval/l0",), group="d_sae")
+    answer.check([*members.columns])
+    table = answer.table(members)
+    assert list(table.index.names) == ["", "d_sae", "arm"] and list(table.columns) == ["fvu 0.1", "fvu 0.5"]
+    first = table["fvu 0.5"].to_numpy()
+    np.testing.assert_allclose(first / first[0], [1, 2, 3, 4])
+    text = matched.table(answer.compare(members), answer)
+    assert list(text.index.get_level_values("arm")) == list("ABCD") and "[" in text.iloc[0, 0]
+    assert figures.read_answer(json.loads(json.dumps(figures.plain(answer)))) == answer
+    with pytest.raises(UserError, match="members have no 'activatio'"):
+        AtMatched(arms={"A": Arm(along="k", where={"activatio": ("a",)})}).check([*members.columns])
 
 
 def frontier(arm, power, seeds=(0, 1)):

@@ -163,7 +163,7 @@ def test_at_a_target_l0_the_coefficient_is_no_axis_and_the_metric_fines_a_miss(s
 
 
 def test_two_coefficients_and_a_control_of_the_files_own(tiny):
-    controlled = sae.replace(tiny, {"control": sae.TargetL0(l0=5.0, rate=0.005)})
+    controlled = sae.replace(tiny, {"control": sae.TargetL0(l0=5.0, gain=2.0)})
     sweep = Sweep(name="two", members=grid(controlled, {"penalty.l1": (0.1, 0.2), "penalty.l2": (0.0, 0.2)}))
     parameters = parsed(sweep, target_l0=9.0)["parameters"]
     assert parameters == {

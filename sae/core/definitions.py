@@ -35,6 +35,10 @@ class Choice:
         """The fault that this choice has in an experiment ("k: got 9, allowed: at most d_sae = 8"), or None."""
         return None
 
+    def resolved(self: T) -> T:
+        """The choice with what it knows only by looking, such as a file's checksum. Raises UserError."""
+        return self
+
     def tied_to_length(self) -> str | None:
         """Why it acts otherwise in a run of another length ("decay_steps = 20 end with the run"), or None."""
         return None
@@ -237,9 +241,9 @@ def problems(value: Any, prefix: str = "") -> Iterator[str]:
             yield from problems(got, f"{name}.")
         elif any(isinstance(one, float) and not abs(one) <= LARGEST for one in (got, *_parts(got))):
             yield f"{name}: got {got}, allowed: finite 32-bit numbers"
-        elif (low := field.metadata.get("min")) is not None and got is not None and got < low:
+        elif (low := field.metadata.get("min")) is not None and isinstance(got, int | float) and got < low:
             yield f"{name}: got {got}, allowed: at least {low}"
-        elif (high := field.metadata.get("max")) is not None and got is not None and got > high:
+        elif (high := field.metadata.get("max")) is not None and isinstance(got, int | float) and got > high:
             yield f"{name}: got {got}, allowed: at most {high}"
 
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sae.core import sparse
 from sae.core.normalization import Normalization, split
-from sae.core.types import Array, Key, UserError
+from sae.core.types import Array, UserError
 
 
 class Shapes(NamedTuple):
@@ -68,6 +69,7 @@ class Sae(nnx.Module):
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.precision = precision
         self.normalization = nnx.data(normalization)
+        self.few = nnx.data(None)  # the latents of the batch at hand, where they are few (see `by_few`)
         self.W_skip = nnx.data(None if W_skip is None else nnx.Param(W_skip))
         self.skipped = nnx.data(None)  # W_skip x of the batch at hand [d_out, batch], see `at`
         self.parts = parts or (W_dec.shape[-1],)
@@ -125,6 +127,7 @@ class Pass(NamedTuple):
     dead: Array  # [d_sae] bool
     step: Array | int  # updates before this one
     n_steps: int
+    warmed: Array | float = 1.0  # share of the penalty that its warm-up lets through
 
     @property
     def batch(self) -> int:
@@ -179,7 +182,7 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     """
     W_enc, b_enc, b_dec = sae.W_enc[...], sae.b_enc[...], sae.b_dec[...]
     if sae.precision == "float32":
-        offset = b_enc - matmul(W_enc, b_dec) if sae.apply_b_dec_to_input else b_enc
+        offset = input_offset(sae)
     else:
         each_alone = b_dec if len(b_dec) == len(x) else jnp.zeros(len(x))
         origin = jax.lax.stop_gradient(each_alone if origin is None else origin)
@@ -188,15 +191,32 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
+def input_offset(sae: Sae) -> Array:
+    """What the pre-activations of x are beside `W_enc x`, [d_sae], in float32."""
+    b_enc = sae.b_enc[...]
+    return b_enc - matmul(sae.W_enc[...], sae.b_dec[...]) if sae.apply_b_dec_to_input else b_enc
+
+
 def decode(sae: Sae, latents: Array) -> Array:
-    """latents [d_sae, batch] -> x_hat [d_out, batch]."""
-    return matmul(sae.W_dec[...].T, latents, sae.precision) + base(sae)
+    """latents [d_sae, batch] -> x_hat [d_out, batch]; by sparse products where the latents are those of `sae.few`."""
+    few = sae.few if sae.few is not None and sae.few.latents is latents else None
+    return (few.decode(sae.W_dec[...]) if few else matmul(sae.W_dec[...].T, latents, sae.precision)) + base(sae)
 
 
 def base(sae: Sae) -> Array:
     """What is reconstructed without any latent: b_dec [d_out, 1]; at a batch that skips, [d_out, batch] (see `at`)."""
     b_dec = sae.b_dec[...][:, None]
     return b_dec if sae.skipped is None else sae.skipped + b_dec
+
+
+def by_few(sae: Sae, x: Array, pre_acts: Array) -> Sae:
+    """The Sae at a batch x [d_in, batch] with the latents that it has in `few`, where they are few and that pays."""
+    found = sae.activation.few(sae, pre_acts)
+    if found is None or not sparse.pays(len(pre_acts), len(found[0]), sae.precision):
+        return sae
+    new = jax.tree.map(lambda leaf: leaf, sae)
+    new.few = sparse.few(sae.W_enc[...], input_offset(sae), x, *found)
+    return new
 
 
 def matmul(a: Array, b: Array, precision: str = "float32") -> Array:
@@ -234,27 +254,6 @@ def forward(sae: Sae, rows: Array) -> Pass:
     latents = sae.activation(sae, z)
     none_dead = jnp.zeros(z.shape[0], bool)
     return Pass(sae, x, y, z, latents, latents, decode(sae, latents), none_dead, step=0, n_steps=1)
-
-
-def init(
-    key: Key,
-    shapes: Shapes,
-    d_sae: int,
-    activation: Any,
-    b_dec: Array,
-    apply_b_dec_to_input: bool = True,
-    precision: str = "float32",
-) -> Sae:
-    """Decoder rows uniform on the unit sphere, the encoder tied to them at the start, `b_enc` zero.
-
-    `W_enc = W_dec` at step 0 (each latent looks for what it writes), as in Gao et al. 2024, Appendix A. Where the two
-    have different widths, the encoder has unit rows of its own. W_skip is zero.
-    """
-    d_in, d_out, parts, skip = shapes
-    W_dec = unit_rows(jax.random.normal(key, (d_sae, d_out)))
-    W_enc = W_dec if d_in == d_out else unit_rows(jax.random.normal(jax.random.fold_in(key, 1), (d_sae, d_in)))
-    W_skip, four = jnp.zeros((d_out, d_in)) if skip else None, (W_enc, jnp.zeros(d_sae), W_dec, b_dec)
-    return Sae(*four, activation, apply_b_dec_to_input, precision, W_skip=W_skip, parts=parts)
 
 
 def replace(sae: Sae, own: Mapping[str, Array] | None = None, **parameters: Array) -> Sae:
@@ -396,6 +395,18 @@ def part_norms(sae: Sae) -> list[Array]:
 def unit_rows(W: Array) -> Array:
     """Rows scaled to Euclidean norm 1; zero rows stay zero (and keep a finite gradient)."""
     return W * jax.lax.rsqrt(jnp.maximum(jnp.sum(W * W, axis=1, keepdims=True), 1e-30))
+
+
+def within_cosine(W: Array, start: Array, cosine: Array | float) -> Array:
+    """Rows of W turned towards those of `start` until their cosine is at least `cosine`; norms are kept.
+
+    A row that is outside becomes the nearest direction inside, `c s + √(1 - c²) u`: s is its start's direction, u the
+    direction of the row's part that is orthogonal to s.
+    """
+    s, norms = unit_rows(start), jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
+    along = jnp.sum(W * s, axis=1, keepdims=True)
+    turned = norms * (cosine * s + jnp.sqrt(1 - cosine**2) * unit_rows(W - along * s))
+    return jnp.where(along < cosine * norms, turned, W)
 
 
 def _rows(function: Callable[[Array], Array], x: Array) -> Array:

@@ -1,10 +1,11 @@
 """What JSON from a file must look like: types written as Python writes them, and the first place that differs."""
 
+import dataclasses
 import re
 import reprlib
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sae.core.definitions import describe
 
@@ -17,8 +18,8 @@ def fault(value: Any, wanted: Any, where: str) -> str | None:
     """The first place at which a value of JSON has another type than is wanted, with what is allowed; None for none.
 
     `wanted` is Any, None, str, bool, int, float (which whole numbers are too), a Literal, a union, list[X],
-    Sequence[X], tuple[X, ...], dict[str, X] or Mapping[str, X]; or {name: wanted}, the entries that there may be, among
-    others.
+    Sequence[X], tuple[X, ...], dict[str, X] or Mapping[str, X], or a dataclass made of it; or {name: wanted}, the
+    entries that there may be, among others.
     """
     origin, inner = get_origin(wanted), get_args(wanted)
     if isinstance(wanted, Mapping):
@@ -37,6 +38,10 @@ def fault(value: Any, wanted: Any, where: str) -> str | None:
     elif origin in (Union, types.UnionType):
         found = [fault(value, one, where) for one in inner]
         return None if None in found else _fault(value, describe(wanted), where)
+    elif dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        if not isinstance(value, wanted):
+            return _fault(value, describe(wanted), where)
+        places = [(getattr(value, name), hint, f"{where}.{name}") for name, hint in get_type_hints(wanted).items()]
     else:
         return None if _is(value, wanted) else _fault(value, describe(wanted), where)
     return next((found for place in places if (found := fault(*place))), None)

@@ -191,6 +191,7 @@ def rows(
     - `none`: nothing;
     - `centre`: their mean is subtracted;
     - `unit-mean-norm`: rows are divided by the mean of their Euclidean norms;
+    - `mean-norm-sqrt-d`: rows are scaled to a mean norm of √d_in, as Anthropic and SAELens do;
     - `centre-unit-mean-norm`: their mean is subtracted, then rows are divided by the mean norm of what is left;
     - `standardize`: their mean is subtracted, and each dimension is divided by its standard deviation. A dimension that
       is constant is only centred.
@@ -233,8 +234,9 @@ def rows(
     mean, shift, scale = total / n, np.zeros(d_in), np.ones(d_in)
     if normalize in ("centre", "centre-unit-mean-norm", "standardize"):
         shift = mean
-    if normalize == "unit-mean-norm":
-        scale *= np.repeat(n / norms, parts)
+    if normalize in ("unit-mean-norm", "mean-norm-sqrt-d"):
+        wanted = np.ones(len(parts)) if normalize == "unit-mean-norm" else np.sqrt(parts)
+        scale *= np.repeat(wanted * n / norms, parts)
     elif normalize in ("centre-unit-mean-norm", "standardize"):  # deviations, in a second pass: data may be far from 0
         squares, norms = np.zeros(d_in), np.zeros(len(parts))
         for _, piece in _pieces(train):

@@ -17,7 +17,7 @@ from sae.core.definitions import Choice
 from sae.core.normalization import Normalization
 from sae.core.types import Array, Key
 
-Normalize = Literal["none", "centre", "unit-mean-norm", "centre-unit-mean-norm", "standardize"]
+Normalize = Literal["none", "centre", "unit-mean-norm", "mean-norm-sqrt-d", "centre-unit-mean-norm", "standardize"]
 
 Put = Callable[[Any], Any]
 """Moves arrays from the host, or from one device, to where training wants them."""

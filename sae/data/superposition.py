@@ -13,6 +13,8 @@ from sae.core.types import Array, Key, UserError, definition, static
 from sae.data.sampler import Sampler
 from sae.data.source import Normalize, Source
 
+UNCENTRED = ("none", "unit-mean-norm", "mean-norm-sqrt-d")  # ways of `normalize` that keep the mean
+
 
 @definition
 class Superposition(Source):
@@ -108,9 +110,10 @@ class Superposition(Source):
 def _measured(draw: Callable[[Key, int], Array], mean: np.ndarray, normalize: Normalize) -> Normalization:
     """The normalization of `sae.rows` for draws [n, d_in] with this mean; what it divides by is estimated."""
     plain = Normalization.none(len(mean))
-    shift = np.asarray(mean, np.float32) if normalize not in ("none", "unit-mean-norm") else plain.shift
-    if normalize in ("unit-mean-norm", "centre-unit-mean-norm"):
-        scale = 1 / _mean(lambda key, n: jnp.linalg.norm(draw(key, n) - shift, axis=1))
+    shift = np.asarray(mean, np.float32) if normalize not in UNCENTRED else plain.shift
+    if normalize.endswith(("mean-norm", "mean-norm-sqrt-d")):
+        wanted = np.sqrt(len(mean)) if normalize == "mean-norm-sqrt-d" else 1.0
+        scale = wanted / _mean(lambda key, n: jnp.linalg.norm(draw(key, n) - shift, axis=1))
     elif normalize == "standardize":
         scale = 1 / np.sqrt(_mean(lambda key, n: (draw(key, n) - shift) ** 2))
     else:

@@ -47,8 +47,10 @@ def _method(e: Experiment, parts: tuple[int, ...]) -> None:
 
     own = _call(e, "activation", "init", d_sae, check=_own(d_sae))
     shapes = _call(e, "task", "shapes", parts, check=lambda got: None if isinstance(got, Shapes) else "Shapes")
-    zeros = jnp.zeros(shapes.d_out)
-    sae = model.init(key, shapes, d_sae, e.activation, zeros, e.apply_b_dec_to_input, e.precision)
+    four = {"W_enc": (d_sae, shapes.d_in), "b_enc": d_sae, "W_dec": (d_sae, shapes.d_out), "b_dec": shapes.d_out}
+    four |= {"W_skip": (shapes.d_out, shapes.d_in)} if shapes.skip else {}
+    named = {name: jnp.zeros(shape) for name, shape in four.items()} | {f"own.{name}": a for name, a in own.items()}
+    sae = model.from_parameters(named, e.activation, e.apply_b_dec_to_input, e.precision, parts=shapes.parts)
     (x, y), alone = model.divided(sae, rows), model.using(sae, None)
     z, here = _call(e, "activation", "pre_acts", sae, x, x[:, 0], check=latents), model.at(sae, x)
     f = _call(e, "activation", "__call__", sae, z, check=latents)
@@ -67,16 +69,22 @@ def _method(e: Experiment, parts: tuple[int, ...]) -> None:
     _call(e, "auxiliary", "cost", out, check=scalar)
     state = _call(e, "control", "init")
     _call(e, "control", "factor", state, check=scalar)
+    _call(e, "control", "own_rate", state, check=scalar)
     _call(e, "control", "settle", state, out, check=_like(state))
     _call(e, "control", "numbers", state, check=_numbers)
+    _call(e, "initialization", "__call__", key, d_sae, x, y, alone.b_dec[...], check=_parameters_of(alone))
     _call(e, "constraint", "gradient", alone, alone, check=_like(alone))
     _call(e, "constraint", "project", alone, check=_like(alone))
+    held = _call(e, "constraint", "init", alone)
+    _call(e, "constraint", "restrict", alone, alone, check=_like(alone))
+    _call(e, "constraint", "keep", held, alone, check=_like(alone))
     state = _call(e, "average", "init", alone)
     _call(e, "average", "settle", state, alone, check=_like(state))
     _call(e, "average", "revive", state, dead, alone, check=_like(state))
     _call(e, "average", "weights", state, alone, check=_like(alone))
     chain = _call(e, "optimizer", "transform", e.n_steps, check=_has("init", "update"))
     _call(e, "optimizer", "numbers", step, e.n_steps, check=_numbers)
+    _call(e, "optimizer", "weights", chain.init(alone), alone, check=_like(alone))
     _call(e, "revival", "candidates", check=lambda got: None if isinstance(got, int) else "a whole number")
     if steps := _call(e, "revival", "steps"):
         candidates = jnp.zeros((1, *rows.shape))
@@ -180,6 +188,23 @@ def _own(d_sae: int) -> Check:
         return None if sound else f"a dict of arrays [d_sae, ...] or [] by name, d_sae = {d_sae}"
 
     return check
+
+
+def _parameters_of(sae: Sae) -> Check:
+    """Some of an autoencoder's parameters by name, with both matrices."""
+    shapes = {name: value.shape for name, value in model.parameters(sae).items()}
+
+    def check(got: Any) -> str | None:
+        sound = isinstance(got, dict) and {"W_enc", "W_dec"} <= got.keys() <= shapes.keys()
+        if sound and all(jnp.shape(value) == shapes[name] for name, value in got.items()):
+            return None
+        return f"a dict of parameters by name, with W_enc and W_dec, of {_shapes(shapes)}"
+
+    return check
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
 def _like(wanted: Any) -> Check:

@@ -1,17 +1,21 @@
 """Auxiliary losses: costs that give dead latents a gradient, and a cost of the weights."""
 
 import functools
+import itertools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from sae.core.model import Pass, matmul, own
+from sae.core.sparse import undivided
 from sae.core.types import Array, definition, leaf, static
 from sae.methods.activations import relu
 from sae.methods.contract import Auxiliary
 from sae.methods.lazily import cost_where, run_where
 from sae.methods.top_k import k_largest
+
+FEW = 4  # up to d_sae / 4 dead latents are computed alone
 
 
 @definition
@@ -57,11 +61,14 @@ class AuxK(Auxiliary):
 
     def cost(self, out: Pass) -> Array:
         """The cost, []; 0 where no latent is dead, and nothing is computed where none is in any lane."""
-        k = min(self.k or max(1, out.y.shape[0] // 2), out.dead.shape[0])
+        d_sae, n_dead = out.dead.shape[0], jnp.sum(out.dead)
         error = jax.lax.stop_gradient(out.y - out.x_hat)
+        k = min(self.k or max(1, out.y.shape[0] // 2), d_sae)
+        sizes = (max(1, d_sae // FEW), d_sae) if undivided() else (d_sae,)
         cost = functools.partial(_cost, k=k, form=self.form, precision=out.sae.precision)
-        fixed = (error, out.dead)
-        return self.weight * cost_where(cost, jnp.any(out.dead), (out.sae.W_dec[...], out.pre_acts), fixed)
+        costs = tuple(functools.partial(cost, slots=size) for size in sizes)
+        needed = tuple((n_dead > few) & (n_dead <= most) for few, most in itertools.pairwise((0, *sizes)))
+        return self.weight * cost_where(costs, needed, (out.sae.W_dec[...], out.pre_acts), (error, out.dead))
 
 
 @definition
@@ -82,7 +89,7 @@ class GhostGradients(Auxiliary):
         error = jax.lax.stop_gradient(out.y - out.x_hat)
         cost = functools.partial(_ghost, precision=out.sae.precision)
         inputs = (out.sae.W_dec[...], out.pre_acts)
-        return self.weight * cost_where(cost, jnp.any(out.dead), inputs, (error, out.dead))
+        return self.weight * cost_where((cost,), (jnp.any(out.dead),), inputs, (error, out.dead))
 
 
 @definition
@@ -106,14 +113,21 @@ class PreActivationLoss(Auxiliary):
         return self.weight * jnp.sum(charged) / out.batch
 
 
-def _cost(W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, form: str, precision: str) -> Array:
-    """AuxK's cost without its weight, [], where some latent is dead."""
-    dead, n_dead = dead[:, None], jnp.sum(dead)
+def _cost(
+    W_dec: Array, pre_acts: Array, error: Array, dead: Array, k: int, slots: int, form: str, precision: str
+) -> Array:
+    """AuxK's cost without its weight, [], where some latents are dead, and no more than `slots`."""
+    n_dead = jnp.sum(dead)
+    if slots < dead.shape[0]:  # the products of the dead latents alone
+        rows = jnp.nonzero(dead, size=slots, fill_value=0)[0]
+        W_dec, pre_acts, dead = W_dec[rows], pre_acts[rows], jnp.arange(slots) < n_dead
+    dead, nothing = dead[:, None], 0.0 if form == "openai" else -jnp.inf
     # all dead latents are chosen where there are no more than k
     every = jnp.broadcast_to(dead, pre_acts.shape)
-    chosen = run_where(n_dead > k, lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), k), every)
+    largest = lambda: k_largest(jnp.where(dead, pre_acts, -jnp.inf), min(k, slots), above=nothing)
+    chosen = run_where(n_dead > k, largest, every)
     values = relu(pre_acts) if form == "openai" else pre_acts
-    rest = error - matmul(W_dec.T, jnp.where(chosen & dead, values, 0.0), precision)
+    rest = error - matmul(W_dec.T, jnp.where(chosen, values, 0.0), precision)
     squared = jnp.sum(rest**2)
     if form == "saelens":
         return jnp.minimum(n_dead / k, 1.0) * squared / error.shape[1]

@@ -1,18 +1,15 @@
-"""Constraints on the parameters, kept by the gradient before each update and by the parameters after it."""
-
-from typing import Any
+"""Constraints on the parameters: the norms of decoder rows. What else may be held is in `contract.Constraint`."""
 
 import jax.numpy as jnp
 
 from sae.core.model import Sae, replace, unit_rows
 from sae.core.types import definition, static
 from sae.methods.contract import Constraint
-from sae.methods.tasks import Transcoder
 
 
 @definition
 class Free(Constraint):
-    """No constraint. A penalty on latents then leaks into the decoder's scale unless it is `weighted`."""
+    """Decoder rows of any norm. A penalty on latents then leaks into the decoder's scale unless it is `weighted`."""
 
 
 @definition
@@ -34,29 +31,21 @@ class UnitNorm(Constraint):
 
 
 @definition
-class UnitNormNoBias(Constraint):
-    """`UnitNorm`, and no decoder bias: x̂ = W_decᵀ latents, as in Sharkey, Braun & Millidge 2022. Start it at zero.
+class AtMostUnitNorm(Constraint):
+    """Decoder rows of Euclidean norm 1 at most: longer ones are scaled to 1, W_dec,i / max(1, ‖W_dec,i‖).
 
-    With `tied`, the encoder is the decoder, W_enc = W_dec: one matrix with the gradients of both.
+    It is the projection of Mairal et al. 2009, "Online dictionary learning", and keeps the gradient as it is.
     """
 
-    tied: bool = static(False)
-    """Hold W_enc = W_dec."""
-
-    def check(self, experiment: Any) -> str | None:
-        """A transcoder's encoder and decoder are of two spaces."""
-        if self.tied and isinstance(experiment.task, Transcoder):
-            return "tied: got True, allowed: False with transcoder, whose encoder and decoder are of two spaces"
-        return None
-
-    def gradient(self, sae: Sae, gradient: Sae) -> Sae:
-        """`UnitNorm`'s gradient with 0 for b_dec; if tied, W_dec gets the sum of both matrices' and W_enc gets 0."""
-        if self.tied:
-            both = gradient.W_enc[...] + gradient.W_dec[...]
-            gradient = replace(gradient, W_dec=both, W_enc=jnp.zeros_like(both))
-        return replace(UnitNorm().gradient(sae, gradient), b_dec=jnp.zeros_like(gradient.b_dec[...]))
-
     def project(self, sae: Sae) -> Sae:
-        """Decoder rows scaled to norm 1, b_dec zero; if tied, the encoder's rows are the decoder's."""
-        sae = replace(UnitNorm().project(sae), b_dec=jnp.zeros_like(sae.b_dec[...]))
-        return replace(sae, W_enc=sae.W_dec[...]) if self.tied else sae
+        """Decoder rows scaled to norm 1 where they are longer."""
+        W = sae.W_dec[...]
+        return replace(sae, W_dec=W / jnp.sqrt(jnp.maximum(1.0, jnp.sum(W * W, axis=1, keepdims=True))))
+
+
+@definition
+class UnitNormNoBias(UnitNorm):
+    """`UnitNorm` without a decoder bias: x̂ = W_decᵀ latents, as in Sharkey, Braun & Millidge 2022."""
+
+    b_dec: bool = static(False)
+    """Have a decoder bias; without one it is 0."""

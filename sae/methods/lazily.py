@@ -21,18 +21,27 @@ def run_where(needed: Array, function: Callable[[], T], otherwise: T) -> T:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def cost_where(cost: Callable[..., Array], needed: Array, inputs: tuple[Array, ...], fixed: tuple[Array, ...]) -> Array:
-    """cost(*inputs, *fixed), [], or 0 where it is not needed; differentiable by the inputs. See `run_where`."""
-    return run_where(needed, lambda: cost(*inputs, *fixed), jnp.zeros_like(inputs[0][0, 0]))
+def cost_where(
+    costs: tuple[Callable[..., Array], ...], needed: tuple[Array, ...], inputs: tuple[Array, ...], fixed: tuple
+) -> Array:
+    """The one of some costs(*inputs, *fixed) that is needed, [], or 0; differentiable by the inputs."""
+    value = jnp.zeros_like(inputs[0][0, 0])
+    for cost, wanted in zip(costs, needed, strict=True):
+        value = run_where(wanted, lambda cost=cost: cost(*inputs, *fixed), value)
+    return value
 
 
-def _cost_forward(cost: Callable[..., Array], needed: Array, inputs: tuple, fixed: tuple) -> tuple[Array, tuple]:
-    both = lambda: jax.value_and_grad(lambda inputs: cost(*inputs, *fixed))(inputs)
-    value, gradients = run_where(needed, both, jax.tree.map(jnp.zeros_like, (inputs[0][0, 0], inputs)))
+def _cost_forward(
+    costs: tuple[Callable[..., Array], ...], needed: tuple[Array, ...], inputs: tuple[Array, ...], fixed: tuple
+) -> tuple[Array, tuple]:
+    value, gradients = jax.tree.map(jnp.zeros_like, (inputs[0][0, 0], inputs))
+    for cost, wanted in zip(costs, needed, strict=True):
+        both = lambda cost=cost: jax.value_and_grad(lambda inputs: cost(*inputs, *fixed))(inputs)
+        value, gradients = run_where(wanted, both, (value, gradients))
     return value, gradients
 
 
-def _cost_backward(cost: Callable[..., Array], gradients: tuple, g: Array) -> tuple:
+def _cost_backward(costs: tuple, gradients: tuple, g: Array) -> tuple:
     return None, jax.tree.map(lambda gradient: g * gradient, gradients), None
 
 

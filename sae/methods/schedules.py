@@ -10,7 +10,7 @@ def ramp(step: Array | int, steps: Array | int) -> Array:
     return jnp.minimum(1.0, (step + 1) / jnp.maximum(steps, 1))
 
 
-def fall(step: Array | int, n_steps: int, steps: Array | int) -> Array:
+def fall(step: Array | int, n_steps: Array | int, steps: Array | int) -> Array:
     """From 1 to 1 / steps in a straight line over the last steps of n_steps, and 1 before. Always 1 for 0 steps."""
     left = jnp.clip((n_steps - step) / jnp.maximum(steps, 1), 0.0, 1.0)
     return jnp.where(steps > 0, left, 1.0)

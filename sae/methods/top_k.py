@@ -1,28 +1,39 @@
 """The largest of many numbers, exactly: of each example, or of a whole batch. Feature-major, [d_sae, batch]."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from sae.core.sparse import undivided
 from sae.core.types import Array
 
 WAYS = 7  # thresholds that a pass of a search counts: the fastest number on a CPU and on an H100
 SPREAD = 2**15  # bits between the thresholds around a guess: .4 % of its value
 INFINITY = 0x7F800000  # the bits of infinity
+COUNTED_BELOW = 200  # latents per kept one from which sorting groups is faster than counting (measured on a CPU)
 SORTED_FROM = 1024  # latents from which sorting groups is faster than sorting all of them (measured on a CPU)
 
 
-def k_largest(values: Array, k: Array | int, k_max: int | None = None) -> Array:
+def k_largest(values: Array, k: Array | int, k_max: int | None = None, above: float = -jnp.inf) -> Array:
     """Which values are the k largest of their column, [d_sae, batch] bool; of equal ones the first latents count.
 
-    k may be traced, and is at most `k_max`; without `k_max` all values are sorted. Comparing with the k-th largest is
-    dense, where picking k values would be a gather and its gradient a scatter.
+    Only values > `above` count, so there may be fewer. k may be traced, and is at most `k_max`; without `k_max` an
+    accelerator sorts all values. Never more than k of a column are chosen, however many are equal.
     """
     held = jax.lax.stop_gradient(values)
-    n = held.shape[0]
-    most = k_max or (k if isinstance(k, int) else n)
-    found, latents = _largest(held, min(most, n))
-    least, last = (jnp.take(rows, k - 1, axis=0) for rows in (found, latents))
-    return (held > least) | ((held == least) & (jnp.arange(n)[:, None] <= last))
+    most = min(k_max or (k if isinstance(k, int) else held.shape[0]), held.shape[0])
+    # a CPU sorts slowly; counting takes some 20 passes over all values
+    by_sorting = lambda values, k: _by_sorting(values, k, most, above)
+    by_counting = lambda values, k: _by_counting(values, k, above)
+    on_cpu = by_counting if held.shape[0] < COUNTED_BELOW * most and undivided() else by_sorting
+    return jax.lax.platform_dependent(held, jnp.asarray(k), cpu=on_cpu, default=by_sorting)
+
+
+def largest(values: Array, k: int) -> Array:
+    """The latents of the k largest values of every column, in falling order, [k, batch]."""
+    return _largest(jax.lax.stop_gradient(values), k)[1]
 
 
 def nth_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Array:
@@ -54,6 +65,81 @@ def nth_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Ar
     bounds = narrow(low, low + INFINITY, first)
     low, _ = jax.lax.while_loop(lambda bounds: bounds[1] - bounds[0] > 1, between, bounds)
     return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def _by_sorting(values: Array, k: Array | int, k_max: int, above: float) -> Array:
+    """`k_largest`: comparing with the k-th is dense; picking k values would be a gather, its gradient a scatter."""
+    values = jnp.where(values == 0, 0.0, values)  # a sort would put 0 before -0, which compare as equal
+    found, latents = _largest(values, k_max)
+    least, last = (jnp.take(rows, k - 1, axis=0) for rows in (found, latents))
+    first = jnp.arange(values.shape[0])[:, None] <= last
+    return (values > above) & ((values > least) | ((values == least) & first))
+
+
+def _by_counting(values: Array, k: Array | int, above: float) -> Array:
+    """`k_largest`: of every column a threshold that k values exceed, found by halving an interval and counting."""
+    n = values.shape[0]
+    exceed = lambda threshold: _count_rows(lambda v, _: v > _number(threshold), values)
+    largest = _fold(jnp.maximum, lambda v: v, values)
+    low, high = _order(jnp.full_like(largest, above)), _order(largest)
+    # most thresholds lie within a factor of 16 of the largest value: it saves the passes that look for the exponent
+    low, high, kept, fewer = _halve(exceed, k, low, high, jnp.clip(_order(largest / 16), low + 1, high - 1))
+    # columns where values equal to the k-th are too many: of the latents, the last `beyond` do not count
+    tied, border = kept > k, _number(high)
+    equal = lambda beyond: _count_rows(lambda v, latent: (v == border) & (latent < n - beyond), values)
+    none, all_ = jnp.zeros_like(low), jnp.full_like(low, n)
+    beyond, *_ = _halve(equal, jnp.where(tied, k - fewer, n), none, all_, all_ // 2)
+    surplus = tied & (values == border) & (jnp.arange(n)[:, None] >= n - beyond)
+    return (values > _number(low)) & ~surplus
+
+
+def _halve(
+    count: Callable[[Array], Array], k: Array | int, low: Array, high: Array, first: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Whole numbers with count(low) >= k > count(high) brought together until count(low) <= k or they are neighbours.
+
+    All are [batch]; count falls as its argument grows, and is below k at `high`. Returns (low, high, count(low),
+    count(high)). The first pass looks at `first`.
+    """
+
+    def narrow(state: tuple) -> tuple:
+        low, high, at_low, at_high, middle = state
+        found = count(middle)
+        enough = found >= k
+        low, high = jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        at_low, at_high = jnp.where(enough, found, at_low), jnp.where(enough, at_high, found)
+        return low, high, at_low, at_high, (low & high) + ((low ^ high) >> 1)  # (low + high) / 2 may be too large
+
+    unfinished = lambda state: jnp.any((state[2] > k) & (state[0] + 1 < state[1]))
+    return jax.lax.while_loop(unfinished, narrow, (low, high, count(low), jnp.zeros_like(low), first))[:4]
+
+
+def _count_rows(which: Callable[[Array, Array], Array], values: Array) -> Array:
+    """How many of each column are those that which(values, latents) chooses, [batch]."""
+    latents = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
+    return _fold(jnp.add, lambda v, latent: jnp.where(which(v, latent), 1, 0), values, latents)
+
+
+def _fold(add: Callable[[Array, Array], Array], each: Callable[..., Array], *arrays: Array) -> Array:
+    """each(*arrays) of [d_sae, batch] summed up over latents by `add`, [batch].
+
+    A sum of parts is elementwise, and several times as fast on a CPU as a reduction over the first axis.
+    """
+    n = len(arrays[0])
+    size = n // next((parts for parts in range(16, 1, -1) if n % parts == 0), n)
+    total = functools.reduce(add, [each(*(array[at : at + size] for array in arrays)) for at in range(0, n, size)])
+    return total[0] if size == 1 else _fold(add, lambda rows: rows, jax.lax.optimization_barrier(total))
+
+
+def _order(numbers: Array) -> Array:
+    """Whole numbers in the order of float32 numbers: their bits, those of negative numbers turned round."""
+    bits = jax.lax.bitcast_convert_type(numbers, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _number(order: Array) -> Array:
+    """The float32 number of a place in the order."""
+    return jax.lax.bitcast_convert_type(jnp.where(order < 0, order ^ 0x7FFFFFFF, order), jnp.float32)
 
 
 def _largest(values: Array, k: int) -> tuple[Array, Array]:

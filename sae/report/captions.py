@@ -1,15 +1,16 @@
 """The title and the caption of a figure: what its lines, bands and axes are, with units and definitions."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
 from sae.core.metrics import OF_A_STEP
 from sae.core.text import count
 from sae.report.data import along, label, meaning
-from sae.study.answers import AtMatched, of_arm
+from sae.study.answers import AtMatched
 from sae.study.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.frontiers import Arm, arms_along
 from sae.study.replicates import over_seeds
 
 DICTIONARIES = (
@@ -48,7 +49,7 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             off = f" The log axes leave out {count(hidden, 'member')} at 0." if hidden else ""
             best = "; lower and further left is better" if (figure.x, figure.y) == ("eval/fvu", "eval/l0") else ""
             at_each = f"{_band(members)} A step along a line is a step of {' or '.join(figure.along)}{best}."
-            shown = f"{at_each}{off}{_no_arm(members, figure.along)}"
+            shown = f"{at_each}{off}{_no_arm(members, arms_along(figure.along))}"
             return f"{shown} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
             only = f" All members have {' and '.join(figure.others)} at 0." if figure.others else ""
@@ -57,7 +58,7 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             return f"{_band(members)}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
         case Heatmap():
             panels = " In each panel the other coefficients are 0." if len(figure.along) > 1 else ""
-            means = sentence(over_seeds(members)) + _no_arm(members, figure.along)
+            means = sentence(over_seeds(members)) + _no_arm(members, arms_along(figure.along))
             return f"{means}{panels} {_held_out(members)} {meaning([figure.metric], members)}"
         case Parallel():
             colour = label(figure.metrics[0])
@@ -72,7 +73,7 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
                 if several
                 else "One seed."
             )
-            shown = f"{method} {bars}{_no_arm(members, list(figure.coefficients.values()))}"
+            shown = f"{method} {bars}{_no_arm(members, figure.lines)}"
             return f"{shown} {_held_out(members)} {meaning([*figure.metrics, figure.matched], members)}"
         case Curves():
             window = "A log point covers the training examples since the one before it. The x axis is optimizer steps."
@@ -97,9 +98,9 @@ def _band(members: pd.DataFrame) -> str:
     return f"Lines are {means}, bands their bootstrap 95 % intervals, dots members."
 
 
-def _no_arm(members: pd.DataFrame, coefficients: Sequence[str]) -> str:
+def _no_arm(members: pd.DataFrame, arms: Mapping[str, Arm]) -> str:
     """A sentence on the members that belong to no arm."""
-    shown = {row for name in coefficients for row in of_arm(members, name, coefficients).index}
+    shown = {row for arm in arms.values() for row in arm.members(members).index}
     n = len(members) - len(shown)
     return f" {count(n, 'member')} in no arm {'is' if n == 1 else 'are'} not shown." if n else ""
 

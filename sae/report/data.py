@@ -13,8 +13,9 @@ from sae.core.metrics import EVALUATED, metric
 from sae.core.text import abbreviated, unquoted
 from sae.experiment import window_follows
 from sae.study import replicates
-from sae.study.answers import AtMatched, bootstrap, of_arm, short
+from sae.study.answers import AtMatched
 from sae.study.figures import Profile, arm_names
+from sae.study.frontiers import bootstrap, of_arm, short
 from sae.study.measures import PREFIX
 from sae.study.replicates import is_seed, over_seeds
 
@@ -249,6 +250,11 @@ def rows_of(compared: pd.DataFrame, figure: AtMatched) -> list[str]:
     words = [[f"{label(name)} {text}" for text in numbers(compared[name])] for name in names]
     words.append([f"{label(figure.matched)} = {value:g}" for value in compared["value"]])
     return [", ".join(row) for row in zip(*words, strict=True)]
+
+
+def places(n: int, arm: int, arms: int) -> np.ndarray:
+    """Where the dots of an arm stand at n ticks: beside those of the other arms, which share a tick."""
+    return np.arange(n) + min(0.16, 0.8 / arms) * (arm - (arms - 1) / 2)
 
 
 def interval(low: float, high: float) -> str:

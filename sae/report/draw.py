@@ -159,7 +159,7 @@ def matched(members: pd.DataFrame, figure: AtMatched) -> go.Figure:
         panel = table[table["metric"] == metric]
         for i, arm in enumerate(figure.arms):
             rows = panel[panel["arm"] == arm].reset_index(drop=True)
-            place = np.arange(len(rows)) + 0.16 * (i - (len(figure.arms) - 1) / 2)
+            place = data.places(len(rows), i, len(figure.arms))
             reached = rows["mean"].notna()
             rows, place = rows[reached], place[reached]
             drawn.add_scatter(

@@ -39,7 +39,10 @@ def _clause(row: Mapping[Any, Any], figure: AtMatched) -> str:
 
 
 def table(compared: pd.DataFrame, figure: AtMatched) -> pd.DataFrame:
-    """A table that `figure.compare` gave, as text: a row per metric and group, a column per matched value and arm."""
+    """A table that `figure.compare` gave, as text: a row per metric and group, a column per matched value and arm.
+
+    With many arms, an arm is a row.
+    """
     cells = compared.assign(
         cell=[
             f"{number(row['mean'])}{interval(row['low'], row['high'])}" if row["seeds"] else "–"
@@ -47,9 +50,9 @@ def table(compared: pd.DataFrame, figure: AtMatched) -> pd.DataFrame:
         ],
         at=[f"{label(figure.matched)} {value:g}" for value in compared["value"]],
     )
-    rows = ["metric", *figure.groups]
+    rows = ["metric", *figure.groups, *["arm"] * figure.many]
+    columns = ["at"] if figure.many else ["at", "arm"]
     cells[rows] = cells[rows].astype(object).where(cells[rows].notna(), number(None))  # a pivot drops missing labels
-    return cells.pivot(index=rows, columns=["at", "arm"], values="cell").reindex(
-        index=pd.MultiIndex.from_frame(cells[rows].drop_duplicates()),
-        columns=pd.MultiIndex.from_frame(cells[["at", "arm"]].drop_duplicates()),
-    )
+    every = lambda names: pd.MultiIndex.from_frame(cells[names].drop_duplicates())
+    text = cells.pivot(index=rows, columns=columns, values="cell").reindex(index=every(rows))
+    return text[cells["at"].drop_duplicates()] if figure.many else text.reindex(columns=every(columns))

@@ -201,7 +201,7 @@ def _matched(members: pd.DataFrame, figure: AtMatched) -> Canvas:
     for panel, metric in zip(axes[0], names, strict=True):
         for i, arm in enumerate(figure.arms):
             rows = table[(table["metric"] == metric) & (table["arm"] == arm)]
-            place = np.arange(len(rows)) + 0.16 * (i - (len(figure.arms) - 1) / 2)
+            place = data.places(len(rows), i, len(figure.arms))
             errors = np.abs(rows[["low", "high"]].to_numpy() - rows[["mean"]].to_numpy()).T
             style = {"fmt": "o", "ms": 3, "lw": 1, "color": data.ARMS[i % len(data.ARMS)], "label": arm}
             panel.errorbar(rows["mean"], place, xerr=np.nan_to_num(errors), **style)

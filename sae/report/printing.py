@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae.core.text import count, one_line, table
+from sae.report import matched
 from sae.report.data import brief, held_out, number
 from sae.report.warnings import REMEDY
 from sae.store.results import Results
@@ -48,7 +49,7 @@ def print_answer(results: Results, console: Console) -> None:
             say(_text(frame.head(MOST_ROWS), console.width))
         if len(frame) > MOST_ROWS:
             say(f"... {len(frame) - MOST_ROWS} more rows in members.parquet")
-        if isinstance(answer, AtMatched) and len(frame) and frame.isna().any(axis=None):
+        if isinstance(answer, AtMatched) and len(frame) and (frame.isna() | (frame == "–")).any(axis=None):
             low, high = members[answer.matched].min(), members[answer.matched].max()
             say(f"–: not reached; {answer.matched} spans {number(low)} to {number(high)} over all members")
         if diverged:
@@ -58,8 +59,14 @@ def print_answer(results: Results, console: Console) -> None:
 
 
 def _asked(answer: Answer, members: pd.DataFrame, say: Callable[[str], object]) -> pd.DataFrame:
-    """The table of an answer; an empty one, and a line, where a table of another program cannot answer."""
+    """The table of an answer; an empty one, and a line, where a table of another program cannot answer.
+
+    Arms that are rows leave room for intervals.
+    """
     try:
+        if isinstance(answer, AtMatched) and answer.many:
+            complete = answer.complete(members)
+            return matched.table(complete.compare(members), complete).rename_axis(columns=None)
         return answer.table(members)
     except Exception as error:
         say(f"no answer: {' '.join(str(error).split()) or type(error).__name__}")

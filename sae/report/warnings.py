@@ -1,6 +1,6 @@
 """Reasons to doubt a sweep's conclusions, read off its tables: each check gives sentences that state its threshold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,8 @@ REBOUND = 1.5  # factor between the last and the least FVU of training
 CONVERGED = 0.02  # relative fall of FVU over the last tenth of training
 EXPLAINED, SHARE = 0.3, 0.5  # an FVU below the first, with a median r2 of input dimensions below the second
 HUGE = 20  # norm of the longest row over that of the median row
+OFF, OFF_TRAINED = 0.03, 0.05  # relative distance of training L0 from its target; with thresholds that train
+GENERALIZES = 0.1  # relative distance of held-out L0 from training L0
 REMEDY = "try a lower optimizer.lr, a longer optimizer.warmup_steps, or optimizer.clip"
 
 
@@ -25,6 +27,7 @@ def warnings(members: pd.DataFrame, history: pd.DataFrame, along: Sequence[str],
     """Sentences about members and their histories. `members` includes those that diverged."""
     sound = members[members["status"] == "finished"]
     found = [*_diverged(members), *idle(members), *_of_members(sound), *_of_data(sound), *_of_training(sound, history)]
+    found += off_target(sound, history)
     if along and {"eval/fvu", "eval/l0", "d_sae"} <= set(members):
         found += _of_lines(lines(sound, along, group))
     return [sentence[:1].upper() + sentence[1:] for sentence in found]
@@ -67,6 +70,37 @@ def idle(members: pd.DataFrame) -> Iterator[str]:
                 f"{name} never acts on {_who(helped, members)}: no latent is dead before the last step, as dead_after "
                 f"is {_some(helped['dead_after'])} examples."
             )
+
+
+def off_target(members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:
+    """Sentences about members whose control has a target L0 and whose training or held-out L0 is elsewhere."""
+    if "control.l0" not in members or not {"n_steps", "eval/l0"} <= set(members) or "train/l0" not in history:
+        return
+    aimed = members[members["control.l0"].notna()].set_index("member", drop=False)
+    target, held_out = aimed["control.l0"].astype(float), aimed["eval/l0"].astype(float)
+    end = history["step"] > 0.9 * history["member"].map(aimed["n_steps"]).astype(float)
+    trained = history[end].groupby("member")["train/l0"].mean().reindex(aimed.index)
+    trains = aimed.get("activation", pd.Series("", aimed.index)) == "jump-relu"
+    missed = aimed[(trained / target - 1).abs() > np.where(trains, OFF_TRAINED, OFF)]
+    if len(missed):
+        cases = _cases(missed, {"": trained, "for ": target, "held-out ": held_out})
+        yield (
+            f"Training L0 of {_who(missed, members)} is over {OFF:.0%} (trained thresholds: {OFF_TRAINED:.0%}) from "
+            f"its target in the last tenth of the steps: {cases}; try more steps, or a higher optimizer.lr."
+        )
+    apart = aimed[(held_out / trained - 1).abs() > GENERALIZES]
+    if len(apart):
+        cases = _cases(apart, {"": held_out, "for ": trained})
+        yield (
+            f"Held-out L0 of {_who(apart, members)} differs by over {GENERALIZES:.0%} from training L0, which the "
+            f"control follows: {cases}; there may be too few training examples, or held-out ones of another kind."
+        )
+
+
+def _cases(members: pd.DataFrame, numbers: Mapping[str, pd.Series]) -> str:
+    """The numbers of the first members, "4.3 for 4 (held-out 5.1), ..."."""
+    row = lambda member: ", ".join(f"{words}{number(float(values[member]))}" for words, values in numbers.items())
+    return "; ".join(row(member) for member in members.index[:4]) + ("; ..." if len(members) > 4 else "")
 
 
 def _some(values: pd.Series) -> str:

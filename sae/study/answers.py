@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.metrics import EVALUATED, OF_A_STEP
-from sae.core.text import nearest
 from sae.core.types import UserError
-from sae.study.measures import PREFIX
+from sae.study.frontiers import Arm, arms_along, bootstrap, groups, hidden, interpolate, listed, require, short
 from sae.study.replicates import is_seed, lurking, seeds
+
+MANY = 3  # arms that stand side by side in a table; more are rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,11 @@ class AtMatched:
     is the mean over the seeds that reach the value; whatever else differs between its members is added to the group.
     """
 
-    arms: Mapping[str, str] | Sequence[str]
+    arms: Mapping[str, str | Arm] | Sequence[str]
     """Arm's name -> its coefficient, a dotted name: {"L1": "penalty.l1", "L2": "penalty.l2"}.
 
-    A sequence of coefficients will do: an arm's name is then its coefficient. It is kept as a mapping.
+    An arm that is known by its choices is an `Arm`: {"TopK": Arm(along="activation.k", where={"activation":
+    ("top-k",)})}. A sequence of coefficients will do: an arm's name is then its coefficient. It is kept as a mapping.
     """
     matched: str = "eval/fvu"
     """The metric that is held equal."""
@@ -44,17 +45,20 @@ class AtMatched:
         arms = self.arms if isinstance(self.arms, Mapping) or isinstance(self.arms, str) else list(self.arms)
         if isinstance(arms, list) and all(isinstance(name, str) for name in arms):
             arms = {name: name for name in arms}
-        if not (
-            isinstance(arms, Mapping) and arms and all(isinstance(word, str) for pair in arms.items() for word in pair)
-        ):
+        if isinstance(arms, Mapping):  # an arm that was read from JSON is a mapping
+            arms = {name: Arm(**arm) if isinstance(arm, Mapping) else arm for name, arm in arms.items()}
+        sound = isinstance(arms, Mapping) and arms and all(isinstance(name, str) for name in arms)
+        if not sound or not all(isinstance(arm, str | Arm) for arm in arms.values()):
             allowed = '{"L1": "penalty.l1", "L2": "penalty.l2"}, or ("penalty.l1", "penalty.l2")'
             raise UserError(f"AtMatched: arms: got {self.arms!r}, allowed: names and coefficients, as {allowed}")
         object.__setattr__(self, "arms", arms)
 
     @property
-    def coefficients(self) -> dict[str, str]:
-        """`arms` as a mapping, which it is."""
-        return dict(self.arms)  # ty: ignore[no-matching-overload]  # a sequence has become a mapping
+    def lines(self) -> dict[str, Arm]:
+        """Every arm by its name, as an `Arm`."""
+        arms: dict[str, str | Arm] = dict(self.arms)  # ty: ignore[no-matching-overload]  # a sequence has become one
+        plain = arms_along([arm for arm in arms.values() if isinstance(arm, str)])
+        return {name: plain[arm] if isinstance(arm, str) else arm for name, arm in arms.items()}
 
     @property
     def groups(self) -> list[str]:
@@ -68,26 +72,35 @@ class AtMatched:
 
     def complete(self, members: pd.DataFrame) -> "AtMatched":
         """The same with a group by whatever a cell would hide, other than seeds. Raises UserError without frontiers."""
-        along = tuple(self.coefficients.values())
-        return dataclasses.replace(self, group=(*self.groups, *hidden(members, along, self.groups, "AtMatched")))
+        return dataclasses.replace(self, group=(*self.groups, *hidden(members, self.lines, self.groups, "AtMatched")))
 
     def check(self, names: Collection[str]) -> None:
         """Check before training that every name it reads exists. Raises UserError."""
-        require(names, [*self.groups, *self.coefficients.values()], (self.matched, *self.metrics), "answer")
+        read = [name for arm in self.lines.values() for name in (arm.along, *arm.others, *arm.where)]
+        require(names, [*self.groups, *read], (self.matched, *self.metrics), "answer")
 
     def table(self, members: pd.DataFrame) -> pd.DataFrame:
-        """Members table -> a row per (metric, group), a column per (matched value, arm)."""
+        """Members table -> a row per (metric, group), a column per (matched value, arm).
+
+        With many arms, a row per (metric, group, arm) and a column per matched value.
+        """
         cells: dict[tuple, dict] = {}
-        groups = self.complete(members).groups
+        rows = ["metric", *self.complete(members).groups, *["arm"] * self.many]
         for row in self.compare(members).to_dict("records"):
-            key = tuple(None if row[name] != row[name] else row[name] for name in ("metric", *groups))  # NaN != NaN
-            cells.setdefault(key, {})[f"{short(self.matched)} {row['value']:g}", row["arm"]] = row["mean"]
-        columns = dict.fromkeys(name for row in cells.values() for name in row)
+            key = tuple(None if row[name] != row[name] else row[name] for name in rows)  # NaN != NaN
+            at = f"{short(self.matched)} {row['value']:g}"
+            cells.setdefault(key, {})[at if self.many else (at, row["arm"])] = row["mean"]
+        columns = list(dict.fromkeys(name for row in cells.values() for name in row))
         return pd.DataFrame(
             [[row[name] for name in columns] for row in cells.values()],
-            index=pd.MultiIndex.from_tuples(cells, names=["", *groups]),
-            columns=pd.MultiIndex.from_tuples(columns),
+            index=pd.MultiIndex.from_tuples(cells, names=["", *rows[1:]]),
+            columns=columns if self.many else pd.MultiIndex.from_tuples(columns),
         )
+
+    @property
+    def many(self) -> bool:
+        """Whether there are too many arms to stand side by side."""
+        return len(self.arms) > MANY
 
     def compare(self, members: pd.DataFrame) -> pd.DataFrame:
         """Members table -> a row per metric, group, matched value and arm.
@@ -141,8 +154,7 @@ class AtMatched:
 
     def frontier(self, members: pd.DataFrame, arm: str) -> pd.DataFrame:
         """The members of one arm, in the order of its coefficient. Raises UserError if they are not one frontier."""
-        along = self.coefficients[arm]
-        chosen = of_arm(members, along, self.coefficients.values())
+        along, chosen = self.lines[arm].along, self.lines[arm].members(members)
         if chosen.duplicated([*self.groups, *seeds(chosen), along]).any():
             same = f"{', '.join(self.groups)}, seed and {along}"
             raise UserError(
@@ -217,36 +229,6 @@ class Best:
 Answer = AtMatched | Best
 
 
-def of_arm(members: pd.DataFrame, coefficient: str, coefficients: Iterable[str]) -> pd.DataFrame:
-    """The members of an arm: they have this coefficient, and the others are 0 or absent. Sorted by the coefficient."""
-    others = [name for name in coefficients if name != coefficient]
-    chosen = members[coefficient].notna() & members[others].fillna(0).eq(0).all(axis=1)
-    return members[chosen].sort_values(coefficient, kind="stable")
-
-
-def hidden(members: pd.DataFrame, along: Sequence[str], names: Sequence[str], what: str) -> tuple[str, ...]:
-    """What means over the members of an arm that share `names` and a coefficient would hide: see `lurking`.
-
-    Raises UserError, beginning with `what`, where no coefficient has members in which the others are 0.
-    """
-    arms = {name: of_arm(members, name, along) for name in along}
-    if along and all(arm.empty for arm in arms.values()):
-        got, allowed = ", ".join(along), "one of them" if len(along) > 1 else "one that some member has"
-        raise UserError(f"{what}: got {got}, but no member has one alone, the others at 0; allowed: {allowed}")
-    found: tuple[str, ...] = ()
-    for name, arm in arms.items():
-        found += lurking(arm, [*names, *found, name])
-    return found
-
-
-def listed(definition: Any) -> None:
-    """Make one name of a definition's fields for several names a tuple, which a user's slip gives as a text."""
-    for field in dataclasses.fields(definition):
-        value = getattr(definition, field.name)
-        if field.type == tuple[str, ...] and isinstance(value, str | list):
-            object.__setattr__(definition, field.name, (value,) if isinstance(value, str) else tuple(value))
-
-
 def _per_seed(frontier: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
     """A frontier, cut by its seeds."""
     names = seeds(frontier)
@@ -255,58 +237,3 @@ def _per_seed(frontier: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.Data
 
 def _round_numbers(digits: Iterable[float]) -> list[float]:
     return [float(f"{digit}e{power}") for power in range(-6, 7) for digit in digits]
-
-
-def groups(table: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """(values of these names, the rows that have them), sorted by the values; a missing value is a value too."""
-    for values, rows in table.groupby(list(names), dropna=False):
-        yield (values if isinstance(values, tuple) else (values,)), rows
-
-
-def interpolate(value: float, frontier: pd.DataFrame, x: str, y: str) -> float:
-    """y at x = value, log-log between the first two neighbours of a frontier that enclose it; NaN if none do.
-
-    If y is 0 at one of the two (no dead latents, say), y is interpolated linearly in log x instead.
-    """
-    xs, ys = frontier[x].to_numpy(float), frontier[y].to_numpy(float)
-    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
-        if not (min(x0, x1) <= value <= max(x0, x1)) or min(x0, x1) <= 0 or x0 == x1:
-            continue
-        t = np.log(value / x0) / np.log(x1 / x0)
-        if min(y0, y1) > 0:
-            return float(np.exp((1 - t) * np.log(y0) + t * np.log(y1)))
-        return float((1 - t) * y0 + t * y1)
-    return float("nan")
-
-
-def bootstrap(values: np.ndarray, draws: int = 2_000) -> tuple[float, float]:
-    """The bootstrap 95 % percentile interval of the mean of values [n]; (NaN, NaN) for fewer than two values."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(np.asarray(values, float)[picks].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def require(
-    names: Collection[str], hyper: Iterable[str], numbers: Iterable[str], what: str, window: str = "eval"
-) -> None:
-    """Check that hyper-parameters are among `names`, and that metrics exist in a window (eval or train).
-
-    `names` holds the columns of measures too, which count as metrics. Raises UserError, beginning with `what`.
-    """
-    measured = [name for name in names if name.startswith(PREFIX)]
-    names = [name for name in names if not name.startswith(PREFIX)]
-    metrics = [f"{window}/{metric}" for metric in EVALUATED] + measured
-    metrics += [f"train/{name}" for name in OF_A_STEP if window == "train"]
-    for name in hyper:
-        if name not in names:
-            raise UserError(f"{what}: members have no '{name}'; {nearest(name, names)}")
-    for name in numbers:
-        if name not in metrics:
-            raise UserError(f"{what}: no metric '{name}'; {nearest(name, metrics)}")
-
-
-def short(name: str) -> str:
-    """ "eval/l0" -> "l0"."""
-    return name.removeprefix("eval/").removeprefix(PREFIX)

@@ -32,7 +32,7 @@ from sae.core.files import DamagedError, read_checked, write_checked
 from sae.core.shapes import fault
 from sae.core.text import in_markdown
 from sae.core.types import UserError
-from sae.study.answers import bootstrap
+from sae.study.frontiers import bootstrap
 from sae.study.quantities import cells
 from sae.study.quantities.cells import Quantity, Tables
 

@@ -43,11 +43,12 @@ def load_file(path: Path) -> Experiment | Sweep:
 
 
 def _beside(folder: Path, found: Any) -> Any:
-    """An experiment or a sweep whose data are looked for beside its file first; other values as they are."""
+    """An experiment or a sweep whose data and weights are looked for beside its file first; others as they are."""
     if isinstance(found, Sweep):
         return dataclasses.replace(found, members=[_beside(folder, member) for member in found.members])
     if isinstance(found, Experiment) and isinstance(found.data, Source):
-        return dataclasses.replace(found, data=written_in(folder, found.data))
+        located = {name: written_in(folder, getattr(found, name)) for name in ("data", "initialization")}
+        return dataclasses.replace(found, **located)
     return found
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.experiment import window_follows
-from sae.study.answers import Answer, AtMatched, Best, hidden, listed, of_arm, require
+from sae.study.answers import Answer, AtMatched, Best
+from sae.study.frontiers import arms_along, hidden, listed, of_arm, require
 from sae.study.replicates import is_seed, lurking
 
 
@@ -158,9 +159,9 @@ def complete(figure: Figure, members: pd.DataFrame) -> Figure:
     """
     match figure:
         case Frontier():
-            found = hidden(members, figure.along, figure.group, "Frontier")
+            found = hidden(members, arms_along(figure.along), figure.group, "Frontier")
         case Heatmap():
-            found = hidden(members, figure.along, [*figure.group, figure.y], "Heatmap")
+            found = hidden(members, arms_along(figure.along), [*figure.group, figure.y], "Heatmap")
         case Profile():
             if not pd.api.types.is_numeric_dtype(members[figure.x]):
                 raise UserError(f"Profile: x: got {figure.x}, which holds words; allowed: a number")

@@ -17,8 +17,9 @@ import pandas as pd
 from sae.core.text import in_markdown
 from sae.store.results import Results
 from sae.study import claims
-from sae.study.answers import AtMatched, short
+from sae.study.answers import AtMatched
 from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.frontiers import short
 from sae.wandb.sink import heatmap_key, pivot
 
 

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae.core.definitions import flatten, kind
+from sae.core.definitions import flatten
 from sae.core.files import DamagedError, read_checked, sha256, write_checked
 from sae.core.metrics import HISTOGRAM_EDGES, firing_rate_histogram
 from sae.core.shapes import fault
 from sae.engine.records import Outcome, Record, Start
-from sae.methods.controls import TargetL0
 from sae.report.images import dictionary_grid
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, MEMBERS, WEIGHTS
 from sae.study import claims
-from sae.study.answers import of_arm
 from sae.study.arms import marked
 from sae.study.figures import Heatmap
+from sae.study.frontiers import of_arm
 from sae.wandb.client import Client, Pictures, Trial
 from sae.wandb.settings import Mode, is_id
 
@@ -137,7 +136,7 @@ def at_target(values: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -
     The value is FVU + |log(L0 / target)|. Along a frontier FVU changes far less than the fine does, so no run gains by
     missing its target.
     """
-    if not all(config["control"] == kind(TargetL0) for config in configs):
+    if not all("control.l0" in config for config in configs):
         return {}
     targets = np.array([config["control.l0"] for config in configs])
     missed = np.log(np.maximum(np.asarray(values["eval/l0"], float), 1e-2) / targets)

@@ -133,13 +133,13 @@ def _at_target(sweep: Sweep, l0: float) -> tuple[Sweep, dict[str, Any]]:
     fixed = {name: given[name][len(given[name]) // 2] for name in varied} if len(varied) == 1 else {}
     members: dict[str, Experiment] = {}
     for member in sweep.members:
-        control = {"control.l0": l0} if isinstance(member.control, TargetL0) else {"control": TargetL0(l0=l0)}
+        control = {"control.l0": l0} if hasattr(member.control, "l0") else {"control": TargetL0(l0=l0)}
         member = replace(member, control | fixed)
         members[repr(member)] = member
     if len(members) == 1:
         raise UserError("--target-l0: a control does what the coefficient did, and nothing else varies; vary more")
     controlled = as_sweep(Sweep(name=sweep.name, members=list(members.values())))
-    return controlled, {"control": "target-l0", "control.l0": l0} | fixed
+    return controlled, {"control": kind(controlled.members[0].control), "control.l0": l0} | fixed
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """Activations that keep the largest latents: of each example, of each group, of a whole batch."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -29,8 +30,15 @@ class TopK(Activation):
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
-        kept = top_k.k_largest(relu(pre_acts), self.k, self.k_max) & (pre_acts > 0)
+        kept = top_k.k_largest(pre_acts, self.k, self.k_max, above=0.0)
         return jnp.where(kept, pre_acts, 0.0)  # one selection, and one in its gradient
+
+    def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
+        """The k_max largest; through a ReLU, the first k of them. None for a class that chooses others."""
+        if self.k_max is None or type(self).__call__ is not TopK.__call__:
+            return None
+        counts = jnp.arange(self.k_max)[:, None] < self.k
+        return top_k.largest(pre_acts, self.k_max), lambda z: jnp.where(counts, relu(z), 0.0)
 
     def check(self, experiment: Any) -> str | None:
         """k is at most d_sae, and at most k_max."""

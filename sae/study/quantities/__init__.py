@@ -11,7 +11,7 @@ A number is NaN, never a guess, where the members cannot give it: the frontier d
 missing, has diverged or lacks the metric. Any function of the results that gives cells is a quantity too.
 """
 
-from sae.study.quantities.arm import Arm
+from sae.study.frontiers import Arm
 from sae.study.quantities.cells import Cells, Quantity
 from sae.study.quantities.combined import Decades, Difference, InSeeds, Largest, Ranked, Ratio, Spread
 from sae.study.quantities.lines import (

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sae.core.types import UserError
-from sae.study.answers import interpolate, require, short
-from sae.study.quantities.arm import Arm
+from sae.study.frontiers import Arm, interpolate, require, short
 from sae.study.quantities.cells import Cells, Tables
 from sae.study.quantities.numbers import falling, longest_run, onset, spearman
 

@@ -6,8 +6,8 @@ A crosscoder: latents read the activations of both models on the same tokens and
 decoder starts with norm .08 a source, ours with 1 over both. Any number of sources of any widths, such as the layers
 of one model, goes the same way. `sae.analysis.sources.norm_shares` says to whom a latent belongs.
 
-    sae run experiments/crosscoder.py --data.path base.npy chat.npy
-    sae run experiments/crosscoder.py --data.path layer4.npy layer8.npy layer12.npy --out runs/layers
+    sae run experiments/published/crosscoder.py --data.path base.npy chat.npy
+    sae run experiments/published/crosscoder.py --data.path layer4.npy layer8.npy layer12.npy --out runs/layers
 """
 
 from sae import Adam, Arrays, Crosscoder, ElasticNet, Experiment, Free

@@ -6,8 +6,8 @@ TopK with k = 32 and the learning rate for 2^14 latents are the defaults of thei
 at 0, ours with unit rows. The two files hold the layer's inputs and its outputs, row by row; they may be folders of
 shards, larger than memory.
 
-    sae run experiments/transcoder.py --data.path mlp_in.npy mlp_out.npy
-    sae run experiments/transcoder.py --data.path mlp_in.npy mlp_out.npy --task.no-skip --out runs/no_skip
+    sae run experiments/published/transcoder.py --data.path mlp_in.npy mlp_out.npy
+    sae run experiments/published/transcoder.py --data.path mlp_in.npy mlp_out.npy --task.no-skip --out runs/no_skip
 """
 
 from sae import Adam, Arrays, AuxK, Experiment, Free, TopK, Transcoder
