@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sae
-from sae import AuxK, ElasticNet, Matryoshka, TopK, train
+from sae import AbsTopK, AuxK, ElasticNet, Matryoshka, TopK, train
 from sae.core import model, sparse
 from sae.methods import auxiliaries, top_k
 
@@ -68,6 +68,7 @@ def test_the_dead_latents_alone_cost_what_they_cost_among_all(form, tiny, monkey
 
 WIDE = {
     "top-k": {},
+    "signs kept": {"activation": AbsTopK(k=4, k_max=4)},
     "a k below k_max": {"activation": TopK(k=4, k_max=6)},
     "a penalty": {"penalty": ElasticNet(l1=0.1, l2=0.1)},
     "another decode": {"reconstruction": Matryoshka(widths=(8, 16))},
@@ -105,3 +106,20 @@ def test_a_wide_step_has_one_product_of_all_latents(tiny, monkeypatch):
 def test_few_latents_of_many_are_what_sparse_products_are_for():
     assert sparse.pays(65_536, 32, "float32") and sparse.pays(65_536, 16, "float32")
     assert not sparse.pays(32_768, 32, "float32") and not sparse.pays(65_536, 16, "bfloat16")
+
+
+@sae.definition
+class Doubled(TopK):
+    """TopK whose latents are twice as large while training."""
+
+    def training(self, sae, pre_acts):
+        latents = 2 * self(sae, pre_acts)
+        return latents, latents
+
+
+def test_a_class_that_trains_otherwise_than_the_one_it_derives_from_keeps_its_own_latents(tiny, monkeypatch):
+    monkeypatch.setattr(sparse, "FROM", 1)
+    one = sae.replace(tiny, {"activation": Doubled(k=4, k_max=4), "penalty": ElasticNet()})
+    _, out = train.loss(train.init(one, X).sae, one, jnp.int32(0), X)
+    np.testing.assert_allclose(out.latents, 2 * one.activation(out.sae, out.pre_acts), rtol=1e-6)
+    assert out.sae.few is None

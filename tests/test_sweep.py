@@ -18,7 +18,7 @@ from sae.experiment import complete, validate
 from sae.methods.contract import Penalty
 from sae.report import matched, watch
 from sae.report.runs import gather
-from sae.study import arms, figures
+from sae.study import arms, figures, replicates
 from sae.study.figures import Curves, Frontier, Heatmap, Parallel
 from sae.study.sweep import as_sweep, varying
 
@@ -346,3 +346,16 @@ def test_an_older_definition_is_completed_with_the_defaults_of_newer_fields(tiny
     new = ("reconstruction", "control", "auxiliary", "average", "penalty.weighted", "data.n_held_out", "precision")
     assert complete({name: value for name, value in flat.items() if name not in new}) == flat
     assert complete(flat) == flat and complete({"name": "x"})["activation"] == "relu"
+
+
+def test_replicates_are_counted_where_members_lack_each_others_numbers():
+    """Two methods of different fields: what one lacks is missing there, and is a value like any other."""
+    rows = [
+        {"activation": kind, "activation.k": k, "penalty.l1": l1, "seed": seed, "eval/fvu": 0.1}
+        for kind, k, l1 in (("top-k", 4.0, None), ("top-k", 8.0, None), ("relu", None, 0.1))
+        for seed in (0, 1, 2)
+    ]
+    members = pd.DataFrame(rows)
+    assert replicates.over_seeds(members) == "means over 3 seeds"
+    assert replicates.lurking(members, ["activation"]) == ("activation.k",)
+    assert replicates.lurking(members, ["activation", "activation.k"]) == ()

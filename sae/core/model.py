@@ -212,11 +212,21 @@ def base(sae: Sae) -> Array:
 def by_few(sae: Sae, x: Array, pre_acts: Array) -> Sae:
     """The Sae at a batch x [d_in, batch] with the latents that it has in `few`, where they are few and that pays."""
     found = sae.activation.few(sae, pre_acts)
-    if found is None or not sparse.pays(len(pre_acts), len(found[0]), sae.precision):
+    # a derived class that changes what `few` stands for does without it, unless it brings its own
+    origins = [type(sae.activation).__mro__.index(_origin(sae.activation, name)) for name in ("few", *STANDS_FOR)]
+    if found is None or origins[0] > min(origins) or not sparse.pays(len(pre_acts), len(found[0]), sae.precision):
         return sae
     new = jax.tree.map(lambda leaf: leaf, sae)
     new.few = sparse.few(sae.W_enc[...], input_offset(sae), x, *found)
     return new
+
+
+STANDS_FOR = ("__call__", "training", "pre_acts")  # the methods of an activation whose place `few` takes
+
+
+def _origin(activation: Any, name: str) -> type:
+    """The class that defines a method."""
+    return next(cls for cls in type(activation).__mro__ if name in vars(cls))
 
 
 def matmul(a: Array, b: Array, precision: str = "float32") -> Array:

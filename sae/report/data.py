@@ -241,7 +241,7 @@ def in_lines(text: str, width: int) -> list[str]:
 
 def varied(names: Sequence[str], table: pd.DataFrame) -> list[str]:
     """Those of the names whose columns hold several values."""
-    return [name for name in names if name in table and table[name].astype(str).nunique() > 1]
+    return [name for name in names if name in table and table[name].map(str).nunique() > 1]
 
 
 def rows_of(compared: pd.DataFrame, figure: AtMatched) -> list[str]:

@@ -172,7 +172,7 @@ def _parallel(members: pd.DataFrame, figure: Parallel) -> Canvas:
     for name in names:
         column = members[name]
         if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-            column = pd.Series(pd.factorize(column.astype(str))[0], index=members.index)
+            column = pd.Series(pd.factorize(column.map(str))[0], index=members.index)
         values = column.to_numpy(float, na_value=np.nan)
         positive = values[values > 0]
         if wide(positive):

@@ -30,7 +30,7 @@ def lurking(members: pd.DataFrame, names: Iterable[str]) -> tuple[str, ...]:
     A mean over members with equal `names` would hide them. One that follows from the others is left out.
     """
     found: list[str] = []
-    words = members[hyper(members)].astype(str)
+    words = members[hyper(members)].map(str)  # a value that is missing is a word too
     varied = [name for name in words if not is_seed(name) and words[name].nunique() > 1]
     cells = _cells(words, [name for name in names if name in words])
     for name in varied:
@@ -47,7 +47,7 @@ def _cells(words: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
 
 def over_seeds(members: pd.DataFrame) -> str:
     """What a mean over replicates is: "means over 3 seeds", "means over 1 to 3 seeds", or "one seed"."""
-    words = members[hyper(members)].astype(str)
+    words = members[hyper(members)].map(str)  # a value that is missing is a word too
     axes = [name for name in words if not is_seed(name) and words[name].nunique() > 1]
     sizes = words.groupby(axes).size() if axes else pd.Series([len(words)])
     least, most = int(sizes.min()), int(sizes.max())

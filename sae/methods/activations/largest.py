@@ -34,8 +34,8 @@ class TopK(Activation):
         return jnp.where(kept, pre_acts, 0.0)  # one selection, and one in its gradient
 
     def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
-        """The k_max largest; through a ReLU, the first k of them. None for a class that chooses others."""
-        if self.k_max is None or type(self).__call__ is not TopK.__call__:
+        """The k_max largest; through a ReLU, the first k of them."""
+        if self.k_max is None:
             return None
         counts = jnp.arange(self.k_max)[:, None] < self.k
         return top_k.largest(pre_acts, self.k_max), lambda z: jnp.where(counts, relu(z), 0.0)
@@ -57,7 +57,14 @@ class AbsTopK(TopK):
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
-        return jnp.where(top_k.k_largest(jnp.abs(pre_acts), self.k, self.k_max), pre_acts, 0.0)
+        return jnp.where(top_k.k_largest(jnp.abs(pre_acts), self.k, self.k_max, above=0.0), pre_acts, 0.0)
+
+    def few(self, sae: Sae, pre_acts: Array) -> tuple[Array, Callable[[Array], Array]] | None:
+        """The k_max largest by absolute value; the first k of them as they are."""
+        if self.k_max is None:
+            return None
+        counts = jnp.arange(self.k_max)[:, None] < self.k
+        return top_k.largest(jnp.abs(pre_acts), self.k_max), lambda z: jnp.where(counts, z, 0.0)
 
 
 @definition
@@ -80,7 +87,7 @@ class MultiTopK(TopK):
         """The error from more latents, []."""
         d_sae, z = out.pre_acts.shape[0], out.pre_acts
         most = None if self.k_max is None else min(self.factor * self.k_max, d_sae)
-        kept = top_k.k_largest(relu(z), jnp.minimum(self.factor * self.k, d_sae), most) & (z > 0)
+        kept = top_k.k_largest(z, jnp.minimum(self.factor * self.k, d_sae), most, above=0.0)
         y_hat = decode(out.sae, jnp.where(kept, z, 0.0))
         error = unexplained(out.y, y_hat) if self.form == "fvu" else jnp.sum((y_hat - out.y) ** 2) / out.batch
         return self.weight * error
