@@ -12,6 +12,11 @@ suite asks for "at least 4 of 5". Each number is a mean over the 3 parents or 9 
 latents are matched to the features by the largest sum of cosines. "Diagonal" is read as the cosine of parents and
 children with their latents, without the independent features, which have a claim of their own.
 
+Result: 7 of 11 claims hold. Vanilla absorbs in part (0 to 67 %, not wholly): a dictionary that absorbs wholly has an L0
+of .85, and the control holds L0 near 1.12. Matryoshka absorbs nothing in the two seeds without a dead latent; in two
+others a parent has no latent. Both absorb wholly where children are five times as large. (2 CPU cores: 23 min beside
+much other work.)
+
     sae run sweeps/papers/absorption.py
 """
 

@@ -17,7 +17,7 @@ sweep = Sweep(
     name="frontier_superposition_small",
     members=full.members(
         base,
-        l1=(0.03, 0.056, 0.1, 0.14),
+        l1=(0.03, 0.056, 0.1, 0.2),
         gated=(0.14, 0.2, 0.3, 0.56),
         k=(3, 4, 8, 24),
         batch_k=(3.0, 4.0, 8.0),
