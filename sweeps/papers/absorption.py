@@ -20,7 +20,8 @@ much other work.)
     sae run sweeps/papers/absorption.py
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from sae import (
     Adam,
@@ -59,9 +60,11 @@ base = Experiment(
 )
 
 
-def members(base: Experiment, seeds: Iterable[int]) -> list[Experiment]:
+KINDS = ({}, {"data.nested": False}, {"data.child_magnitude": 5.0})
+
+
+def members(base: Experiment, seeds: Iterable[int], kinds: Sequence[Mapping[str, Any]] = KINDS) -> list[Experiment]:
     """Members of both methods on each kind of data."""
-    kinds = ({}, {"data.nested": False}, {"data.child_magnitude": 5.0})
     methods = (SquaredError(), DrawnMatryoshka(n_prefixes=10, blocks=20))
     return [
         member

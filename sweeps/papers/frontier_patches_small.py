@@ -1,7 +1,7 @@
 """On natural-image patches, do TopK and Gated err less than L1 at equal sparsity, and are their values better? Small.
 
 (4 L1 + 4 Gated + 4 TopK) x 2 seeds = 24 members in 3 compiled programs. Differs from `frontier_patches.py` in 500
-steps, 64 latents, fewer coefficients and seeds, no JumpReLU, and a refit of 256 examples.
+steps, 64 latents, fewer coefficients and seeds, no JumpReLU, and a refit of 128 examples.
 
     sae run sweeps/papers/frontier_patches_small.py
 """
@@ -35,7 +35,7 @@ sweep = Sweep(
         metrics=superposition.ANSWER.metrics,
         group=superposition.METHOD,
     ),
-    measures=[Refit(n=256, sweeps=30)],
+    measures=[Refit(n=128, sweeps=20)],
     figures=[
         Frontier(x="eval/l0", y=y, along=ALONG, group=superposition.METHOD) for y in ("eval/fvu", "analysis/refit_drop")
     ],

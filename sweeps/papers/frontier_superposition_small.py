@@ -1,7 +1,7 @@
 """In superposition, do Gated, TopK, BatchTopK and JumpReLU shrink less than L1, and err less at equal sparsity? Small.
 
 (4 L1 + 4 Gated + 4 TopK + 3 BatchTopK + 4 JumpReLU) x 2 seeds = 38 members in 5 compiled programs. Differs from
-`frontier_superposition.py` in 1,000 steps of 128 examples, fewer coefficients and seeds, and a refit of 256 examples.
+`frontier_superposition.py` in 1,000 steps of 128 examples, fewer coefficients and seeds, and a refit of 128 examples.
 
     sae run sweeps/papers/frontier_superposition_small.py
 """
@@ -25,7 +25,7 @@ sweep = Sweep(
         seeds=(1, 2),
     ),
     answer=full.ANSWER,
-    measures=[Refit(n=256, sweeps=30)],
+    measures=[Refit(n=128, sweeps=20)],
     figures=full.FIGURES,
     claims=[*full.shrinks_not(), *full.fidelity()],
 )
