@@ -1,6 +1,6 @@
 """What a step of each method costs beside a step of ReLU + L1 of its shape.
 
-    python benchmarks/methods.py                                   # three shapes, some ten minutes on two cores
+    python benchmarks/methods.py                                   # three shapes, some twenty minutes on two idle cores
     python benchmarks/methods.py --shape 16 144 512 1024 --only TopK Gated
 
 All steps of a shape take turns in one process, and a ratio is the median over rounds. CPU time is shown beside wall
