@@ -5,6 +5,7 @@ sweep axis, the W&B config key and the column of the members table.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
 
@@ -82,9 +83,11 @@ class Experiment:
     """Encode x - b_dec rather than x."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = static("float32")
     """Precision of the factors in the step's matrix products. Sums, and everything else, are float32."""
-    dead_after: int | None = leaf(None, min=1)
+    dead_after: int | None | str = leaf(None, min=1)
     """Training examples without activity after which a latent is called dead; None for a tenth of the training, at most
-    100,000 and at least a batch."""
+    100,000 and at least a batch. "1000 steps" and "1e7 tokens" are texts for examples: a token is one."""
+    dead_windows: tuple[int | str, ...] = static(())
+    """Further such windows: each has a column train/dead_N, the latents silent for N examples. They decide nothing."""
     seed: int = leaf(0, min=0)
     """Seed of the initial weights and of resampling. Members with different seeds see the same batches."""
     data_seed: int = static(0, min=0)
@@ -100,7 +103,9 @@ class Experiment:
     @property
     def dead_window(self) -> int:
         """`dead_after`, as a number."""
-        return _tenth(self.n_steps, self.batch_size) if self.dead_after is None else self.dead_after
+        if self.dead_after is None:
+            return _tenth(self.n_steps, self.batch_size)
+        return _examples("dead_after", self.dead_after, self.batch_size)
 
 
 def validate(experiment: Experiment) -> Experiment:
@@ -128,19 +133,38 @@ def validate(experiment: Experiment) -> Experiment:
         raise UserError(
             f"{experiment.name!r}: data: {source} cannot be hashed; decorate the class with sae.definition"
         ) from None
-    return resolved(experiment)
+    try:
+        return resolved(experiment)
+    except UserError as error:
+        raise UserError(f"{experiment.name!r}: {error}") from None
 
 
 def resolved(experiment: Experiment) -> Experiment:
     """The experiment with the number that `dead_after` stands for, and with choices that know their files."""
     looked = {name: choice.resolved() for name, choice in method(experiment).items()}
-    return dataclasses.replace(experiment, **looked, dead_after=experiment.dead_window)
+    windows = tuple(_examples("dead_windows", window, experiment.batch_size) for window in experiment.dead_windows)
+    return dataclasses.replace(experiment, **looked, dead_after=experiment.dead_window, dead_windows=windows)
 
 
 def window_follows(flat: Mapping[str, Any]) -> bool:
     """Whether a flattened experiment has the `dead_after` of one that leaves it open."""
     after, n_steps, batch_size = (flat.get(name) for name in ("dead_after", "n_steps", "batch_size"))
     return n_steps is not None and batch_size is not None and after in (None, _tenth(n_steps, batch_size))
+
+
+def _examples(field: str, window: int | str, batch_size: int) -> int:
+    """A window in examples, from a text such as "1000 steps". Raises UserError."""
+    if isinstance(window, str):
+        found = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[0-9]{1,2})?) ?(example|token|step)s?", window.strip())
+        if found is None:
+            raise UserError(f"{field}: got {window!r}, allowed: examples, or a text such as '1000 steps', '1e7 tokens'")
+        number, unit = float(found[1].replace(",", "").replace("_", "")), found[2]
+        examples = round(number * (batch_size if unit == "step" else 1))
+    else:
+        examples = window
+    if isinstance(examples, int) and not 1 <= examples < 2**31:  # while training it is traced
+        raise UserError(f"{field}: got {window!r}, allowed: 1 to {2**31 - 1} examples")
+    return examples
 
 
 def _tenth(n_steps: int, batch_size: int) -> int:

@@ -20,7 +20,7 @@ experiment = Experiment(
     initialization=RandomRows(decoder_norm=0.1),
     optimizer=Adam(lr=5e-5, b1=0.9, b2=0.999, decay_steps=40_000, clip=1.0),
     apply_b_dec_to_input=False,
-    dead_after=10_000_000,
+    dead_after="10000000 tokens",
     batch_size=4_096,
     n_steps=200_000,
 )

@@ -17,7 +17,7 @@ experiment = Experiment(
     auxiliary=AuxK(weight=1 / 32, k=512),
     constraint=UnitNorm(),
     optimizer=Adam(lr=3e-4, b1=0.9, b2=0.99),
-    dead_after=81_920,  # 20 steps
+    dead_after="20 steps",
     batch_size=4_096,
     n_steps=244_140,
 )

@@ -20,7 +20,7 @@ experiment = Experiment(
     revival=Resample(every=25_000, times=4, n_candidates=819_200, encoder_scale=0.2),
     optimizer=Adam(lr=1e-4),
     b_dec_init="geometric-median",
-    dead_after=102_400_000,  # 12500 steps
+    dead_after="12500 steps",
     batch_size=8_192,
     n_steps=200_000,
 )

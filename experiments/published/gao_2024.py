@@ -21,7 +21,7 @@ experiment = Experiment(
     optimizer=Adam(lr=2e-4, width_rule="inverse-sqrt", b1=0.9, b2=0.999, eps=6.25e-10, clip=1.0),
     average=Ema(decay=0.999),
     b_dec_init="geometric-median",
-    dead_after=10_000_000,
+    dead_after="10000000 tokens",
     batch_size=131_072,
     n_steps=20_000,
 )

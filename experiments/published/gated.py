@@ -17,7 +17,7 @@ experiment = Experiment(
     penalty=ElasticNet(l1=0.1),
     constraint=UnitNorm(),
     optimizer=Adam(lr=5e-5, b1=0.0, b2=0.999, warmup_steps=1_000),
-    dead_after=10_000_000,
+    dead_after="10000000 tokens",
     batch_size=4_096,
     n_steps=200_000,
 )

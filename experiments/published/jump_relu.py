@@ -18,7 +18,7 @@ experiment = Experiment(
     penalty=L0(weight=0.001, warmup_steps=10_000),
     constraint=UnitNorm(),
     optimizer=Adam(lr=7e-5, b1=0.0, b2=0.999, warmup_steps=1_000),
-    dead_after=10_000_000,
+    dead_after="10000000 tokens",
     batch_size=4_096,
     n_steps=1_000_000,
 )

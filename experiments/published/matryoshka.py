@@ -19,7 +19,7 @@ experiment = Experiment(
     constraint=UnitNorm(),
     optimizer=Adam(lr=2e-4, width_rule="inverse-sqrt", warmup_steps=1_000, decay_steps=48_800, clip=1.0),
     b_dec_init="geometric-median",
-    dead_after=10_000_000,
+    dead_after="10000000 tokens",
     batch_size=2_048,
     n_steps=244_000,
 )

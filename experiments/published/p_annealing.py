@@ -16,7 +16,7 @@ experiment = Experiment(
     penalty=Lp(weight=0.1, p_start=1.0, p=0.2, anneal_from=0.15, rescaled=True),
     constraint=UnitNorm(),
     optimizer=Adam(lr=1e-3, warmup_steps=1_000),
-    dead_after=10_000_000,
+    dead_after="10000000 tokens",
     batch_size=4_096,
     n_steps=100_000,
 )

@@ -19,7 +19,7 @@ experiment = Experiment(
     initialization=RandomRows(decoder_norm=0.1),
     optimizer=Adam(lr=5e-5, b1=0.9, b2=0.999, decay_steps=6_000),
     apply_b_dec_to_input=False,
-    dead_after=4_096_000,  # 1000 steps
+    dead_after="1000 steps",
     batch_size=4_096,
     n_steps=30_000,
 )

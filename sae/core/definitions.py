@@ -241,9 +241,9 @@ def problems(value: Any, prefix: str = "") -> Iterator[str]:
             yield from problems(got, f"{name}.")
         elif any(isinstance(one, float) and not abs(one) <= LARGEST for one in (got, *_parts(got))):
             yield f"{name}: got {got}, allowed: finite 32-bit numbers"
-        elif (low := field.metadata.get("min")) is not None and got is not None and got < low:
+        elif (low := field.metadata.get("min")) is not None and isinstance(got, int | float) and got < low:
             yield f"{name}: got {got}, allowed: at least {low}"
-        elif (high := field.metadata.get("max")) is not None and got is not None and got > high:
+        elif (high := field.metadata.get("max")) is not None and isinstance(got, int | float) and got > high:
             yield f"{name}: got {got}, allowed: at most {high}"
 
 

@@ -97,7 +97,7 @@ def evaluate(
     """Every member of a trained cohort on the held-out examples.
 
     Returns ({"eval/l0": [member], ...}, firing rates [member, d_sae], diverged [member] bool, the autoencoders [member,
-    ...] that were evaluated), all on the host.
+    ...] that were evaluated), all on the host. The numbers have "train/dead_N" for each of `dead_windows`.
     """
     example, n = cohort.example, len(cohort.members)
     saes = programs.trained(experiments, state, placement=placement)
@@ -115,7 +115,11 @@ def evaluate(
         numbers |= {"norm_max_ratio": np.full(n, ratio)}
     # weights can be finite and still too large to compute with
     diverged = diverged | ~np.isfinite(numbers["mse"])
-    return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates, diverged, fetch(saes, n)
+    named = {f"eval/{name}": value for name, value in numbers.items()}
+    if example.dead_windows:
+        silent = fetch(state.train.silent, n)
+        named |= {f"train/dead_{window}": np.sum(silent >= window, axis=1) for window in example.dead_windows}
+    return named, firing_rates, diverged, fetch(saes, n)
 
 
 def _pivot(state: CohortState, feed: Feed) -> np.ndarray:

@@ -140,6 +140,7 @@ def end_chunk(
 
     def numbers(experiment: Experiment, sums: Sums, member: TrainState) -> dict[str, Array]:
         dead = metrics.dead(member.silent >= experiment.dead_window)
+        dead |= {f"dead_{window}": jnp.sum(member.silent >= int(window)) for window in experiment.dead_windows}
         control = experiment.control.numbers(member.control)
         found = metrics.finish(sums, state.moments, member.sae.parts)
         return found | dead | control | {"diverged": member.diverged}

@@ -126,7 +126,8 @@ def _of_figure(where: str, values: Mapping[str, Any], reader: Callable[[Mapping[
 def _fields() -> dict[str, Any]:
     """The types of an experiment's fields; a choice, and a word among several, may be one of another version."""
     is_word = lambda hint: is_kind(hint) or get_origin(hint) is Literal
-    return {name: str if is_word(hint) else hint for name, hint in get_type_hints(Experiment).items()}
+    hints = {name: str if is_word(hint) else hint for name, hint in get_type_hints(Experiment).items()}
+    return hints | {"dead_after": int | None, "dead_windows": list[int]}  # a text for either stands in no folder
 
 
 FIELDS = _fields()  # of an experiment, which a member may have

@@ -43,7 +43,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
     "cohort.json",
 )
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
-NUMBERS = ("eval/", PREFIX)  # how the names of columns with numbers begin
+NUMBERS = ("eval/", "train/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
 STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
 STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`

@@ -21,9 +21,9 @@ sweep = Sweep(
     name="frontier_patches_small",
     members=superposition.members(
         base,
-        l1=(1.5, 4.0, 9.0, 13.0),
-        gated=(2.5, 6.0, 13.0, 20.0),
-        k=(4, 8, 16, 24),
+        l1=(0.5, 1.5, 3.0, 6.0),
+        gated=(0.8, 1.5, 3.0, 6.0),
+        k=(3, 4, 8, 16),
         batch_k=(),
         weight=(),
         seeds=(1, 2),

@@ -1,7 +1,7 @@
 """Do 25 sigmoid units with a rare firing rate become localised Gabor functions? Fewer steps and seeds.
 
-2 seeds = 2 members in one compiled program. Differs from `gabor_kl.py` in 2,000 steps of 1,000 patches at twice the
-learning rate, two seeds and 50 random rows.
+2 seeds = 2 members in one compiled program. Differs from `gabor_kl.py` in 1,500 steps of 1,000 patches, two seeds and
+50 random rows.
 
     sae run sweeps/papers/gabor_kl_small.py
 """
@@ -10,7 +10,7 @@ from sae import Sweep, grid, replace
 from sae.analysis.gabor import GaborLike
 from sweeps.papers import gabor_kl as full
 
-steps = {"n_steps": 2_000, "batch_size": 1_000, "optimizer.lr": 1e-2, "optimizer.decay_steps": 1_000}
+steps = {"n_steps": 1_500, "batch_size": 1_000, "optimizer.decay_steps": 750}
 base = replace(full.base, {"name": "gabor_kl_small", **steps})
 
 sweep = Sweep(
