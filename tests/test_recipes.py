@@ -24,8 +24,8 @@ def test_a_recipe_takes_a_step_in_its_own_widths(path):
     x = jax.ShapeDtypeStruct((sum(parts), one.batch_size), jnp.float32)
     start = jax.eval_shape(lambda x: train.init(one, x, parts), x)
     after, _ = jax.eval_shape(lambda state, x: train.step(one, state, jnp.int32(0), x), start, x)
-    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    assert shapes(after) == shapes(start)
+    shapes = lambda tree: [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    assert jax.tree.structure(after) == jax.tree.structure(start) and shapes(after) == shapes(start)
     assert max(one.penalty.warmup_steps, getattr(one.optimizer, "warmup_steps", 0)) <= one.n_steps
 
 
