@@ -50,10 +50,10 @@ base = Experiment(
     name="methods_at_matched_l0",
     data=DATA[0],
     d_sae=128,
-    optimizer=Adam(lr=2e-3, warmup_steps=100, decay_steps=800),
+    optimizer=Adam(lr=2e-3, warmup_steps=100, decay_steps=500),
     dead_after=50_000,
     batch_size=256,
-    n_steps=4_000,
+    n_steps=2_500,
 )
 
 HELD = {  # a penalty, whose factor follows a target of L0

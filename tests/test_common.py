@@ -10,6 +10,7 @@ of its own, which prints a line for each case.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ from sae import Adam, Digits, ElasticNet, Experiment, UserError, replace, train
 from sae.core import model
 from sae.core.definitions import choices, flatten, is_own, unflatten
 from sae.core.metrics import Moments, Sums
-from sae.engine import cohort, programs
+from sae.engine import cohort, programs, rehearsal
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.placement import Placement, fetch, make_mesh
 from sae.experiment import method, validate
@@ -114,6 +115,7 @@ CASES = {
     "FiringRateKL": {"activation": sae.Sigmoid(), "penalty": sae.FiringRateKL()},
     "AsWritten": {"control": sae.AsWritten()},
     "TargetL0": {"control": sae.TargetL0(l0=5.0)},
+    "SaeLensTargetL0": {"control": sae.SaeLensTargetL0(l0=5.0)},
     "NoAuxiliary": {"auxiliary": sae.NoAuxiliary()},
     "AuxK": {"activation": sae.TopK(k=5), "auxiliary": sae.AuxK(k=6), **NONE},
     "SquaredWeights": {"auxiliary": sae.SquaredWeights(weight=0.01)},
@@ -297,9 +299,22 @@ def test_a_choice_trains_like_every_other(found, case):
     assert one["revived"] is True or "revival" in one["revived"], one["revived"]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_choice_is_read_back_from_its_names_and_rehearsed(case):
+    """Every leaf may be a tracer, and every method gives the shapes that the contract wants."""
+    one = validate(replace(BASE, CASES[case]))
+    for name, choice in method(one).items():
+        if not is_own(type(choice)):
+            assert unflatten(Experiment, name, flatten(one)) == choice
+    traced = jax.tree.unflatten(jax.tree.structure(one), range(len(jax.tree.leaves(one))))
+    assert [type(choice) for choice in method(traced).values()] == [type(choice) for choice in method(one).values()]
+    jax.eval_shape(functools.partial(rehearsal._method, parts=parts(one)), one)
+
+
 def test_every_choice_has_its_line():
     hints = typing.get_type_hints(Experiment)
     known = {cls.__name__ for name in method(BASE) for cls in choices(hints[name]) if not is_own(cls)}
+    assert all(len(cls.__doc__) > 10 for name in method(BASE) for cls in choices(hints[name]))
     assert known <= CASES.keys(), f"a line in CASES is missing for {sorted(known - CASES.keys())}"
 
 

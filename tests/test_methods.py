@@ -1,14 +1,11 @@
 """The contract of methods: published numbers, one common test for every choice, and methods as they are run."""
 
 import dataclasses
-import functools
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from test_definitions_published import D_SAE, X, golden_sae
 
 import sae
@@ -38,11 +35,10 @@ from sae import (
     train,
 )  # fmt: skip
 from sae.core import model
-from sae.core.definitions import choices, flatten, is_own, kind, unflatten
-from sae.engine import cohort, programs, rehearsal
+from sae.engine import cohort, programs
 from sae.engine.checkpoints import Checkpoints
 from sae.engine.placement import Placement
-from sae.experiment import method, validate
+from sae.experiment import validate
 from sae.methods import top_k
 
 DEAD = jnp.arange(D_SAE) < 2
@@ -191,62 +187,6 @@ def test_the_k_largest_are_those_of_a_sort_and_of_equal_ones_the_first(n, k):
     for place in (1, k, 5 * n):
         assert float(top_k.nth_largest(positive, place)) == np.sort(np.asarray(positive).ravel())[-place]
     assert float(top_k.nth_largest(positive, 5 * n + 1)) == 0
-
-
-HINTS = typing.get_type_hints(Experiment)
-KINDS = [(name, HINTS[name]) for name in method(golden(Relu()))]  # all but data, whose tests are per source
-CHOICES = [
-    pytest.param(name, choice, id=f"{name}={kind(choice)}")
-    for name, hint in KINDS
-    for choice in choices(hint)
-    if not is_own(choice)
-]
-
-
-def with_choice(base: Experiment, name: str, choice: type, **fields) -> Experiment:
-    companions = {"activation": JumpRelu()} if choice in (L0, sae.QuadraticL0) else {}
-    companions |= {"activation": sae.Sigmoid()} if choice is sae.FiringRateKL else {}
-    companions |= {"apply_b_dec_to_input": False} if choice is sae.Transcoder else {}
-    fields |= {"k": 8} if choice is sae.GroupMax else {}  # which divides 48
-    revived = {"revival.every": 2} if name == "revival" and choice is sae.Resample else {}
-    return validate(sae.replace(base, {**companions, name: choice(**fields), **revived, "dead_after": 64}))
-
-
-@pytest.mark.parametrize(("name", "choice"), CHOICES)
-def test_every_choice_keeps_the_contract(name, choice, tiny, tmp_path):
-    """It is read back from its names, every leaf may be a tracer, a step and a revival leave finite numbers."""
-    fields = {}
-    if choice is sae.GivenWeights:
-        W = np.random.default_rng(0).normal(size=(48, 64)).astype("float32") / 8
-        safetensors.numpy.save_file({"W_enc": W, "W_dec": W}, tmp_path / "weights.safetensors")
-        fields = {"path": str(tmp_path / "weights.safetensors")}
-    one = with_choice(tiny, name, choice, **fields)
-    assert unflatten(Experiment, name, flatten(one)) == getattr(one, name)
-    assert len(choice.__doc__) > 10
-    parts = (40, 24) if choice in (sae.Transcoder, sae.Crosscoder) else (64,)
-    jax.eval_shape(functools.partial(rehearsal._method, parts=parts), one)
-    traced = jax.tree.unflatten(jax.tree.structure(one), range(len(jax.tree.leaves(one))))
-    assert type(getattr(traced, name)) is choice, "no leaf is checked or converted on the way into a program"
-
-    x = jax.random.normal(jax.random.key(0), (64, 64))
-    state = train.init(one, x, parts)
-    assert jax.tree.structure(model.parameters(state.sae)).num_leaves == len(jax.tree.leaves(state.sae))
-    step = jax.jit(train.step)
-    for i in range(3):
-        state, sums = step(one, state, jnp.int32(i), x)
-    numbers = train.numbers(one, state, jnp.int32(2), x)
-    followed = one.control.factor(state.control), state.silent >= one.dead_after
-    loss, _ = train.loss(state.sae, one, jnp.int32(2), x, *followed)
-    assert float(numbers["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    state = dataclasses.replace(state, silent=state.silent.at[:5].set(10**6))
-    if one.revival.steps():
-        state = train.revive(one, state, jnp.int32(3), x[None])
-    trained = train.trained(one, state)
-    assert not bool(state.diverged) and all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(trained))
-    rows = np.asarray(x.T)[:, : trained.d_in]
-    np.testing.assert_allclose(trained(rows)[:7], trained(rows[:7]), atol=1e-5)  # each example stands alone
-    again = model.from_parameters(model.parameters(trained), one.activation, one.apply_b_dec_to_input)
-    np.testing.assert_array_equal(again.encode(rows), trained.encode(rows))
 
 
 METHODS = {

@@ -164,7 +164,7 @@ def test_the_snippets_on_transcoders_and_crosscoders_run(folder, monkeypatch):
     monkeypatch.chdir(folder)
     known = {"sae": sae, "x": np.load("mlp_in.npy")}
     for name, arrays in (("transcoder", "mlp_in.npy mlp_out.npy"), ("crosscoder", "base.npy chat.npy")):
-        line = f"sae run {folder}/experiments/{name}.py --data.path {arrays}"
+        line = f"sae run {folder}/experiments/published/{name}.py --data.path {arrays}"
         assert cli.main([*shlex.split(line)[1:], *smaller(line), *QUIET]) == 0
     run(TRANSCODER, known)
     assert known["y_hat"].shape == (2_500, 48) and known["latents"].shape == (2_500, 64)

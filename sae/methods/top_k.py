@@ -27,7 +27,8 @@ def k_largest(values: Array, k: Array | int, k_max: int | None = None, above: fl
     # a CPU sorts slowly; counting takes some 20 passes over all values
     by_sorting = lambda values, k: _by_sorting(values, k, most, above)
     by_counting = lambda values, k: _by_counting(values, k, above)
-    on_cpu = by_counting if held.shape[0] < COUNTED_BELOW * most and undivided() else by_sorting
+    counts = held.dtype == jnp.float32 and held.shape[0] < COUNTED_BELOW * most and undivided()
+    on_cpu = by_counting if counts else by_sorting
     return jax.lax.platform_dependent(held, jnp.asarray(k), cpu=on_cpu, default=by_sorting)
 
 
