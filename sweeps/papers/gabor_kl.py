@@ -12,8 +12,8 @@ which is 25 ρ less or more 20 %.
 
 5 seeds = 5 members in one compiled program.
 
-Result: 1 of 2 claims holds. 6 % of the rows are localised and fitted, where 60 % were asked for: 70 % are fitted, but 88 %
-have their energy all over the patch. The mean firing rate is .011. (2 CPU cores: 10 min beside much other work.)
+Result: 1 of 2 claims holds. 6 % of the rows are localised and fitted, where 60 % were asked for: 70 % are fitted, but
+88 % have their energy all over the patch. The mean firing rate is .011. (2 CPU cores: 10 min beside much other work.)
 
     sae run sweeps/papers/gabor_kl.py
 """

@@ -7,8 +7,8 @@ al. 2024 (arXiv 2406.04093). Differs from `gabor.py` in that a TopK without a pe
 6 k x 5 seeds = 30 members in one compiled program. The claims are decided at the k that comes closest to meeting the
 first two.
 
-Result: 1 of 3 claims holds. 24 % of the rows are Gabor-like at best (k = 16), where L1 has 42 % and 60 % were asked for:
-69 % of them are not localised. The median r2 is .81. (2 CPU cores: 2 h beside much other work.)
+Result: 1 of 3 claims holds. 24 % of the rows are Gabor-like at best (k = 16), where L1 has 42 % and 60 % were asked
+for: 69 % of them are not localised. The median r2 is .81. (2 CPU cores: 2 h beside much other work.)
 
     sae run sweeps/papers/gabor_topk.py
 """
