@@ -15,10 +15,14 @@ squares; it is read at the same three L0. No method has a loss for dead latents.
 Coefficients were chosen in a pilot with another seed, so that they cover an L0 of 4 to 16 and the zone. L1 = .2 was
 added after a first full run, in which the frontier of one seed ended just above an L0 of 4.
 
+Result: 10 of 12 claims hold. γ of all four lies within .003 of 1 in the zone, L1's at .97 and less. Gated has .67 to
+.78 of L1's FVU, TopK 1.28, .94 and .97. Refitted, L1 loses 77 to 81 % of its FVU, and TopK 27 to 75 %, where 3 % were
+allowed: what is refitted here is interference, too. (2 CPU cores: 32 min beside much other work.)
+
     sae run sweeps/papers/frontier_superposition.py
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sae import (
     L0,
@@ -78,18 +82,20 @@ def members(
     ]
 
 
-def shrinks_not() -> list[Claim]:
+NAMED = {"Gated": GATED, "TopK": TOP_K, "BatchTopK": BATCH_TOP_K, "JumpReLU": JUMP_RELU}
+
+
+def shrinks_not(methods: Iterable[str] = NAMED) -> list[Claim]:
     """The claims of P5 B about the methods that should not shrink."""
-    named = {"Gated": GATED, "TopK": TOP_K, "BatchTopK": BATCH_TOP_K, "JumpReLU": JUMP_RELU}
     ends = {"smallest": True, "largest": False}
     inside = lambda arm, smallest: PeakInside(arm=arm, metric="eval/shrinkage", least=ZONE, smallest=smallest)
     return [
         Claim(
             f"{name}: the {end} γ of a seed's members with MMCS ≥ .9 lies in [.97, 1.03]",
-            Within(inside(arm, smallest), 0.97, 1.03),
+            Within(inside(NAMED[name], smallest), 0.97, 1.03),
             source="Rajamanoharan et al. 2024; P5 B",
         )
-        for name, arm in named.items()
+        for name in methods
         for end, smallest in ends.items()
     ]
 

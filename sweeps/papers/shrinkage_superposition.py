@@ -6,7 +6,7 @@ bias, decoder rows of norm 1. γ is `eval/shrinkage`; the zone holds every coeff
 the true features is at least .9.
 
 2 widths x 13 L1 x 3 seeds = 78 members in 2 compiled programs. The other half of the claim, on Gated, TopK, BatchTopK
-and JumpReLU, is left out.
+and JumpReLU, is in `frontier_superposition.py`.
 
 Result: γ falls with the coefficient (Spearman -.99), but is .96 and .98 where the zone begins, not .95. (2 CPU cores:
 7 min.)
