@@ -225,7 +225,7 @@ BAD_FLAGS = [
     (["--batch-size", "5000"], "batch_size: got 5000, allowed: at most the 1400 training examples"),
     (["--activation", "top"], "--activation: got 'top'; close names: top-k"),
     (["--penalty", "my-own"], "or a class of your own that the definition file defines or imports"),
-    (["--activation.k", "4"], "'--activation.k'; top-k and batch-top-k"),
+    (["--activation.k", "4"], "'--activation.k'; abs-top-k and batch-top-k and"),
     (["--penalty.l1", "nan"], "penalty.l1: got nan, allowed: finite 32-bit numbers"),
     (["--activation", "top-k", "--activation.k", "49"], "activation.k: got 49, allowed: at most d_sae = 48"),
     (["--b-dec-init", "median"], "invalid choice 'median' for argument '--b-dec-init'"),

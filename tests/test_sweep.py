@@ -117,7 +117,7 @@ def test_scalars_of_numpy_and_jax_are_numbers_like_others(tiny, kind):
 def test_a_field_of_another_choice_names_the_choices_that_have_it(tiny):
     for change in (grid, lambda base, axes: sae.replace(base, {name: 3 for name in axes})):
         # classes of one's own that other tests define may have it, too
-        said = r"^relu has no field 'activation.k'; top-k and batch-top-k( and .*)? have it: activation=TopK\(k=...\)$"
+        said = r"^relu has no field 'activation.k'; abs-top-k and batch-top-k .* have it: activation=AbsTopK\(k=...\)$"
         with pytest.raises(UserError, match=said):
             change(tiny, {"activation.k": (4, 8)})
     with pytest.raises(UserError, match=r"^never .*; resample (and redraw have|has) it: revival=Resample\(every"):

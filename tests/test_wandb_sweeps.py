@@ -201,9 +201,17 @@ def test_the_fvu_at_a_target_is_worth_no_miss():
     assert sink.at_target(values, [{"control": "as-written"}] * 4) == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.py")), ids=lambda p: p.stem)
+PUBLISHED = sorted((ROOT / "sweeps").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
 def test_every_published_sweep_has_a_yaml(path):
+    """A sweep over methods has none: W&B gives every run all names, and methods have different ones."""
     definition = load_file(path)
+    if path.stem == "methods_at_matched_l0":
+        with pytest.raises(sae.UserError, match="only some members have .*; use a file for each choice"):
+            sweep_yaml(definition, path, Options(method="bayes", metric="eval/fvu"))
+        return
     config = yaml.safe_load(sweep_yaml(definition, path, Options(method="bayes", metric="eval/fvu")))
     fields = flatten(as_sweep(definition).members[0])
     assert config["parameters"] and set(config["parameters"]) <= set(fields)
@@ -388,7 +396,8 @@ def test_wandbs_own_agent_runs_at_a_target_l0():
             run, row = server.runs[name], sae.load(f"runs/tiny_sweep-sweep0/{name}").members.iloc[0]
             assert (row["control"], row["control.l0"], row["penalty.l1"]) == ("target-l0", 12.0, 1.0)
             assert row["optimizer.lr"] == lr and 10 < row["eval/l0"] < 14
-            assert run.summary[config["metric"]["name"]] == row["eval/fvu"] + abs(math.log(row["eval/l0"] / 12))
+            score = row["eval/fvu"] + abs(math.log(row["eval/l0"] / 12))
+            assert run.summary[config["metric"]["name"]] == pytest.approx(score, rel=1e-6)
 
 
 def test_a_run_without_an_agent_is_in_no_sweep():

@@ -156,7 +156,7 @@ def written_in(folder: Path, value: T) -> T:
 
 
 def choices(hint: Any) -> list[type]:
-    """The definitions that a field of this type may hold: the project's own, then those that a user has defined.
+    """The definitions that a field of this type may hold: the project's own by name, then those of a user, by age.
 
     They are the subclasses of a kind of choice; [] for another type.
     """
@@ -164,7 +164,7 @@ def choices(hint: Any) -> list[type]:
         return []
     room = hint.__module__.rpartition(".")[0] + "."
     known = [cls for cls in _subclasses(hint) if is_definition(cls)]
-    ours = [cls for cls in known if cls.__module__.startswith(room)]
+    ours = sorted((cls for cls in known if cls.__module__.startswith(room)), key=lambda cls: cls.__name__)
     return ours + [cls for cls in known if is_own(cls)]
 
 
