@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.core.types import Array, Key, UserError, definition, static
-from sae.data.orthonormal import orthonormal
-from sae.data.sampler import Sampler
+from sae.data.sampler import Sampler, orthonormal
 from sae.data.source import Source
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.core.types import Array, Key, UserError, definition, static
-from sae.data.sampler import Sampler
+from sae.data.sampler import Sampler, orthonormal
 from sae.data.source import Source
 
 
@@ -58,9 +58,3 @@ class Orthonormal(Source):
             mean=mean,
             n_held_out=self.n_held_out,
         )
-
-
-def orthonormal(rng: np.random.Generator, n: int) -> np.ndarray:
-    """A random orthogonal matrix, [n, n] float32."""
-    q, r = np.linalg.qr(rng.standard_normal((n, n)))
-    return (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make the matrix uniform (Mezzadri 2007)

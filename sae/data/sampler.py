@@ -75,3 +75,9 @@ class Sampled:
         """[batch, d_in] of one step."""
         key = jax.random.fold_in(jax.random.key(self.draw.seed), TRAIN)
         return self.sample(jax.random.fold_in(key, step), self.draw.batch_size)
+
+
+def orthonormal(rng: np.random.Generator, n: int) -> np.ndarray:
+    """A random orthogonal matrix, [n, n] float32."""
+    q, r = np.linalg.qr(rng.standard_normal((n, n)))
+    return (q * np.sign(np.diag(r))).T.astype(np.float32)  # the signs make the matrix uniform (Mezzadri 2007)

@@ -4,6 +4,8 @@
 them with a falling learning rate, in two seeds, both of which must keep a bound, and in one kind of data: the claims
 about the two variants are left out.
 
+Result: 4 of 9 claims hold. After so few steps Matryoshka has not found all parents and children. (1 CPU core: 23 s.)
+
     sae run sweeps/papers/absorption_small.py
 """
 

@@ -3,6 +3,8 @@
 2 seeds = 2 members in one compiled program. Differs from `gabor_kl.py` in 1,000 steps of 1,000 patches, two seeds and
 20 random rows.
 
+Result: no row is localised and fitted. The mean firing rate is .011, as asked. (1 CPU core: 27 s.)
+
     sae run sweeps/papers/gabor_kl_small.py
 """
 
