@@ -20,6 +20,7 @@ from sae.methods.activations import (
     Sigmoid,
     SoftThreshold,
     Tanh,
+    TopAfa,
     TopK,
 )
 from sae.methods.auxiliaries import AuxK, GhostGradients, NoAuxiliary, PreActivationLoss, SquaredWeights
@@ -156,6 +157,7 @@ __all__ = [
     "Task",
     "Tfds",
     "Through",
+    "TopAfa",
     "TopK",
     "Transcoder",
     "UnitNorm",

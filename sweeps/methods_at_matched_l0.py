@@ -4,7 +4,7 @@
 dimensions, 3 active): 360 members. Methods with a penalty hold L0 by `TargetL0`; the others have k. Methods are
 compared at equal held-out L0, by interpolation along each one's own frontier. All share a learning rate, a batch size
 and a length, which favours those that it suits. L2, a KL penalty, and sigmoid or tanh latents set nothing to 0, so they
-can reach no target.
+can reach no target; `TopAfa` finds its own L0.
 
     sae run sweeps/methods_at_matched_l0.py --dry-run
     sae run sweeps/methods_at_matched_l0.py

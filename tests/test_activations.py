@@ -19,6 +19,7 @@ from sae import (
     Sigmoid,
     SoftThreshold,
     Tanh,
+    TopAfa,
     TopK,
     train,
 )
@@ -170,3 +171,42 @@ def test_matching_pursuit_is_no_transcoder(tiny):
 def test_groups_are_of_one_size(tiny):
     with pytest.raises(sae.UserError, match="activation.k: got 5, allowed: a number that divides d_sae = 48"):
         validate(sae.replace(tiny, {"activation": GroupMax(k=5)}))
+
+
+def by_a_sort(contributions, norm) -> np.ndarray:
+    """How many of the largest contributions of one example have the norm that is nearest: TopAfa's k."""
+    norms = np.sqrt(np.cumsum(np.sort(np.float64(contributions))[::-1] ** 2))
+    return np.argmin(np.abs(norms - norm)) + 1
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("size", [0.0, 0.3, 1.0, 3.0, 100.0])
+def test_top_afa_keeps_the_latents_whose_norm_is_nearest_to_the_inputs(size, apply_b_dec_to_input):
+    keys = jax.random.split(jax.random.key(1), 4)
+    W_dec = jax.random.normal(keys[0], (96, 16)) / 4
+    b_dec = jax.random.normal(keys[1], (16,))
+    one = Sae(W_dec, jnp.zeros(96), W_dec, b_dec, TopAfa(), apply_b_dec_to_input)
+    x = size * jax.random.normal(keys[2], (16, 200)) + b_dec[:, None] * apply_b_dec_to_input
+    z = jax.random.normal(keys[3], (96, 200)).at[:, 0].set(-1.0)
+    found = np.asarray(TopAfa()(model.at(one, x), z))
+    latents = np.maximum(z, 0)
+    contributions = latents * np.linalg.norm(W_dec, axis=1)[:, None]
+    norms = np.linalg.norm(x - b_dec[:, None] * apply_b_dec_to_input, axis=0)
+    for example in range(200):
+        k = by_a_sort(contributions[:, example], norms[example])
+        largest = np.argsort(-contributions[:, example], kind="stable")[:k]
+        expected = np.zeros(96)
+        expected[largest] = latents[largest, example]
+        np.testing.assert_array_equal(found[:, example], expected)
+    assert not found[:, 0].any()
+
+
+def test_top_afa_draws_the_norms_of_latents_to_those_of_inputs():
+    one = bare(TopAfa(weight=0.5))
+    x = jnp.array([[3.0, 0.0], [4.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    out = model.forward(one, x)
+    np.testing.assert_array_equal(out.latents, x)
+    assert TopAfa(weight=0.5).cost(out) == 0
+    smaller = out._replace(latents=x / 2)
+    np.testing.assert_allclose(TopAfa(weight=0.5).cost(smaller), 0.5 * 4 * (2.5**2 + 1) / 2)
+    assert jax.grad(lambda f: TopAfa().cost(out._replace(latents=f)))(jnp.zeros((4, 2))).shape == (4, 2)

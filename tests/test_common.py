@@ -93,6 +93,7 @@ CASES = {
     "AbsTopK": {"activation": sae.AbsTopK(k=5), **NONE},
     "MultiTopK": {"activation": sae.MultiTopK(k=5), **NONE},
     "GroupMax": {"activation": sae.GroupMax(k=6), **NONE},
+    "TopAfa": {"activation": sae.TopAfa(), **NONE},
     "MatchingPursuit": {"activation": sae.MatchingPursuit(k=5), **NONE},
     "Sigmoid": {"activation": sae.Sigmoid()},
     "Tanh": {"activation": sae.Tanh()},

@@ -71,6 +71,7 @@ class Sae(nnx.Module):
         self.normalization = nnx.data(normalization)
         self.few = nnx.data(None)  # the latents of the batch at hand, where they are few (see `by_few`)
         self.W_skip = nnx.data(None if W_skip is None else nnx.Param(W_skip))
+        self.x = nnx.data(None)  # the batch at hand [d_in, batch], see `at`
         self.skipped = nnx.data(None)  # W_skip x of the batch at hand [d_out, batch], see `at`
         self.parts = parts or (W_dec.shape[-1],)
 
@@ -86,7 +87,7 @@ class Sae(nnx.Module):
 
     def encode(self, x: Array) -> Array:
         """Raw rows [..., d_in] -> latents [..., d_sae]. The rows are normalized first, as in training."""
-        encode = lambda columns: self.activation(self, self.activation.pre_acts(self, columns))
+        encode = lambda columns: self.activation(at(self, columns), self.activation.pre_acts(self, columns))
         return _rows(encode, self._examples(x))
 
     def decode(self, latents: Array) -> Array:
@@ -156,13 +157,15 @@ def divided(sae: Sae, rows: Array) -> tuple[Array, Array]:
 
 
 def at(sae: Sae, x: Array, origin: Array | None = None) -> Sae:
-    """The Sae at a batch x [d_in, batch], whose `decode` adds `W_skip x`; itself where there is no W_skip.
+    """The Sae at a batch x [d_in, batch]: it holds x, and its `decode` adds `W_skip x` where there is a W_skip.
 
     origin: as for `pre_acts`.
     """
+    new = jax.tree.map(lambda leaf: leaf, sae)
+    new.x = x
     if sae.W_skip is None:
-        return sae
-    new, W_skip = jax.tree.map(lambda leaf: leaf, sae), sae.W_skip[...]
+        return new
+    W_skip = sae.W_skip[...]
     if sae.precision == "float32" or origin is None:
         new.skipped = matmul(W_skip, x, sae.precision)
     else:
@@ -367,7 +370,9 @@ def fold(sae: Sae) -> Sae:
         folded = replace(folded, W_skip=W_skip * seen.scale, b_dec=folded.b_dec[...] - matmul(W_skip, shifted))
     sizes = jnp.logspace(-6, 6, 500)  # close enough for a threshold that moves by 3 % to show
     z = jnp.broadcast_to(jnp.concatenate([-sizes, sizes]), (W_enc.shape[0], 1_000))
-    if not jnp.allclose(sae.activation(sae, z), sae.activation(folded, z), rtol=1e-3):
+    x = jax.random.normal(jax.random.key(0), (sae.d_in, 1_000))
+    rows = x / seen.scale.reshape(-1, 1) + seen.shift.reshape(-1, 1)  # the same examples, as the folded one sees them
+    if not jnp.allclose(sae.activation(at(sae, x), z), sae.activation(at(folded, rows), z), rtol=1e-3):
         name = type(sae.activation).__name__
         raise UserError(f"{name} reads the weights, so folding would change its latents; keep sae.normalization")
     return folded

@@ -47,7 +47,10 @@ class Activation(Choice):
         return model.pre_acts(sae, x, origin)
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
-        """pre_acts [d_sae, batch] -> latents [d_sae, batch]. Outside training, each example stands alone."""
+        """pre_acts [d_sae, batch] -> latents [d_sae, batch]. Outside training, each example stands alone.
+
+        What is encoded is `sae.x`, [d_in, batch].
+        """
         raise NotImplementedError
 
     def training(self, sae: Sae, pre_acts: Array) -> tuple[Array, Array]:

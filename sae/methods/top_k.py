@@ -68,6 +68,22 @@ def nth_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Ar
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
+def up_to_norm(values: Array, norms: Array) -> Array:
+    """Which values, from the largest of their column on, have together the Euclidean norm nearest to `norms` [batch].
+
+    values [d_sae, batch] >= 0 -> [d_sae, batch] bool. Each column keeps at least its largest value; equal values are
+    kept together, and 0 never. Found without a sort, as the sum of squares above a threshold falls as that rises.
+    """
+    values, squares = jax.lax.stop_gradient(values), jax.lax.stop_gradient(norms) ** 2
+    above = lambda threshold: _fold(jnp.add, lambda v: jnp.where(v > _number(threshold), v * v, 0.0), values)
+    largest = _fold(jnp.maximum, lambda v: v, values)
+    low, high = jnp.zeros_like(_order(largest)), _order(largest)
+    first = jnp.clip(_order(largest / 16), low + 1, jnp.maximum(high - 1, 1))
+    low, high, more, less = _halve(above, squares, low, high, first)
+    fewer = (less > 0) & (jnp.abs(jnp.sqrt(less) - norms) < jnp.abs(jnp.sqrt(more) - norms))
+    return values > _number(jnp.where(fewer, high, low))
+
+
 def _by_sorting(values: Array, k: Array | int, k_max: int, above: float) -> Array:
     """`k_largest`: comparing with the k-th is dense; picking k values would be a gather, its gradient a scatter."""
     values = jnp.where(values == 0, 0.0, values)  # a sort would put 0 before -0, which compare as equal
@@ -112,7 +128,8 @@ def _halve(
         return low, high, at_low, at_high, (low & high) + ((low ^ high) >> 1)  # (low + high) / 2 may be too large
 
     unfinished = lambda state: jnp.any((state[2] > k) & (state[0] + 1 < state[1]))
-    return jax.lax.while_loop(unfinished, narrow, (low, high, count(low), jnp.zeros_like(low), first))[:4]
+    at_low = count(low)
+    return jax.lax.while_loop(unfinished, narrow, (low, high, at_low, jnp.zeros_like(at_low), first))[:4]
 
 
 def _count_rows(which: Callable[[Array, Array], Array], values: Array) -> Array:

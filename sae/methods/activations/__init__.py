@@ -1,6 +1,6 @@
 """Activations: pre-activations to latents. Feature-major: axis 0 is the latents, axis 1 the batch."""
 
-from sae.methods.activations.largest import AbsTopK, BatchTopK, GroupMax, MultiTopK, TopK
+from sae.methods.activations.largest import AbsTopK, BatchTopK, GroupMax, MultiTopK, TopAfa, TopK
 from sae.methods.activations.pointwise import Relu, Sigmoid, Tanh, elementwise, relu
 from sae.methods.activations.pursuit import MatchingPursuit
 from sae.methods.activations.thresholds import Gated, JumpRelu, SoftThreshold
@@ -17,6 +17,7 @@ __all__ = [
     "Sigmoid",
     "SoftThreshold",
     "Tanh",
+    "TopAfa",
     "TopK",
     "elementwise",
     "relu",

@@ -164,6 +164,36 @@ class BatchTopK(Activation):
         return f"k: got {self.k}, allowed: at most d_sae = {experiment.d_sae}" if too_large else None
 
 
+@definition
+class TopAfa(Activation):
+    """As many of an example's largest latents as have the norm of the input. Lee et al. 2025, arXiv 2503.24277.
+
+    Latents f = relu(z) are ordered by their contributions c_i = f_i ‖W_dec,i‖. The first k are kept, and each example
+    has its own k >= 1: the one that brings √Σ c_i² nearest to ‖x - b_dec‖ (‖x‖ where b_dec is not subtracted). Nearly
+    orthogonal directions would need just that norm, which the authors call the approximate feature activation (AFA). So
+    no k and no penalty is set. Contributions that are equal are kept together.
+
+    The cost is `weight * d_in * mean_b (‖f‖ - ‖x‖)²`, f the kept latents. d_in stands in it because the authors' error
+    is a mean over the numbers of an input, where `SquaredError` sums over them. Their inputs have mean 0 and variance 1
+    each.
+    """
+
+    weight: float = leaf(1 / 16, min=0, arm=True)
+    """Coefficient of the cost: how strongly the norms of latents are drawn to those of inputs."""
+
+    def __call__(self, sae: Sae, pre_acts: Array) -> Array:
+        """pre_acts [d_sae, batch] -> latents [d_sae, batch]; `sae` is at a batch (see `sae.core.model.at`)."""
+        latents = relu(pre_acts)
+        x = sae.x - sae.b_dec[...][:, None] if sae.apply_b_dec_to_input else sae.x
+        norms = jnp.sqrt(jnp.sum(x**2, axis=0))
+        return jnp.where(top_k.up_to_norm(_contribution(sae, latents), norms), latents, 0.0)
+
+    def cost(self, out: Pass) -> Array:
+        """The squared difference between the norms of latents and of inputs, []."""
+        norm = lambda columns: jnp.sqrt(jnp.maximum(jnp.sum(columns**2, axis=0), 1e-30))
+        return self.weight * out.x.shape[0] * jnp.mean((norm(out.latents) - norm(out.x)) ** 2)
+
+
 def _contribution(sae: Sae, latents: Array) -> Array:
     """Each latent times the norm of its decoder row, without a gradient."""
     return jax.lax.stop_gradient(latents * decoder_norms(sae)[:, None])
