@@ -53,8 +53,8 @@ def _method(e: Experiment, parts: tuple[int, ...]) -> None:
     sae = model.from_parameters(named, e.activation, e.apply_b_dec_to_input, e.precision, parts=shapes.parts)
     (x, y), alone = model.divided(sae, rows), model.using(sae, None)
     z, here = _call(e, "activation", "pre_acts", sae, x, x[:, 0], check=latents), model.at(sae, x)
-    f = _call(e, "activation", "__call__", sae, z, check=latents)
-    charged = _call(e, "activation", "training", sae, z, check=_pair(latents, latents))[1]
+    f = _call(e, "activation", "__call__", here, z, check=latents)
+    charged = _call(e, "activation", "training", here, z, check=_pair(latents, latents))[1]
     _call(e, "activation", "active", sae, z, check=latents)
     if isinstance(e.reconstruction, Through):
         _call(e, "reconstruction", "follows", y, check=_columns)
