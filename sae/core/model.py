@@ -194,6 +194,12 @@ def pre_acts(sae: Sae, x: Array, origin: Array | None = None) -> Array:
     return matmul(W_enc, x, sae.precision) + offset[:, None]
 
 
+def encoder_input(sae: Sae) -> Array:
+    """What W_enc multiplies, [d_in, batch]: x - b_dec, or x where b_dec is not subtracted. `sae` is at a batch."""
+    x = jnp.asarray(sae.x)
+    return x - sae.b_dec[...][:, None] if sae.apply_b_dec_to_input else x
+
+
 def input_offset(sae: Sae) -> Array:
     """What the pre-activations of x are beside `W_enc x`, [d_sae], in float32."""
     b_enc = sae.b_enc[...]

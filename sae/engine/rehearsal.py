@@ -55,7 +55,7 @@ def _method(e: Experiment, parts: tuple[int, ...]) -> None:
     z, here = _call(e, "activation", "pre_acts", sae, x, x[:, 0], check=latents), model.at(sae, x)
     f = _call(e, "activation", "__call__", here, z, check=latents)
     charged = _call(e, "activation", "training", here, z, check=_pair(latents, latents))[1]
-    _call(e, "activation", "active", sae, z, check=latents)
+    _call(e, "activation", "active", here, z, check=latents)
     if isinstance(e.reconstruction, Through):
         _call(e, "reconstruction", "follows", y, check=_columns)
     x_hat = _call(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from sae.core.model import Pass, Sae, decode, decoder_norms, own
+from sae.core.model import Pass, Sae, decode, decoder_norms, encoder_input, own
 from sae.core.types import Array, definition, leaf, static
 from sae.methods import top_k
 from sae.methods.activations.pointwise import relu
@@ -184,8 +184,7 @@ class TopAfa(Activation):
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch]; `sae` is at a batch (see `sae.core.model.at`)."""
         latents = relu(pre_acts)
-        x = sae.x - sae.b_dec[...][:, None] if sae.apply_b_dec_to_input else sae.x
-        norms = jnp.sqrt(jnp.sum(x**2, axis=0))
+        norms = jnp.sqrt(jnp.sum(encoder_input(sae) ** 2, axis=0))
         return jnp.where(top_k.up_to_norm(_contribution(sae, latents), norms), latents, 0.0)
 
     def cost(self, out: Pass) -> Array:
