@@ -42,7 +42,8 @@ from sae.methods.tasks import Autoencoder
 class Experiment:
     """The definition of one run.
 
-    The loss is `reconstruction + control · penalty + auxiliary`, each a mean over the batch; see `sae/methods`.
+    The loss is `reconstruction + control · penalty + auxiliary`, each a mean over the batch, and what an activation
+    costs by itself (Gated, MultiTopK, TopAfa); see `sae/methods`.
     """
 
     name: str = static()

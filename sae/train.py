@@ -58,7 +58,7 @@ def _first(experiment: Experiment, sample: Array, shapes: Shapes) -> Sae:
     """The parameters before the first step, within their constraint."""
     e, d_in, d_out = experiment, shapes.d_in, shapes.d_out
     b_dec = {"zero": lambda x: jnp.zeros(x.shape[0]), "mean": lambda x: x.mean(1), "geometric-median": geometric_median}
-    x, y = sample[:d_in], sample[-d_out:]
+    x, y = model.sides(sample, d_in, d_out)
     center = b_dec[e.b_dec_init](y)
     usual = {"b_enc": jnp.zeros(e.d_sae), "b_dec": center} | (
         {"W_skip": jnp.zeros((d_out, d_in))} if shapes.skip else {}
@@ -157,14 +157,13 @@ def numbers(experiment: Experiment, state: TrainState, step: Array, rows: Array)
 
 
 def _coefficients(experiment: Experiment, state: TrainState, step: Array) -> dict[str, Array]:
-    """The penalty's arms as its schedule and a control make them, [] each by name; {} where no control follows."""
+    """The penalty's coefficients as its schedule and a control make them, [] each; {} where no control follows."""
     factor = experiment.control.factor(state.control)
     if not isinstance(factor, Array):
         return {}
     p = experiment.penalty
-    arms = [field.name for field in dataclasses.fields(p) if field.metadata.get("arm")]
     scale = factor * coefficient(step, experiment.n_steps, p.warmup_steps, p.anneal_steps, p.anneal_to)
-    return {f"penalty_{name}": scale * getattr(p, name) for name in arms}
+    return {f"penalty_{name}": scale * value for name, value in p.coefficients().items()}
 
 
 def _at_rate(updates: Any, rate: Array | float) -> Any:

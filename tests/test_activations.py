@@ -122,6 +122,8 @@ def test_matching_pursuit_is_the_textbooks(k, k_max, stop_on_repeat):
     one = Sae(jnp.zeros((12, 5)), jnp.ones(12), W, b_dec, activation)
     expected = [pursued(*(np.asarray(a, np.float64) for a in (W, b_dec, row)), k, stop_on_repeat) for row in x]
     np.testing.assert_allclose(one.encode(x), expected, atol=2e-5)
+    whole = Sae(jnp.zeros((12, 5)), jnp.ones(12), W, b_dec, activation, apply_b_dec_to_input=False)
+    np.testing.assert_array_equal(whole.encode(x), one.encode(x))
     error = np.linalg.norm(one(x) - x, axis=1)
     assert (error <= np.linalg.norm(x - b_dec, axis=1) + 1e-5).all()
 
@@ -210,3 +212,8 @@ def test_top_afa_draws_the_norms_of_latents_to_those_of_inputs():
     smaller = out._replace(latents=x / 2)
     np.testing.assert_allclose(TopAfa(weight=0.5).cost(smaller), 0.5 * 4 * (2.5**2 + 1) / 2)
     assert jax.grad(lambda f: TopAfa().cost(out._replace(latents=f)))(jnp.zeros((4, 2))).shape == (4, 2)
+
+
+def test_batch_top_k_keeps_at_least_one_latent_of_a_batch(tiny):
+    with pytest.raises(sae.UserError, match="activation.k: got 0.001, allowed: at least 1 / batch_size = 0.0"):
+        validate(sae.replace(tiny, {"activation": BatchTopK(k=0.001)}))

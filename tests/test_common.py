@@ -68,7 +68,8 @@ class Pull(sae.Auxiliary):
 
 FOLDER = tempfile.TemporaryDirectory()
 GIVEN = Path(FOLDER.name) / "given.safetensors"
-ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32") / 8
+ROWS = np.random.default_rng(0).normal(size=(BASE.d_sae, 64)).astype("float32")
+ROWS = ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True)
 safetensors.numpy.save_file({"W_enc": ROWS, "W_dec": ROWS}, GIVEN)
 
 

@@ -1,5 +1,6 @@
 """Controls: TargetL0 on plants of known dynamics, the published steps of SAELens' controller, and small trainings."""
 
+import dataclasses
 import functools
 import math
 
@@ -12,7 +13,7 @@ import pytest
 import sae
 from sae import L0, JumpRelu, SaeLensTargetL0, TargetL0, train
 from sae.core.model import Pass
-from sae.experiment import tied_to_length
+from sae.experiment import tied_to_length, validate
 from sae.report import warnings
 
 N = 3_000
@@ -161,3 +162,22 @@ def test_warnings_name_members_off_their_target_and_those_that_do_not_generalize
     on = members.assign(**{"control.l0": [10.2, 10.4, 10.4, np.nan], "eval/l0": 10.3})
     assert list(warnings.off_target(on, pd.DataFrame(rows))) == []
     assert list(warnings.off_target(members.drop(columns="control.l0"), pd.DataFrame(rows))) == []
+
+
+@pytest.mark.parametrize("control", [TargetL0(), SaeLensTargetL0()])
+def test_a_target_without_enough_latents_or_without_a_penalty_is_one_line(control, tiny):
+    too_many = dataclasses.replace(control, l0=1000.0)
+    with pytest.raises(sae.UserError, match="control.l0: got 1000, allowed: at most d_sae = 48"):
+        validate(sae.replace(tiny, {"control": too_many}))
+    said = "control.l0: got 32 beside a penalty of 0, which no factor .*; allowed: elastic-net with l1 or l2 above 0"
+    with pytest.raises(sae.UserError, match=said):
+        validate(sae.replace(tiny, {"control": control, "penalty": sae.ElasticNet()}))
+
+
+def test_the_log_of_a_quadratic_penalty_shows_its_weight_and_not_its_target(tiny):
+    changes = {"activation": sae.JumpRelu(), "penalty": sae.QuadraticL0(target=5.0, weight=2.0), "control": TargetL0()}
+    e = validate(sae.replace(tiny, changes))
+    x = jax.random.normal(jax.random.key(0), (64, 16))
+    found = train.numbers(e, train.init(e, x), jnp.int32(0), x)
+    factor = e.control.factor(train.init(e, x).control)
+    assert float(found["penalty_weight"]) == pytest.approx(2 * float(factor)) and "penalty_target" not in found

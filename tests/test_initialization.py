@@ -65,6 +65,18 @@ def test_data_rows_point_at_different_training_examples(b_dec, tiny):
     assert len(set(cosines.argmax(1))) == 48
     few = start(sae.replace(tiny, {"initialization": DataRows()}), X[:, :30])
     assert len(np.unique(np.asarray(few.W_dec[...]), axis=0)) == 48, "beyond the examples, rows are random"
+    blank = start(sae.replace(tiny, {"initialization": DataRows()}), X.at[:, 10:].set(0))
+    np.testing.assert_allclose(np.linalg.norm(blank.W_dec[...], axis=1), 1, rtol=1e-5)
+    assert len(np.unique(np.asarray(blank.W_dec[...]), axis=0)) == 48, "an example of 0 is no direction"
+
+
+@pytest.mark.parametrize("initialization", [RandomRows(), DataRows()])
+def test_a_transcoder_of_one_width_starts_with_an_encoder_of_its_own(initialization, tiny):
+    changes = {"task": sae.Transcoder(), "apply_b_dec_to_input": False, "initialization": initialization}
+    one = train.init(validate(sae.replace(tiny, changes)), X, (32, 32)).sae
+    cosines = np.sum(one.W_enc[...] * one.W_dec[...], axis=1)
+    assert one.W_enc[...].shape == one.W_dec[...].shape == (48, 32)
+    assert np.abs(cosines).max() < 0.9 and np.abs(cosines.mean()) < 0.1
 
 
 @pytest.fixture
@@ -82,8 +94,7 @@ def test_given_weights_are_those_of_the_file_within_the_constraint(tiny, file):
     one = start(sae.replace(base, {"activation": sae.JumpRelu()}))
     for name, value in model.parameters(one).items():
         np.testing.assert_array_equal(value, values[name], err_msg=name)
-    unit = start(sae.replace(base, {"constraint": UnitNorm()}))
-    np.testing.assert_allclose(unit.W_dec[...], model.unit_rows(values["W_dec"]), rtol=1e-6)
+    np.testing.assert_array_equal(start(base).W_dec[...], values["W_dec"])  # own.threshold is no parameter of a ReLU
     frozen = validate(sae.replace(base, {"constraint": Free(frozen="decoder")}))
     after, _ = train.step(frozen, train.init(frozen, X), jnp.int32(0), X)
     np.testing.assert_array_equal(after.sae.W_dec[...], values["W_dec"])
@@ -91,6 +102,7 @@ def test_given_weights_are_those_of_the_file_within_the_constraint(tiny, file):
 
 def test_the_checksum_of_given_weights_is_kept_and_other_weights_are_refused(tiny, file):
     path, values = file
+    tiny = sae.replace(tiny, {"constraint": Free()})
     e = validate(sae.replace(tiny, {"initialization": GivenWeights(path=str(path))}))
     assert len(flatten(e)["initialization.sha256"]) == 64 and validate(e) == e
     safetensors.numpy.save_file(values | {"b_enc": values["b_enc"] + 1}, path)
@@ -114,6 +126,43 @@ def test_a_member_of_a_run_is_the_start_of_another(tiny, tmp_path, quiet):
         UserError, match="initialization.member: .*run has no weights of member 2; is that run finished?"
     ):
         validate(sae.replace(tiny, {"initialization": dataclasses.replace(given, member=2)}))
+
+
+def test_a_member_of_a_crosscoders_run_is_the_start_of_another(tiny, tmp_path, quiet):
+    """Its file has the widths of its sources beside the parameters, which are no parameter of a member."""
+    one = sae.replace(tiny, {"data": sae.Arrays(path=_two_files(tmp_path)), "task": sae.Crosscoder(), "n_steps": 4})
+    members = sae.grid(one, {"seed": range(4)})
+    first = sae.run(sae.Sweep(name="cross", members=members), out=tmp_path / "run", wandb="off", console=quiet)
+    for member in range(4):
+        given = GivenWeights(path=str(tmp_path / "run"), member=member)
+        e = validate(sae.replace(one, {"initialization": given}))
+        start = train.init(e, jnp.zeros((16, 5)), (10, 6)).sae
+        for name, value in model.parameters(first.sae(member)).items():
+            np.testing.assert_allclose(model.parameters(start)[name], value, atol=1e-6)
+
+
+def _two_files(folder) -> tuple[str, str]:
+    rows = np.random.default_rng(1).normal(size=(600, 16)).astype("float32")
+    np.save(folder / "a.npy", rows[:, :10])
+    np.save(folder / "b.npy", rows[:, 10:])
+    return str(folder / "a.npy"), str(folder / "b.npy")
+
+
+def test_weights_of_another_activation_pass_the_rehearsal_of_a_class_of_ones_own(tiny, file, tmp_path, quiet):
+    path, values = file
+
+    @sae.definition
+    class Cubed(sae.Penalty):
+        """The sum of cubes."""
+
+        def cost(self, out):
+            return jnp.sum(jnp.abs(out.charged) ** 3) / out.batch
+
+    changes = {"initialization": GivenWeights(path=str(path)), "constraint": Free(), "penalty": Cubed(), "n_steps": 1}
+    results = sae.run(
+        sae.replace(tiny, changes | {"optimizer.lr": 0.0}), out=tmp_path / "run", wandb="off", console=quiet
+    )
+    np.testing.assert_array_equal(results.sae(0).W_dec[...], values["W_dec"])
 
 
 def test_what_cannot_be_a_start_is_one_line(tiny, file, tmp_path):
@@ -142,6 +191,8 @@ def test_what_cannot_be_a_start_is_one_line(tiny, file, tmp_path):
     for message, changes in wrong.items():
         with pytest.raises(UserError, match=message):
             validate(sae.replace(tiny, changes))
-    e = validate(sae.replace(tiny, given("given.safetensors")))
+    with pytest.raises(UserError, match="W_dec of .* has rows of norm .* allowed: rows of norm 1 beside UnitNorm"):
+        validate(sae.replace(tiny, given("given.safetensors")))
+    e = validate(sae.replace(tiny, given("given.safetensors") | {"constraint": Free()}))
     with pytest.raises(UserError, match=r"initialization: GivenWeights gave W_enc \[48, 64\], allowed: \[48, 63\]"):
         train.init(e, X[:63])

@@ -131,9 +131,8 @@ def test_schedule_free_carries_what_changes_from_outside(tiny):
     assert found != 0 and float(kept.own["threshold"][...]) == pytest.approx(found, rel=1e-5)
     np.testing.assert_allclose(np.linalg.norm(kept.W_dec[...], axis=1), 1, atol=1e-6)
     assert float(jnp.abs(kept.W_enc[...] - state.sae.W_enc[...]).max()) > 1e-4
-    broken = dataclasses.replace(
-        state, diverged=jnp.array(True), opt_state=jax.tree.map(lambda a: a * 0, state.opt_state)
-    )
+    spoilt = jax.tree.map(lambda a: a * jnp.nan if a.dtype == jnp.float32 else a, state.opt_state)
+    broken = dataclasses.replace(state, diverged=jnp.array(True), opt_state=spoilt)
     np.testing.assert_allclose(train.trained(e, broken).W_enc[...], state.sae.W_enc[...])
 
 

@@ -148,3 +148,16 @@ def test_a_penalty_that_an_activation_does_not_fit_is_one_line(tiny):
     ):
         with pytest.raises(sae.UserError, match=message):
             validate(sae.replace(tiny, {"penalty": penalty}))
+
+
+@pytest.mark.parametrize("z", [-5.0, -20.0, -60.0])
+def test_the_divergence_of_firing_rates_wakes_a_latent_that_is_hardly_active(z):
+    """d KL / dz = σ(z) (1 - σ(z)) (-ρ / σ(z) + (1 - ρ) / (1 - σ(z))), which is -ρ for a sigmoid near 0."""
+    one = sae.Sae(jnp.zeros((1, 2)), jnp.full(1, z), jnp.ones((1, 2)), jnp.zeros(2), sae.Sigmoid())
+    cost = lambda one: FiringRateKL(weight=1.0, rate=0.05)(model.forward(one, jnp.zeros((2, 4))))
+    assert float(jax.grad(cost)(one).b_enc[...][0]) == pytest.approx(-0.05, abs=0.01)
+
+
+def test_a_target_that_no_l0_can_reach_is_one_line(tiny):
+    with pytest.raises(sae.UserError, match="penalty.target: got 1000, allowed: at most d_sae = 48"):
+        validate(sae.replace(tiny, {"activation": sae.JumpRelu(), "penalty": QuadraticL0(target=1000.0)}))

@@ -30,6 +30,7 @@ def test_an_error_is_finite_and_so_is_its_gradient_where_examples_and_reconstruc
         cost = lambda f, y=y: choice(nothing, f, y, 0)[0]
         value, gradient = jax.value_and_grad(cost)(jnp.zeros_like(LATENTS))
         assert bool(jnp.isfinite(value)) and bool(jnp.all(jnp.isfinite(gradient)))
+        assert float(jnp.abs(gradient).max()) < 100, "one such batch must not spoil an optimizer's moments"
 
 
 READOUT = jnp.sin(jnp.arange(18.0)).reshape(3, 6)
@@ -126,5 +127,7 @@ def test_all_prefixes_together_cost_one_decode():
 
 
 def test_there_are_as_many_prefixes_as_lengths(tiny):
+    with pytest.raises(sae.UserError, match="reconstruction.shortest: got 100, allowed: at most d_sae = 48"):
+        sae.experiment.validate(sae.replace(tiny, {"reconstruction": sae.DrawnMatryoshka(shortest=100)}))
     with pytest.raises(sae.UserError, match="reconstruction.n_prefixes: got 49, allowed: .* = 48"):
         sae.experiment.validate(sae.replace(tiny, {"reconstruction": DrawnMatryoshka(n_prefixes=49)}))

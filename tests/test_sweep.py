@@ -145,6 +145,10 @@ def test_arms_that_are_known_by_their_choices_are_rows_where_they_are_many():
     assert figures.read_answer(json.loads(json.dumps(figures.plain(answer)))) == answer
     with pytest.raises(UserError, match="members have no 'activatio'"):
         AtMatched(arms={"A": Arm(along="k", where={"activatio": ("a",)})}).check([*members.columns])
+    with pytest.raises(
+        UserError, match=r"Arm: where activation: got 'top-k', allowed: a tuple of values, \('top-k',\)"
+    ):
+        Arm(along="k", where={"activation": "top-k"})
 
 
 def frontier(arm, power, seeds=(0, 1)):

@@ -3,8 +3,8 @@
 A skip transcoder: latents read the layer's input and write its output, beside a linear map of the input. Paulo,
 Shabalin & Belrose 2025, arXiv 2501.18823; transcoders are Dunefsky, Chlenski & Nanda's, 2024, arXiv 2406.11944.
 TopK with k = 32 and the learning rate for 2^14 latents are the defaults of their library, sparsify; its decoder starts
-at 0, ours with unit rows. The two files hold the layer's inputs and its outputs, row by row; they may be folders of
-shards, larger than memory.
+at 0, ours with unit rows, beside encoder rows in random directions of their own. The two files hold the layer's inputs
+and its outputs, row by row; they may be folders of shards, larger than memory.
 
     sae run experiments/published/transcoder.py --data.path mlp_in.npy mlp_out.npy
     sae run experiments/published/transcoder.py --data.path mlp_in.npy mlp_out.npy --task.no-skip --out runs/no_skip

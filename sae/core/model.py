@@ -18,6 +18,9 @@ from sae.core import sparse
 from sae.core.normalization import Normalization, split
 from sae.core.types import Array, UserError
 
+# Tensors that stand beside the parameters in a run's file of weights.
+BESIDE = RATES, MEMBER, SHIFT, SCALE, PARTS = "firing_rate", "member", "shift", "scale", "parts"
+
 
 class Shapes(NamedTuple):
     """The shapes of a Sae beside d_sae."""
@@ -147,13 +150,13 @@ class Pass(NamedTuple):
 
 
 def divided(sae: Sae, rows: Array) -> tuple[Array, Array]:
-    """Rows feature-major, [d_row, batch] -> (x [d_in, batch], y [d_out, batch]): what is encoded, and the target.
+    """Rows feature-major, [d_row, batch] -> (x [d_in, batch], y [d_out, batch]): what is encoded, and the target."""
+    return sides(rows, sae.d_in, sae.d_out)
 
-    A transcoder's row is (input ‖ target). Any other row is both.
-    """
-    if len(rows) == sae.d_in:
-        return rows, rows
-    return rows[: sae.d_in], rows[-sae.d_out :]
+
+def sides(rows: Array, d_in: int, d_out: int) -> tuple[Array, Array]:
+    """Rows as (x, y). A transcoder's row is (input ‖ target); any other row is both, and x is y then."""
+    return (rows, rows) if len(rows) == d_in else (rows[:d_in], rows[-d_out:])
 
 
 def at(sae: Sae, x: Array, origin: Array | None = None) -> Sae:
@@ -419,10 +422,11 @@ def unit_rows(W: Array) -> Array:
 
 
 def within_cosine(W: Array, start: Array, cosine: Array | float) -> Array:
-    """Rows of W turned towards those of `start` until their cosine is at least `cosine`; norms are kept.
+    """Rows of W turned towards those of `start` until their cosine is at least `cosine`, with their norms.
 
     A row that is outside becomes the nearest direction inside, `c s + √(1 - c²) u`: s is its start's direction, u the
-    direction of the row's part that is orthogonal to s.
+    direction of the row's part that is orthogonal to s. A row opposite to its start has no such part, and becomes
+    `c s` alone.
     """
     s, norms = unit_rows(start), jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
     along = jnp.sum(W * s, axis=1, keepdims=True)

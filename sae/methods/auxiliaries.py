@@ -29,9 +29,11 @@ class NoAuxiliary(Auxiliary):
 
 @definition
 class SquaredWeights(Auxiliary):
-    """`weight * (sum of W_enc² + sum of W_dec²)`: weight decay as Ng 2011, "CS294A Lecture notes", writes it.
+    """`weight * (sum of W_enc² + sum of W_dec²)`: weight decay in the loss, as in Ng 2011, "CS294A Lecture notes".
 
-    It is part of the loss, so that the minimum has a formula. The optimizer's `weight_decay` is decoupled instead: Adam
+    Ng has λ/2 before the sum, so `weight` is half of his λ.
+
+    The minimum then has a formula. The optimizer's `weight_decay` is decoupled instead: Adam
     does not divide it by the size of the gradients.
     """
 
@@ -50,12 +52,13 @@ class AuxK(Auxiliary):
     With e = y - x̂ held fixed and ê = W_decᵀ of those latents, without b_dec:
     "openai" (and dictionary_learning): `weight * Σ_b ‖e - ê‖² / Σ_b ‖e - ē‖²`, latents through a ReLU;
     "saelens": `weight * min(n_dead / k, 1) * mean_b ‖e - ê‖²`, latents as they are.
+    Beside `AbsTopK` too it is the largest that count, not the most negative.
     """
 
     weight: float = leaf(1 / 32, min=0)
     """Coefficient; 1/32 is Gao et al.'s, SAELens has 1."""
     k: int | None = static(None, min=1)
-    """Dead latents per example; None for half of d_in."""
+    """Dead latents per example; None for half of d_out, which is d_in but for a transcoder."""
     form: Literal["openai", "saelens"] = static("openai")
     """Whose definition."""
 

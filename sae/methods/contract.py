@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from sae.core import model
-from sae.core.definitions import Choice, kind
+from sae.core.definitions import Choice, fields, kind
 from sae.core.model import Pass, Sae, Shapes, replace, within_cosine
 from sae.core.types import Array, Key, definition, leaf, static
 from sae.methods.schedules import coefficient
@@ -111,6 +111,10 @@ class Penalty(Choice):
         share = coefficient(out.step, out.n_steps, self.warmup_steps, self.anneal_steps, self.anneal_to)
         return self.cost(out) * share
 
+    def coefficients(self) -> dict[str, Any]:
+        """The numbers to which the cost is proportional, by name: the arms, unless a penalty says otherwise."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.metadata.get("arm")}
+
     def tied_to_length(self) -> str | None:
         """The annealing ends with the run."""
         return f"anneal_steps = {self.anneal_steps}, which end with the run" if self.anneal_steps else None
@@ -138,7 +142,7 @@ class Control(Choice):
     def numbers(self, state: State) -> dict[str, Array]:
         """What the log shows of it, [] each, by name: "penalty_factor" is column `train/penalty_factor`.
 
-        Beside it, the log shows the coefficients that a factor makes of the penalty's arms: `l1` as `train/penalty_l1`.
+        Beside it, the log shows what a factor makes of the penalty's coefficients: `l1` as `train/penalty_l1`.
         """
         return {}
 
@@ -283,7 +287,7 @@ class Optimizer(Choice):
     """
 
     def at_width(self, d_sae: int) -> "Optimizer":
-        """The optimizer for so many latents; the other methods are called of this one."""
+        """The optimizer for so many latents. Call the other methods on the result."""
         return self
 
     def transform(self, n_steps: int) -> optax.GradientTransformation:

@@ -1,7 +1,10 @@
 """Controls: the factor that multiplies the penalty while it trains."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
+from sae.core.definitions import kind
 from sae.core.model import Pass
 from sae.core.types import Array, definition, leaf
 from sae.methods.contract import Control, State
@@ -27,10 +30,10 @@ class TargetL0(Control):
     """L0 falls to `l0` along a curve and stays there: the factor of the penalty rises while L0 is too high.
 
     With s the share of the training after the penalty's warm-up, the goal g falls from the first L0 to `l0`:
-    `log g = log l0 + max(0, 1 - s / arrival)² log(first / l0)`. With e = log(L0 / g) of the latest batches, the factor
-    is a PI controller's:
+    `log g = log l0 + max(0, 1 - s / arrival)² log(first / l0)`. With r = log of the running mean of L0 / g (decay .5),
+    the factor is a PI controller's:
 
-        factor = e^i + max(e^i, f) · clip(gain · e, -1, 3)    i += clip(3 e, -1, 1) / (horizon · n_steps)
+        factor = exp(i) + max(exp(i), f) · clip(gain · r, -1, 3)    i += clip(3 r, -1, 1) / (horizon · n_steps)
 
     The factor begins at 1/100. f is the root mean square of the last thousand factors: Adam divides by the size of the
     gradients of so many steps, so after a large factor only a large one moves anything. The factor can be negative for
@@ -53,6 +56,10 @@ class TargetL0(Control):
     def tied_to_length(self) -> str | None:
         """The goal and the speed follow shares of the run."""
         return f"L0 falls to its target over a share of the run, arrival = {self.arrival:g}"
+
+    def check(self, experiment: Any) -> str | None:
+        """There are so many latents, and a penalty to multiply."""
+        return _unreachable(self.l0, experiment)
 
     def init(self) -> State:
         """The first factor, and L0 at its goal."""
@@ -113,6 +120,10 @@ class SaeLensTargetL0(Control):
     rate: float = leaf(3e-4, min=0, max=1)
     """Most by which the factor changes in a step."""
 
+    def check(self, experiment: Any) -> str | None:
+        """There are so many latents, and a penalty to multiply."""
+        return _unreachable(self.l0, experiment)
+
     def init(self) -> State:
         """A factor of 1."""
         return {"factor": jnp.ones(()), "mean": jnp.zeros(()), "change": jnp.zeros(())}
@@ -135,6 +146,16 @@ class SaeLensTargetL0(Control):
     def numbers(self, state: State) -> dict[str, Array]:
         """The factor."""
         return {"penalty_factor": state["factor"]}
+
+
+def _unreachable(l0: float, experiment: Any) -> str | None:
+    if l0 > experiment.d_sae:
+        return f"l0: got {l0:g}, allowed: at most d_sae = {experiment.d_sae}"
+    coefficients = experiment.penalty.coefficients()
+    if coefficients and not any(coefficients.values()):
+        some, penalty = " or ".join(coefficients), kind(experiment.penalty)
+        return f"l0: got {l0:g} beside a penalty of 0, which no factor changes; allowed: {penalty} with {some} above 0"
+    return None
 
 
 def batch_l0(out: Pass) -> Array:

@@ -11,12 +11,13 @@ import numpy as np
 import safetensors
 
 from sae.core import files
-from sae.core.model import unit_rows
+from sae.core.model import BESIDE, MEMBER, unit_rows
 from sae.core.types import Array, Key, UserError, definition, leaf, static
 from sae.methods.constraints import AtMostUnitNorm, UnitNorm
-from sae.methods.contract import Initialization
+from sae.methods.contract import Constraint, Initialization
 
-BESIDE = ("member", "firing_rate", "shift", "scale")  # tensors of a run's weights that are no parameters
+ROUNDING = 1e-3  # what weights of fewer bits may miss a norm of 1 by
+OWN = ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip")  # what is read of a file, beside own.NAME
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,10 @@ class Rows(Initialization):
     def __call__(self, key: Key, d_sae: int, x: Array, y: Array, b_dec: Array) -> dict[str, Array]:
         """W_dec = decoder_norm · directions; W_enc = encoder_scale · W_dec, or rows of that norm in random directions.
 
-        The encoder has directions of its own wherever examples and targets differ in width.
+        The encoder of a transcoder always has directions of its own: its inputs lie in another space than its targets.
         """
         W_dec = self.decoder_norm * self.directions(key, d_sae, y, b_dec)
-        if self.encoder == "decoder" and len(x) == len(y):
+        if self.encoder == "decoder" and x is y:
             return {"W_enc": self.encoder_scale * W_dec, "W_dec": W_dec}
         own = random_rows(jax.random.fold_in(key, 1), d_sae, len(x))
         return {"W_enc": self.encoder_scale * self.decoder_norm * own, "W_dec": W_dec}
@@ -76,16 +77,18 @@ class RandomRows(Rows):
 class DataRows(Rows):
     """Decoder rows along training examples, (y - b_dec) / ‖y - b_dec‖, as in K-SVD (Aharon, Elad & Bruckstein 2006).
 
-    The examples are different ones, out of up to 8,192; rows beyond their number are random. At equal seed the rows of
-    a narrow autoencoder are the first rows of a wide one.
+    The examples are different ones, out of up to 8,192; rows beyond their number are random, and so
+    is the row of an example that is b_dec itself. At equal seed the rows of a narrow autoencoder are the first rows of
+    a wide one.
     """
 
     def directions(self, key: Key, d_sae: int, y: Array, b_dec: Array) -> Array:
         """Unit rows along examples y [d_out, n]."""
         n = y.shape[1]
         chosen = jax.random.permutation(key, n)[:d_sae]
-        rows = unit_rows(y[:, chosen].T - b_dec)
-        return rows if d_sae <= n else jnp.concatenate([rows, random_rows(key, d_sae, len(y))[n:]])
+        rows, others = unit_rows(y[:, chosen].T - b_dec), random_rows(key, d_sae, len(y))
+        rows = jnp.concatenate([jnp.where(jnp.any(rows != 0, axis=1, keepdims=True), rows, others[:n]), others[n:]])
+        return rows
 
 
 @definition
@@ -112,26 +115,37 @@ class GivenWeights(Initialization):
         return dataclasses.replace(self, sha256=found)
 
     def check(self, experiment: Any) -> str | None:
-        """The file has as many latents as the experiment."""
-        shapes = {name: value.shape for name, value in self._read().items()}
+        """The file has as many latents as the experiment, and decoder rows that the constraint leaves alone."""
+        read = self._read()
+        shapes = {name: value.shape for name, value in read.items()}
         missing = [name for name in ("W_enc", "W_dec") if len(shapes.get(name, ())) != 2]
         if missing:
             return f"path: {self.path} has {', '.join(shapes) or 'nothing'}, allowed: matrices W_enc and W_dec"
         if (n := shapes["W_dec"][0]) != experiment.d_sae:
             turned = "; transpose them" if experiment.d_sae in shapes["W_dec"] else ""
             return f"path: W_dec of {self.path} has {n} rows, allowed: d_sae = {experiment.d_sae}{turned}"
+        return self._moved(np.linalg.norm(np.float64(read["W_dec"]), axis=1), experiment.constraint)
+
+    def _moved(self, norms: np.ndarray, constraint: Constraint) -> str | None:
+        """What a constraint does to decoder rows of these norms, in words; it would leave W_enc as it is."""
+        unit, bounded = isinstance(constraint, UnitNorm), isinstance(constraint, AtMostUnitNorm)
+        if (unit and np.abs(norms - 1).max() > ROUNDING) or (bounded and norms.max() > 1 + ROUNDING):
+            got = f"W_dec of {self.path} has rows of norm {norms.min():.3g} to {norms.max():.3g}"
+            allowed = f"rows of norm {'1' if unit else 'at most 1'} beside {type(constraint).__name__}, or Free"
+            return f"path: {got}, allowed: {allowed}"
         return None
 
     def __call__(self, key: Key, d_sae: int, x: Array, y: Array, b_dec: Array) -> dict[str, Array]:
-        """What the file has."""
-        return {name: jnp.asarray(value, jnp.float32) for name, value in self._read().items()}
+        """The parameters in the file."""
+        found = {name: value for name, value in self._read().items() if name in OWN or name.startswith("own.")}
+        return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
 
     def _file(self) -> Path:
         path = files.located(self.path)
         if not path.is_dir():
             return path
         for weights in sorted(path.glob("cohorts/*/weights.safetensors")):
-            if self.member in _tensors(weights, ("member",)).get("member", ()):
+            if self.member in _tensors(weights, (MEMBER,)).get(MEMBER, ()):
                 return weights
         raise UserError(f"initialization.member: {path} has no weights of member {self.member}; is that run finished?")
 
@@ -139,7 +153,7 @@ class GivenWeights(Initialization):
         path = self._file()
         if not files.located(self.path).is_dir():
             return _tensors(path)
-        place = int(np.flatnonzero(_tensors(path, ("member",))["member"] == self.member)[0])
+        place = int(np.flatnonzero(_tensors(path, (MEMBER,))[MEMBER] == self.member)[0])
         return {name: value[place] for name, value in _tensors(path).items() if name not in BESIDE}
 
 

@@ -15,6 +15,8 @@ from sae.methods.averages import Last
 from sae.methods.contract import Optimizer
 from sae.methods.schedules import fall, ramp
 
+BELOW_ONE = 1 - 1e-6  # a moment of decay rate 1 would never see a gradient
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scheduled(Optimizer):
@@ -92,9 +94,9 @@ class Scheduled(Optimizer):
 class Adam(Scheduled):
     """Adam (Kingma & Ba 2015); with `weight_decay`, AdamW (Loshchilov & Hutter 2019)."""
 
-    b1: float = leaf(0.9, min=0, max=1)
+    b1: float = leaf(0.9, min=0, max=BELOW_ONE)
     """Decay rate of the first moment."""
-    b2: float = leaf(0.999, min=0, max=1)
+    b2: float = leaf(0.999, min=0, max=BELOW_ONE)
     """Decay rate of the second moment."""
     eps: float = leaf(1e-8, min=0)
     """Added to the root of the second moment."""
@@ -113,9 +115,9 @@ class Lion(Scheduled):
 
     lr: float = leaf(1e-4, min=0)
     """Peak learning rate."""
-    b1: float = leaf(0.9, min=0, max=1)
+    b1: float = leaf(0.9, min=0, max=BELOW_ONE)
     """Share of the momentum in the update."""
-    b2: float = leaf(0.99, min=0, max=1)
+    b2: float = leaf(0.99, min=0, max=BELOW_ONE)
     """Decay rate of the momentum."""
 
     def direction(self) -> optax.GradientTransformation:
@@ -129,17 +131,17 @@ class Muon(Scheduled):
 
     With momentum M, the update is `rms · √max(rows, columns) · U Vᵀ` for M = U S Vᵀ: `rms` is the root mean square of
     its entries, as Adam has about .2 (Liu et al. 2025, arXiv 2502.16982), so both share one learning rate. Jordan's own
-    scale, √max(1, rows / columns), is not offered. U Vᵀ comes of five steps of a Newton-Schulz iteration, which leaves
+    scale, √max(1, rows / columns), is not offered. Five steps of a Newton-Schulz iteration make U Vᵀ, which leaves
     singular values of .7 to 1.2. Matrices are W_enc, W_dec and any other that is not the activation's own.
     """
 
-    momentum: float = leaf(0.95, min=0, max=1)
+    momentum: float = leaf(0.95, min=0, max=BELOW_ONE)
     """Decay rate of a matrix's momentum, which is Nesterov's."""
     rms: float = leaf(0.2, min=0)
     """Root mean square of a matrix's update."""
-    b1: float = leaf(0.9, min=0, max=1)
+    b1: float = leaf(0.9, min=0, max=BELOW_ONE)
     """Adam's decay rate of the first moment."""
-    b2: float = leaf(0.999, min=0, max=1)
+    b2: float = leaf(0.999, min=0, max=BELOW_ONE)
     """Adam's decay rate of the second moment."""
     eps: float = leaf(1e-8, min=0)
     """Added to the root of Adam's second moment, and to a matrix's norm."""
@@ -177,13 +179,13 @@ class ScheduleFree(Scheduled):
     Gradients are taken at y = (1 - b1) z + b1 x; z takes Adam's steps without momentum; x, the mean of all z, weighted
     by the square of the largest learning rate so far, is what is evaluated and kept. The constraint projects z after
     its step, y, and the x that is evaluated, but never the x that the mean goes on from. The state holds x - y and
-    z - y: what changes y from outside (a threshold that follows the batches, a latent that starts again) moves all
-    three. Leave `decay_steps` at 0, and warm up.
+    z - y: what changes y from outside (a threshold that follows the batches or that a control hastens, a latent that
+    starts again) moves all three. Leave `decay_steps` at 0, and warm up.
     """
 
-    b1: float = leaf(0.9, min=0, max=1)
+    b1: float = leaf(0.9, min=0, max=BELOW_ONE)
     """Share of x in y."""
-    b2: float = leaf(0.999, min=0, max=1)
+    b2: float = leaf(0.999, min=0, max=BELOW_ONE)
     """Decay rate of the second moment."""
     eps: float = leaf(1e-8, min=0)
     """Added to the root of the second moment."""

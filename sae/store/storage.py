@@ -29,7 +29,7 @@ import pandas as pd
 import safetensors.numpy
 
 from sae.core.files import DamagedError, read_checked, remove_leftovers, sha256, write_atomically, write_checked
-from sae.core.model import Sae, parameters
+from sae.core.model import BESIDE, MEMBER, PARTS, RATES, SCALE, SHIFT, Sae, parameters
 from sae.core.normalization import Normalization
 from sae.core.types import UserError
 from sae.store import schema
@@ -47,7 +47,6 @@ NUMBERS = ("eval/", "train/", PREFIX)  # how the names of columns with numbers b
 ANALYSIS = "analysis.parquet"
 STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
 STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`
-RATES, MEMBER, SHIFT, SCALE, PARTS = "firing_rate", "member", "shift", "scale", "parts"  # beside the parameters
 SEAL = b"sparsity-lab sha256 "  # with a checksum, between a table's pages and its footer, where no reader looks
 
 
@@ -122,7 +121,7 @@ class CohortFiles:
         path = self._sound_path(WEIGHTS) if step is None else self._sound_step(step)
         with safetensors.safe_open(path, framework="numpy") as file:
             place = int(np.flatnonzero(file.get_tensor(MEMBER) == member)[0])
-            of_members = [name for name in file.keys() if name not in (RATES, MEMBER, SHIFT, SCALE, PARTS)]
+            of_members = [name for name in file.keys() if name not in BESIDE]
             normalization = None
             if SHIFT in file.keys():
                 normalization = Normalization(file.get_tensor(SHIFT), file.get_tensor(SCALE))

@@ -123,13 +123,13 @@ class Arm:
         if isinstance(self.where, Mapping):
             some = {name: tuple(values) if isinstance(values, list) else values for name, values in self.where.items()}
             object.__setattr__(self, "where", some)
+            for name, values in some.items():
+                if isinstance(values, str) or not isinstance(values, Iterable):
+                    raise UserError(f"Arm: where {name}: got {values!r}, allowed: a tuple of values, ({values!r},)")
 
     def check(self, names: Collection[str]) -> None:
         """Check before training that members have these hyper-parameters. Raises UserError."""
         require(names, [self.along, *self.others, *self.group, *self.where], (), "claim")
-        for name, values in self.where.items():
-            if isinstance(values, str) or not isinstance(values, Iterable):
-                raise UserError(f"claim: where {name}: got {values!r}, allowed: a tuple of values, ({values!r},)")
 
     def members(self, members: pd.DataFrame) -> pd.DataFrame:
         """The members of the arm, in the order of the coefficient."""
@@ -144,11 +144,11 @@ class Arm:
         Where several seeds vary, a line has one value of each: its seed is then "seed 0, data_seed 1". Raises
         UserError if no member belongs to the arm, or none has one of the values in `where`.
         """
-        chosen = of_arm(members, self.along, [self.along, *self.others])
+        alone = of_arm(members, self.along, [self.along, *self.others])
         for name, values in self.where.items():
-            if absent := [value for value in values if not chosen[name].isin([value]).any()]:
+            if absent := [value for value in values if not alone[name].isin([value]).any()]:
                 raise UserError(f"claim: no member with {self.along} alone has {name} {', '.join(map(str, absent))}")
-            chosen = chosen[chosen[name].isin(values)]
+        chosen = self.members(members)
         if chosen.empty:
             raise UserError(f"claim: no member has {self.along} alone{f' and {dict(self.where)}' * bool(self.where)}")
         varied = [name for name in seeds(members) if members[name].nunique() > 1] or ["seed"]

@@ -159,9 +159,12 @@ class BatchTopK(Activation):
         return {**own, "threshold": jnp.where(jnp.isfinite(smallest), after, before)}
 
     def check(self, experiment: Any) -> str | None:
-        """k is at most d_sae."""
-        too_large = self.k > experiment.d_sae
-        return f"k: got {self.k}, allowed: at most d_sae = {experiment.d_sae}" if too_large else None
+        """k is at most d_sae, and a batch keeps a latent."""
+        if self.k > experiment.d_sae:
+            return f"k: got {self.k:g}, allowed: at most d_sae = {experiment.d_sae}"
+        if round(self.k * experiment.batch_size) < 1:
+            return f"k: got {self.k:g}, allowed: at least 1 / batch_size = {1 / experiment.batch_size:g}"
+        return None
 
 
 @definition

@@ -18,9 +18,11 @@ class MatchingPursuit(TopK):
 
     After Mallat & Zhang 1993. With the unit rows u_i = W_dec,i / ‖W_dec,i‖ and r = x - b_dec, k times: the latent with
     the largest u_iᵀr is chosen, its value grows by u_iᵀr / ‖W_dec,i‖, and r loses u_i u_iᵀr. An example ends where no
-    u_iᵀr is positive. The pre-activations are those before the first round, u_iᵀ(x - b_dec); `W_enc` and `b_enc` are
-    not used. Choices are held fixed and all else is differentiated, through every round, as SAELens does; its rows are
-    taken as they are, so the two agree where decoder rows have norm 1.
+    u_iᵀr is positive. The pre-activations are those before the first round, u_iᵀ(x - b_dec), whatever
+    `apply_b_dec_to_input` says; `W_enc` and `b_enc` are not used.
+
+    Choices are held fixed and all else is differentiated, through every round, as SAELens does. SAELens takes its rows
+    as they are, so the two agree where decoder rows have norm 1; it also ends an example at ‖r‖ < .01.
 
     Later rounds need only the products u_iᵀu_j, [d_sae, d_sae], which are computed once for a batch.
     """
@@ -31,7 +33,7 @@ class MatchingPursuit(TopK):
     def pre_acts(self, sae: Sae, x: Array, origin: Array | None = None) -> Array:
         """x [d_in, batch] -> u_iᵀ(x - b_dec), [d_sae, batch]."""
         W, b_dec = unit_rows(sae.W_dec[...]), sae.b_dec[...]
-        tied = Sae(W, jnp.zeros(W.shape[0]), W, b_dec, self, sae.apply_b_dec_to_input, sae.precision, own={})
+        tied = Sae(W, jnp.zeros(W.shape[0]), W, b_dec, self, precision=sae.precision, own={})
         return model.pre_acts(tied, x, origin)
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:

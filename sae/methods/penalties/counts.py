@@ -52,8 +52,14 @@ class QuadraticL0(Penalty):
             return self.weight * 2 / self.target * jnp.sum((l0 - self.target) ** 2) / out.batch
         return self.weight * (jnp.sum(l0) / out.batch / self.target - 1) ** 2
 
+    def coefficients(self) -> dict[str, Any]:
+        """The weight: the target is no coefficient."""
+        return {"weight": self.weight}
+
     def check(self, experiment: Any) -> str | None:
-        """The activation has a gradient of the count."""
+        """The target is at most d_sae, and the activation has a gradient of the count."""
+        if self.target > experiment.d_sae:
+            return f"target: got {self.target:g}, allowed: at most d_sae = {experiment.d_sae}"
         return _without_gradient(self, experiment.activation)
 
 
@@ -63,7 +69,7 @@ class FiringRateKL(Penalty):
 
     `KL(ρ ‖ ρ̂) = ρ log(ρ / ρ̂) + (1 - ρ) log((1 - ρ) / (1 - ρ̂))`, for latents between 0 and 1 (`Sigmoid`). It pulls
     the mean of every latent over examples to ρ, where other penalties act within an example. Means are held within
-    [1e-6, 1 - 1e-6].
+    [1e-30, 1 - 1e-6].
     """
 
     weight: float = leaf(0.1, min=0, arm=True)
@@ -73,9 +79,10 @@ class FiringRateKL(Penalty):
 
     def cost(self, out: Pass) -> Array:
         """The divergence, []."""
-        mean = jnp.clip(jnp.sum(out.charged, axis=1) / out.batch, 1e-6, 1 - 1e-6)
-        active, silent = self.rate * jnp.log(self.rate / mean), (1 - self.rate) * jnp.log((1 - self.rate) / (1 - mean))
-        return self.weight * jnp.sum(active + silent)
+        # a mean may be tiny: its gradient ρ / ρ̂ is what wakes a latent whose sigmoid is nearly flat
+        mean = jnp.clip(jnp.sum(out.charged, axis=1) / out.batch, 1e-30, 1 - 1e-6)
+        of_active, of_silent = jnp.log(self.rate) - jnp.log(mean), jnp.log1p(-self.rate) - jnp.log1p(-mean)
+        return self.weight * jnp.sum(self.rate * of_active + (1 - self.rate) * of_silent)
 
     def check(self, experiment: Any) -> str | None:
         """Latents lie between 0 and 1."""

@@ -1,6 +1,5 @@
 """Reconstructions of one decode, and how their error is measured."""
 
-import jax
 import jax.numpy as jnp
 
 from sae.core.model import Sae, decode
@@ -50,14 +49,17 @@ class NormalizedMse(Reconstruction):
 class Cosine(Reconstruction):
     """mean_b (1 - cos(y, x̂)): the direction of a reconstruction counts, and not its norm.
 
-    Nothing sets the scale of x̂, so its squared error means little. A norm below 1e-6 counts as 1e-6.
+    Nothing sets the scale of x̂, so its squared error means little. What has a norm of 1e-6 or less has no direction:
+    its cosine is 0, and so is its gradient.
     """
 
     def __call__(self, sae: Sae, latents: Array, y: Array, step: Array | int) -> tuple[Array, Array]:
         """One decode."""
         x_hat = decode(sae, latents)
-        inverse = lambda a: jax.lax.rsqrt(jnp.maximum(jnp.sum(a * a, axis=0), 1e-12))
-        cosines = jnp.sum(y * x_hat, axis=0) * inverse(y) * inverse(x_hat)
+        squares = jnp.sum(y * y, axis=0), jnp.sum(x_hat * x_hat, axis=0)
+        there = jnp.minimum(*squares) > 1e-12
+        norms = [jnp.sqrt(jnp.where(there, square, 1.0)) for square in squares]
+        cosines = jnp.where(there, jnp.sum(y * x_hat, axis=0), 0.0) / (norms[0] * norms[1])
         return jnp.sum(1 - cosines) / y.shape[1], x_hat
 
 

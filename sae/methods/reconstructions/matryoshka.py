@@ -99,6 +99,8 @@ class DrawnMatryoshka(Reconstruction):
 
     def check(self, experiment: Any) -> str | None:
         """There are so many prefixes."""
+        if self.shortest > experiment.d_sae:
+            return f"shortest: got {self.shortest}, allowed: at most d_sae = {experiment.d_sae}"
         most = experiment.d_sae - self.shortest + 1
         if self.n_prefixes <= most:
             return None
