@@ -107,7 +107,8 @@ class AtMatched:
 
         Columns: `mean` over the seeds that reach the value; `low` and `high`, its bootstrap interval; `seeds`, how many
         reach it; `of_seeds`, how many there are; `lowest` and `highest`, the ends of the arm's frontier in the matched
-        metric. Raises UserError if `at` is empty and the frontiers reach no round number, or if an arm is no frontier.
+        metric. A group whose members do not have a metric, as no data but synthetic ones have MMCS, has no row for it.
+        Raises UserError if `at` is empty and the frontiers reach no round number, or if an arm is no frontier.
         """
         complete, rows = self.complete(members), []
         values = complete.values(members)
@@ -115,9 +116,11 @@ class AtMatched:
             raise UserError(f"no round value of {short(self.matched)} that some frontier reaches; name some with `at`")
         for metric in self.metrics:
             for group, inside in groups(members, complete.groups):
+                if metric in inside and inside[metric].isna().all():
+                    continue
+                named = dict(zip(complete.groups, group, strict=True))
                 for value in values:
                     for arm in self.arms:
-                        named = dict(zip(complete.groups, group, strict=True))
                         compared = self._compare(complete.frontier(inside, arm), value, metric)
                         rows.append({**named, "metric": short(metric), "value": value, "arm": arm, **compared})
         return pd.DataFrame(rows)
