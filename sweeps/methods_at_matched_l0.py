@@ -6,10 +6,11 @@ compared at equal held-out L0, by interpolation along each one's own frontier. A
 and a length, which favours those that it suits. L2, a KL penalty, and sigmoid or tanh latents set nothing to 0, so they
 can reach no target; `TopAfa` finds its own L0.
 
-On two cores it takes a quarter of an hour. At a held-out L0 of 6 the FVU of patches is lowest for BatchTopK, .087 [.086,
-.088], then JumpReLU, .095, and Gated, .107; L1 has .287. In superposition it is lowest for matching pursuit, .0093, then
-MultiTopK and TopK, .053 and .054; L1 has .068. The true features (MMCS) are found best by matching pursuit, .99,
-GroupMax, .99, and L1, .98; worst by AbsTopK, .66. On patches the held-out L0 lies up to 18 % below that of training.
+It takes a quarter of an hour on two cores. At a held-out L0 of 6 the FVU of patches is lowest for BatchTopK, .087
+[.086, .088], then JumpReLU, .095, and Gated, .107; L1 has .287. In superposition it is lowest for matching pursuit,
+.0093, then MultiTopK and TopK, .053 and .054; L1 has .068. The true features (MMCS) are found best by matching pursuit,
+.99, GroupMax, .99, and L1, .98; worst by AbsTopK, .66. On patches the held-out L0 lies up to 18 % below that of
+training.
 
     sae run sweeps/methods_at_matched_l0.py --dry-run
     sae run sweeps/methods_at_matched_l0.py

@@ -80,6 +80,15 @@ def test_statements_say_what_is_reached_and_what_is_not():
         "At l0 = 10, d_sae 64: L1 reaches fvu 0.22 [0.2, 0.24]; L2 cannot reach it (its least l0 is 36)."
     ]
     assert "L2 reaches fvu 0.44 [0.4, 0.48]" in said[36][0]
+    many = dataclasses.replace(
+        figure, at=(10,), arms={"a": "penalty.l1", "b": "penalty.l2", "c": "penalty.l1", "d": "penalty.l2"}
+    )
+    table = figure.compare(pd.DataFrame(rows)).query("value == 10")
+    table = pd.concat([table, table.assign(arm=table["arm"] + " again", mean=table["mean"] / 2)])
+    assert matched.statements(table, many)[10] == [
+        "At l0 = 10, d_sae 64: fvu from its least: L1 again 0.11 [0.2, 0.24], L1 0.22 [0.2, 0.24]; "
+        "L2 cannot reach it (its least l0 is 36); L2 again cannot reach it (its least l0 is 36)."
+    ]
     assert "L1 does not go as far (its largest l0 is 40)" in said[100][0]
     assert dataclasses.replace(figure, at=()).values(pd.DataFrame(rows)) == (40,)
 
@@ -101,6 +110,12 @@ def test_warnings_are_what_the_tables_support_and_no_others():
     assert "are dead in members 2-3" in warn(fine.assign(**{"eval/dead_fraction": [0, 0.1, 0.6, 0.7]}))[0]
     assert "sparse end" in warn(fine.assign(**{"eval/l0": [90, 60, 50, 40], "eval/fvu": [0.01, 0.1, 0.2, 0.3]}))[0]
     assert "dense end" in warn(fine.assign(**{"eval/fvu": [0.1, 0.2, 0.3, 0.8]}))[0]
+    asked = fine.assign(**{"activation.k": [60, 30, 10, 3], "eval/fvu": [0.1, 0.2, 0.3, 0.8]})
+    assert warnings.warnings(asked, flat, ["activation.k"], ["d_sae"]) == [], "who asks for k = 60 wants no k = 100"
+    four = pd.concat([fine.assign(d_sae=width, **{"eval/fvu": [0.1, 0.2, 0.3, 0.8]}) for width in (100, 200, 300, 400)])
+    four = four.assign(member=range(16)).reset_index(drop=True)
+    (said,) = [one for one in warn(four) if "dense end" in one]
+    assert "d_sae 300 (FVU 0.1 at penalty.l1 0.01); and 1 more." in said and "d_sae 400" not in said
     assert "not monotone" in warn(fine.assign(**{"eval/fvu": [0.01, 0.3, 0.2, 0.8]}))[0]
     rising = flat.assign(**{"train/fvu": np.where(flat["member"] == 1, 0.1 + flat["step"] / 400, flat["train/fvu"])})
     assert re.match("Training FVU of member 1 ends above 1.5 times its least: the learning rate", warn(fine, rising)[0])

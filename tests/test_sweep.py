@@ -242,6 +242,10 @@ def test_a_sweep_that_names_no_figures_shows_what_varies():
     assert not any(isinstance(figure, Frontier | Heatmap) for figure in figures.default_figures(flats, ()))
     known = figures.default_figures(flats, marked, true_features=True)
     assert Heatmap(metric="eval/mmcs", along=("penalty.l1", "penalty.l2")) in known and known[-1].metric == "eval/mmcs"
+    compared = AtMatched(arms={"L1": "penalty.l1", "L2": "penalty.l2"}, matched="eval/l0")
+    assert [f for f in figures.default_figures(flats, marked, compared) if isinstance(f, AtMatched)] == []
+    many = AtMatched(arms={name: "penalty.l1" for name in "ABCD"}, matched="eval/l0")
+    assert not any(isinstance(f, Frontier | Heatmap) for f in figures.default_figures(flats, marked, many))
     for figure in shown:
         figure.check(flats[0])
         assert figures.read(json.loads(json.dumps(figures.plain(figure)))) == figure
@@ -363,3 +367,14 @@ def test_replicates_are_counted_where_members_lack_each_others_numbers():
     assert replicates.over_seeds(members) == "means over 3 seeds"
     assert replicates.lurking(members, ["activation"]) == ("activation.k",)
     assert replicates.lurking(members, ["activation", "activation.k"]) == ()
+
+
+def test_of_arms_that_exclude_each_other_both_are_kept_and_a_field_that_its_choice_decides_is_no_group():
+    """Members with a control have an l1 too, of one value; TopK has k; the data differ in name and in size."""
+    held = {"activation": "relu", "penalty": "elastic-net", "penalty.l1": 0.1, "control": "target-l0"}
+    kept = {"activation": "top-k", "penalty": "elastic-net", "penalty.l1": 0.0, "control": "as-written"}
+    data = [{"data": "a", "data.n_held_out": 10}, {"data": "b", "data.n_held_out": 20}]
+    flats = [one | held | {"control.l0": l0} for one in data for l0 in (2.0, 4.0)]
+    flats += [one | kept | {"activation.k": k} for one in data for k in (2, 4)]
+    along, others = figures.coefficients(flats, ("penalty.l1", "control.l0", "activation.k"))
+    assert set(along) == {"control.l0", "activation.k"} and others == ("data",)

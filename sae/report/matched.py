@@ -12,16 +12,30 @@ from sae.study.answers import AtMatched
 def statements(table: pd.DataFrame, figure: AtMatched) -> dict[float, list[str]]:
     """{matched value: a sentence per group} on the first metric of a table that `figure.compare` gave.
 
-    "At l0 = 10, d_sae 64: L1 reaches fvu 0.12 [0.11, 0.13]; L2 cannot reach it (its least l0 is 31)."
+    "At l0 = 10, d_sae 64: L1 reaches fvu 0.12 [0.11, 0.13]; L2 cannot reach it (its least l0 is 31)." Many arms are
+    named in rising order, where they reach the value: "fvu from its least: TopK 0.12 [0.11, 0.13], ...".
     """
     first = table[table["metric"] == label(figure.metrics[0])]
     sentences: dict[float, list[str]] = {}
     for value, rows in first.groupby("value"):
         for words, group in groups(rows, figure.groups):
             at = ", ".join([f"At {label(figure.matched)} = {value:g}", *words])
-            clauses = "; ".join(_clause(row, figure) for row in group.to_dict("records"))
-            sentences.setdefault(float(value), []).append(f"{at}: {clauses}.")
+            clauses = (
+                _ranked(group, figure) if figure.many else [_clause(row, figure) for row in group.to_dict("records")]
+            )
+            sentences.setdefault(float(value), []).append(f"{at}: {'; '.join(clauses)}.")
     return sentences
+
+
+def _ranked(group: pd.DataFrame, figure: AtMatched) -> list[str]:
+    reached, others = group[group["seeds"] > 0].sort_values("mean"), group[group["seeds"] == 0]
+    ranks = [
+        f"{row['arm']} {number(row['mean'])}{interval(row['low'], row['high'])}" for row in reached.to_dict("records")
+    ]
+    metric = label(figure.metrics[0])
+    return [f"{metric} from its least: {', '.join(ranks)}"] * bool(ranks) + [
+        _clause(row, figure) for row in others.to_dict("records")
+    ]
 
 
 def _clause(row: Mapping[Any, Any], figure: AtMatched) -> str:

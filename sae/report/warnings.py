@@ -19,6 +19,8 @@ CONVERGED = 0.02  # relative fall of FVU over the last tenth of training
 EXPLAINED, SHARE = 0.3, 0.5  # an FVU below the first, with a median r2 of input dimensions below the second
 HUGE = 20  # norm of the longest row over that of the median row
 OFF, OFF_TRAINED = 0.03, 0.05  # relative distance of training L0 from its target; with thresholds that train
+TARGETS = ("activation.k", "control.l0")  # an L0 that was asked for, so no end of a frontier is missing
+LISTED = 3  # lines of a frontier that a sentence names
 GENERALIZES = 0.1  # relative distance of held-out L0 from training L0
 REMEDY = "try a lower optimizer.lr, a longer optimizer.warmup_steps, or optimizer.clip"
 
@@ -189,9 +191,9 @@ def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
         if means["eval/l0"].iloc[-1] > means["eval/l0"].iloc[0]:
             means = means[::-1]  # the smallest activation.k is the sparsest
         l0, fvu, width = means["eval/l0"], means["eval/fvu"], line.members["d_sae"].max()
-        if l0.iloc[-1] > max(SPARSE * width, 2) and fvu.iloc[-1] < 0.5:
+        if line.along not in TARGETS and l0.iloc[-1] > max(SPARSE * width, 2) and fvu.iloc[-1] < 0.5:
             sparse.append(f"{line.name} (l0 {number(l0.iloc[-1])} at {label(line.along)} {l0.index[-1]:g})")
-        if fvu.iloc[0] < (1 - FALLS) * fvu.iloc[1] and fvu.iloc[0] > DENSE:
+        if line.along not in TARGETS and fvu.iloc[0] < (1 - FALLS) * fvu.iloc[1] and fvu.iloc[0] > DENSE:
             dense.append(f"{line.name} (FVU {fvu.iloc[0]:.2g} at {label(line.along)} {fvu.index[0]:g})")
         falls = fvu[fvu < (1 - RISES) * fvu.shift(1)]
         if len(falls):
@@ -199,15 +201,20 @@ def _of_lines(drawn: Sequence[Line]) -> Iterator[str]:
     if sparse:
         yield (
             f"The sparse end of the frontier is not reached: l0 stays above {SPARSE:.0%} of d_sae, FVU below .5, in "
-            f"{'; '.join(sparse)}."
+            f"{_listed(sparse)}."
         )
     if dense:
         yield (
             f"The dense end of the frontier is not reached: FVU still falls by more than {FALLS:.0%} to the least "
-            f"coefficient, in {'; '.join(dense)}."
+            f"coefficient, in {_listed(dense)}."
         )
     if back:
-        yield f"FVU is not monotone: its mean falls by more than {RISES:.0%} where sparsity rises: {'; '.join(back)}."
+        yield f"FVU is not monotone: its mean falls by more than {RISES:.0%} where sparsity rises: {_listed(back)}."
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return "; ".join(found[:LISTED]) + more
 
 
 def _who(some: pd.DataFrame, all_members: pd.DataFrame) -> str:

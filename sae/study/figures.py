@@ -197,14 +197,16 @@ def default_figures(
     group = ("d_sae", *(name for name in others if name != "d_sae" and everywhere(name)))
     mmcs = ["mmcs"] * true_features
     figures: list[Figure] = []
+    answered = isinstance(answer, AtMatched) and answer.matched == "eval/l0"
     if isinstance(answer, Best) and all(isinstance(m.get(answer.along), int | float | None) for m in members):
         figures += [Profile(metric=answer.metric, x=answer.along, group=tuple(answer.groups))]
-    if along:
+    crowded = isinstance(answer, AtMatched) and answer.many  # so many arms that their lines could not be told apart
+    if along and not crowded:
         named = {name: coefficient for coefficient, name in arm_names(along, members).items()}
         compared = tuple(f"eval/{metric}" for metric in ("fvu", *mmcs))
         figures += [
             Frontier(along=along, group=group),
-            AtMatched(arms=named, matched="eval/l0", at=(), metrics=compared, group=group),
+            *([] if answered else [AtMatched(arms=named, matched="eval/l0", at=(), metrics=compared, group=group)]),
             *(
                 Heatmap(metric=f"eval/{metric}", along=along, group=group[1:])
                 for metric in ("fvu", "l0", "dead_fraction", *mmcs)
@@ -224,18 +226,30 @@ def coefficients(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(the arms that vary; what else varies inside an arm, other than the seed) between flattened experiments.
 
-    If some member has two arms that are not 0, only the one with the most values is kept. `arms`: as in
-    `default_figures`.
+    Of the arms that are not 0 in one member, the one with the most values is kept. A number of a choice that follows
+    from which choice it is (the held-out examples of two data sources) counts as what varies with the choice's name.
+    `arms`: as in `default_figures`.
     """
     along = [name for name in varying(members) if name in arms]
-    if any(sum(bool(member.get(name)) for name in along) > 1 for member in members):
-        along = [max(along, key=lambda name: len({member.get(name) for member in members}))]
+    n_values = lambda name: len({member.get(name) for member in members})
+    for name in sorted(reversed(along), key=n_values):  # of as many values, the last is dropped first
+        if any(m.get(name) and any(m.get(other) for other in along if other != name) for m in members):
+            along.remove(name)
     # what is constant along each arm, such as the kind of activation where only one arm has a k, needs no group
     inside = [varying(m for m in members if c in m and not any(m.get(o) for o in along if o != c)) for c in along]
     constant = [name for name in varying(members) if along and not any(name in names for names in inside)]
     return tuple(along), tuple(
-        name for name in varying(members) if name not in (*along, *constant) and not is_seed(name)
+        name
+        for name in varying(members)
+        if name not in (*along, *constant) and not is_seed(name) and not _follows_from_its_choice(name, members)
     )
+
+
+def _follows_from_its_choice(name: str, members: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a dotted name has one value for each kind of its choice, of which there are several."""
+    choice = name.rpartition(".")[0]
+    pairs = {(repr(member.get(choice)), repr(member.get(name))) for member in members}
+    return len({kind for kind, _ in pairs}) == len(pairs) > 1
 
 
 def arm_names(along: Iterable[str], members: Iterable[Mapping[str, Any]]) -> dict[str, str]:
