@@ -13,6 +13,7 @@ import safetensors.numpy
 from scipy.stats import multivariate_normal, norm
 
 from sae import Hierarchy, Orthonormal, Superposition, SynthBench, SynthWorld, UserError
+from sae.core.files import Written
 from sae.data import worlds
 from sae.data.source import Draw
 from sae.data.synth_bench import base_rates, compensated, tree_parents
@@ -242,6 +243,10 @@ def test_a_world_is_saved_and_read(tmp_path):
     there = source.load()
     np.testing.assert_allclose(there.sample(jax.random.key(9), 32), sampler.sample(jax.random.key(9), 32), atol=1e-3)
     assert set(source.fingerprint()) == {worlds.CONFIG, worlds.WEIGHTS, worlds.TREES}
+    beside = SynthWorld(path=Written(tmp_path.name, tmp_path.parent))  # as a definition file in the parent has it
+    assert beside.fingerprint() == source.fingerprint() and beside.load().d_in == 16
+    with pytest.raises(UserError, match="cannot be made: File exists"):
+        made.save(tmp_path / worlds.CONFIG)
     world([-1, -1]).save(tmp_path)  # without trees: the file of the others goes
     assert not (tmp_path / worlds.TREES).exists() and (worlds.read(tmp_path).parents == -1).all()
 
@@ -291,6 +296,8 @@ def test_a_world_of_saelens_is_read_and_its_magnitudes_are_drawn_again(tmp_path)
         (dict(config={"std_firing_magnitudes": {"generator_name": "cauchy"}}), "allowed: constant, linear"),
         (dict(config={"mean_firing_magnitudes": None}), "allowed: a number, or an object"),
         (dict(config={"mean_firing_magnitudes": {"generator_name": "linear", "start": "5"}}), "start: got '5'"),
+        (dict(config={"mean_firing_magnitudes": 10**400}), "allowed: a number, or an object"),
+        (dict(config={"mean_firing_magnitudes": 0.0}), "mean magnitude of 0"),
         (dict(weights={"bias": np.ones(3)}), "bias: got [3], allowed: [4]"),
         (dict(weights={"feature_vectors": None}), "feature_vectors: it is missing"),
         (dict(weights={"firing_probabilities": np.full(20, 1.5)}), "got 1.5, allowed: 0 to 1"),
@@ -332,6 +339,7 @@ def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path):
     [
         (dict(p_min=0.5), "allowed: 0 < p_min < p_max"),
         (dict(p_min=0.0), "allowed: 0 < p_min < p_max"),
+        (dict(magnitude_last=0.0), "magnitudes from 5 to 0 beside scale_children"),
         (dict(n_roots=7), "7 trees have 91 features and n_features is 80"),
     ],
 )

@@ -84,17 +84,6 @@ class Counts:
         return cls(none(d_sae), none(2, d_sae), none(2, n_children), nothing, nothing, none())
 
 
-def match(W_dec: Array | np.ndarray, features: Array | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Latents and features matched one to one for the largest sum of absolute cosines.
-
-    W_dec [d_sae, d_in], features [n_features, d_in] -> (latents, features, absolute cosines), each [m] with
-    m = min(d_sae, n_features). The mean of the cosines is the MCC.
-    """
-    sizes = np.asarray(_sizes(jnp.asarray(W_dec), jnp.asarray(features)))
-    latents, chosen = linear_sum_assignment(sizes, maximize=True)
-    return latents, chosen, sizes[latents, chosen]
-
-
 @jax.jit
 def _sizes(W_dec: Array, features: Array) -> Array:
     """[d_sae, n_features] absolute cosines."""

@@ -165,6 +165,11 @@ def _drawn(source: SynthBench) -> World:
             f"{name}: {source.n_roots} trees have {source.n_in_trees} features and n_features is {n}; "
             f"allowed: n_features of at least {source.n_in_trees}, or fewer or smaller trees"
         )
+    if source.scale_children and source.n_in_trees and not min(source.magnitude_first, source.magnitude_last) > 0:
+        raise UserError(
+            f"{name}: magnitudes from {source.magnitude_first:g} to {source.magnitude_last:g} beside scale_children, "
+            "which divides by them; allowed: above 0"
+        )
     parents = tree_parents(n, source.n_roots, source.n_children, source.depth if source.n_roots else 0)
     has_child = np.zeros(n, bool)
     has_child[parents[parents >= 0]] = True

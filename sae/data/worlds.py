@@ -65,9 +65,15 @@ class World:
         return levels(self.parents)
 
     def save(self, folder: str | Path) -> None:
-        """Write the world into a folder, which is made, in the files that SAELens' `load_from_disk` reads."""
+        """Write the world into a folder, which is made, in the files that SAELens' `load_from_disk` reads.
+
+        Raises UserError where the folder cannot be made.
+        """
         folder = files.expanded(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made: {error.strerror}; allowed: a folder") from None
         weights = {
             "feature_vectors": self.features,
             "bias": self.bias,
@@ -192,7 +198,7 @@ def _plan(world: World) -> tuple[np.ndarray, np.ndarray, list[_Step]]:
                 start=start,
                 stop=start + len(members),
                 parents=column[of],
-                parent_means=np.maximum(world.means[of], 1e-30).astype(np.float32),
+                parent_means=world.means[of].astype(np.float32),
                 scales=world.scaling[of],
                 table=table if len(groups) else None,
                 group=group,
@@ -321,7 +327,7 @@ def read(folder: str | Path) -> World:
     SAELens keeps no magnitudes: they are drawn from its config again, as SAELens does. Raises UserError for files that
     are missing, damaged or do not fit each other, and for random magnitudes without a seed.
     """
-    folder = files.located(str(folder))
+    folder = _located(folder)
     config = _json(folder / CONFIG)
     weights = _weights(folder / WEIGHTS)
     features = _array(weights, "feature_vectors", (None, None), folder)
@@ -342,11 +348,14 @@ def read(folder: str | Path) -> World:
     )
     trees = _json(folder / TREES) if (folder / TREES).exists() else {"roots": []}
     parents, exclusive, scaling = _read_trees(trees, n, folder / TREES)
+    means = known("mean_firing_magnitudes", 2)
+    if not (means[scaling] > 0).all():
+        raise UserError(f"{folder}: a feature that scales its children has a mean magnitude of 0; allowed: above 0")
     return World(
         features=features,
         bias=_array(weights, "bias", (d_in,), folder),
         probabilities=probabilities,
-        means=known("mean_firing_magnitudes", 2),
+        means=means,
         deviations=known("std_firing_magnitudes", 1),
         factor=factor,
         residuals=np.sqrt(variances),
@@ -359,8 +368,13 @@ def read(folder: str | Path) -> World:
 
 def paths(folder: str | Path) -> list[Path]:
     """The files of a world that exist."""
-    found = [files.located(str(folder)) / name for name in (CONFIG, WEIGHTS, TREES)]
+    found = [_located(folder) / name for name in (CONFIG, WEIGHTS, TREES)]
     return [path for path in found if path.is_file()]
+
+
+def _located(folder: str | Path) -> Path:
+    # a text may know the folder of its definition file, and str() would lose that
+    return files.located(folder if isinstance(folder, str) else str(folder))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -407,7 +421,7 @@ def _magnitudes(config: Mapping[str, Any], name: str, offset: int, n: int, folde
     """Magnitudes from SAELens' config: a number, or a generator by its name. `offset` is what is added to its seed."""
     recipe: Any = config.get(name)
     where = f"{folder / CONFIG}: {name}"
-    number = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    number = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
     if number(recipe):
         recipe = {"generator_name": "constant", "value": recipe}
     if not isinstance(recipe, dict):
