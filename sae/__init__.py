@@ -3,7 +3,7 @@
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, Tfds
+from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, SynthBench, SynthWorld, Tfds
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
@@ -151,6 +151,8 @@ __all__ = [
     "SquaredWeights",
     "Superposition",
     "Sweep",
+    "SynthBench",
+    "SynthWorld",
     "Tanh",
     "TanhPenalty",
     "TargetL0",

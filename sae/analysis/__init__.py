@@ -11,6 +11,7 @@
 | `absorption` | do the latents of child features absorb their parents? |
 | `refit` | how much of the error is wrong magnitudes on the right latents? |
 | `sources` | to which sources does a crosscoder's latent write? |
+| `truth` | do the latents stand for the true features of synthetic data? |
 
 `controls` has PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them.
 `members` puts a question to many autoencoders at once, `ask` to all members of a run.

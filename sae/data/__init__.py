@@ -6,6 +6,17 @@ from sae.data.hierarchy import Hierarchy
 from sae.data.image_patches import ImagePatches
 from sae.data.orthonormal import Orthonormal
 from sae.data.superposition import Superposition
+from sae.data.synth_bench import SynthBench, SynthWorld
 from sae.data.tfds import Tfds
 
-__all__ = ["Arrays", "Digits", "Hierarchy", "ImagePatches", "Orthonormal", "Superposition", "Tfds"]
+__all__ = [
+    "Arrays",
+    "Digits",
+    "Hierarchy",
+    "ImagePatches",
+    "Orthonormal",
+    "Superposition",
+    "SynthBench",
+    "SynthWorld",
+    "Tfds",
+]

@@ -100,9 +100,17 @@ class Hierarchy(Source):
             independent = jax.random.bernoulli(independent_key, self.independent_frequency, (n, self.n_independent))
             return jnp.concatenate([parents, children.reshape(n, -1), independent], axis=1)
 
+        def labelled(key: Key, n: int) -> tuple[Array, Array]:
+            firing = active(key, n).astype(jnp.float32)
+            return jnp.matmul(firing, directions, precision="highest"), firing * norms.astype(np.float32)
+
+        parents = np.full(self.n_features, -1)
+        parents[self.n_parents : n_family] = self.parents
         return Sampler(
             d_in=self.d_in,
-            sample=lambda key, n: jnp.matmul(active(key, n).astype(jnp.float32), directions, precision="highest"),
+            sample=lambda key, n: labelled(key, n)[0],
+            labelled=labelled,
+            parents=parents,
             features=features,
             frequencies=frequencies,
             mean=frequencies @ directions,

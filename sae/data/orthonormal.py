@@ -43,16 +43,18 @@ class Orthonormal(Source):
             raise UserError(f"Orthonormal: low is {self.low} and high {self.high}; allowed: low below high")
         features = orthonormal(np.random.default_rng(self.feature_seed), self.d_in)
 
-        def sample(key: Key, n: int) -> Array:
+        def labelled(key: Key, n: int) -> tuple[Array, Array]:
             active_key, magnitude_key = jax.random.split(key)
             active = jax.random.bernoulli(active_key, self.frequency, (n, self.d_in))
             magnitudes = jax.random.uniform(magnitude_key, (n, self.d_in), minval=self.low, maxval=self.high)
-            return jnp.matmul(jnp.where(active, magnitudes, 0), features, precision="highest")
+            values = jnp.where(active, magnitudes, 0)
+            return jnp.matmul(values, features, precision="highest"), values
 
         mean = self.frequency * (self.low + self.high) / 2 * features.sum(axis=0)
         return Sampler(
             d_in=self.d_in,
-            sample=sample,
+            sample=lambda key, n: labelled(key, n)[0],
+            labelled=labelled,
             features=features,
             frequencies=np.full(self.d_in, self.frequency, np.float32),
             mean=mean,

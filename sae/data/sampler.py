@@ -21,7 +21,9 @@ class Sampler:
 
     `sample(key, n)` is pure JAX and gives examples [n, d_in]. `mean [d_in]` is their mean, estimated once.
     `features [n_features, d_in]` are the true generating directions, unit rows, and `frequencies [n_features]` says
-    how often each is active; both are None where they are not known.
+    how often each is active; both are None where they are not known. `labelled(key, n)` gives the examples of
+    `sample(key, n)` beside how much of each feature is in each, [n, n_features], 0 where it is not active. `parents`
+    [n_features] is the feature that each needs, -1 where it needs none.
     """
 
     d_in: int
@@ -30,6 +32,9 @@ class Sampler:
     n_held_out: int
     features: np.ndarray | None = None
     frequencies: np.ndarray | None = None
+    labelled: Callable[[Key, int], tuple[Array, Array]] | None = None
+    parents: np.ndarray | None = None
+    one_by_one: bool = False  # batches of a block are drawn one after another, where each needs much memory
     image_shape: tuple[int, ...] | None = None  # (height, width) or (height, width, channels)
     parts: tuple[int, ...] | None = None  # widths of what stands side by side in an example; None for one
     normalization: Normalization | None = None  # of what the source means by a raw row
@@ -37,7 +42,7 @@ class Sampler:
 
     def blocks(self, draw: Draw, put: Put, resident_bytes: int) -> Callable[[int], Block]:
         """One block for every step: the program draws its own examples."""
-        block = Sampled(self.sample, draw)
+        block = Sampled(self.sample, draw, self.one_by_one)
         return lambda step: block
 
     def candidates(self, key: Key, n: int) -> Array:
@@ -66,10 +71,13 @@ class Sampled:
 
     sample: Callable[[Key, int], Array] = struct.field(pytree_node=False)
     draw: Draw = struct.field(pytree_node=False)
+    one_by_one: bool = struct.field(pytree_node=False, default=False)
 
     def batches(self, step: Array) -> Array:
         """[steps, d_in, batch] from a step on."""
-        return jax.vmap(self.batch)(step + jnp.arange(self.draw.steps)).transpose(0, 2, 1)
+        steps = step + jnp.arange(self.draw.steps)
+        drawn = jax.lax.map(self.batch, steps) if self.one_by_one else jax.vmap(self.batch)(steps)
+        return drawn.transpose(0, 2, 1)
 
     def batch(self, step: Array) -> Array:
         """[batch, d_in] of one step."""

@@ -80,25 +80,32 @@ class Superposition(Source):
             p = phi * self.decay**index if self.generator == "A" else phi ** (self.decay * index)
             return jnp.minimum(1, p * (self.n_active / jnp.sum(p, axis=1, keepdims=True)))
 
-        def sums(key: Key, n: int) -> Array:
+        def magnitudes(key: Key, n: int) -> Array:
             z_key, u_key = jax.random.split(key)
             p = jnp.repeat(probabilities(z_key, -(-n // per_z)), per_z, axis=0)[:n]
             # Given u < p, u / p is uniform on [0, 1) again: one draw says whether a feature is active and how much.
             u = jax.random.uniform(u_key, (n, self.n_features))
-            magnitudes = jnp.where(u < p, u, 0) / jnp.maximum(p, 1e-30)
-            return jnp.matmul(magnitudes, features, precision="highest")
+            return jnp.where(u < p, u, 0) / jnp.maximum(p, 1e-30)
 
-        frequencies = _mean(probabilities)
+        sums = lambda values: jnp.matmul(values, features, precision="highest")
+
+        frequencies = estimated(probabilities)
         if not 0 < self.n_active <= 1.01 * frequencies.sum():
             raise UserError(
                 f"Superposition: n_active is {self.n_active} and {self.n_features} features reach a mean of "
                 f"{frequencies.sum():.3g}, as no probability exceeds 1; allowed: above 0 and lower, or more features"
             )
         mean = 0.5 * frequencies @ features  # a magnitude is independent of its being active
-        normalization = _measured(sums, mean, self.normalize)
+        normalization = measured(lambda key, n: sums(magnitudes(key, n)), mean, self.normalize)
+
+        def labelled(key: Key, n: int) -> tuple[Array, Array]:
+            values = magnitudes(key, n)
+            return normalization.apply(sums(values)), values
+
         return Sampler(
             d_in=self.d_in,
-            sample=lambda key, n: normalization.apply(sums(key, n)),
+            sample=lambda key, n: labelled(key, n)[0],
+            labelled=labelled,
             features=features,
             frequencies=frequencies,
             mean=normalization.apply(mean),
@@ -107,15 +114,15 @@ class Superposition(Source):
         )
 
 
-def _measured(draw: Callable[[Key, int], Array], mean: np.ndarray, normalize: Normalize) -> Normalization:
+def measured(draw: Callable[[Key, int], Array], mean: np.ndarray, normalize: Normalize) -> Normalization:
     """The normalization of `sae.rows` for draws [n, d_in] with this mean; what it divides by is estimated."""
     plain = Normalization.none(len(mean))
     shift = np.asarray(mean, np.float32) if normalize not in UNCENTRED else plain.shift
     if normalize.endswith(("mean-norm", "mean-norm-sqrt-d")):
         wanted = np.sqrt(len(mean)) if normalize == "mean-norm-sqrt-d" else 1.0
-        scale = wanted / _mean(lambda key, n: jnp.linalg.norm(draw(key, n) - shift, axis=1))
+        scale = wanted / estimated(lambda key, n: jnp.linalg.norm(draw(key, n) - shift, axis=1))
     elif normalize == "standardize":
-        scale = 1 / np.sqrt(_mean(lambda key, n: (draw(key, n) - shift) ** 2))
+        scale = 1 / np.sqrt(estimated(lambda key, n: (draw(key, n) - shift) ** 2))
     else:
         scale = 1.0
     return Normalization(shift, scale * plain.scale)
@@ -131,7 +138,7 @@ def _mixing(generator: str, n: int, rng: np.random.Generator) -> np.ndarray:
     return np.linalg.cholesky(covariance + lift * np.eye(n))
 
 
-def _mean(draw, n: int = 1024, n_batches: int = 64) -> np.ndarray:
+def estimated(draw, n: int = 1024, n_batches: int = 64) -> np.ndarray:
     """The mean of draw(key, n) over its rows, from fixed keys."""
     keys = jax.random.split(jax.random.key(0), n_batches)
     return np.asarray(jax.jit(lambda: jax.lax.map(lambda key: jnp.mean(draw(key, n), axis=0), keys).mean(0))())
