@@ -1,5 +1,6 @@
 """Sparsity Lab: sweeps of sparse autoencoders, trained together in one compiled program."""
 
+from sae import interop
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
@@ -166,6 +167,7 @@ __all__ = [
     "Within",
     "definition",
     "grid",
+    "interop",
     "leaf",
     "load",
     "replace",
