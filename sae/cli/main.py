@@ -4,7 +4,21 @@ import errno
 import logging
 import sys
 
-from sae.cli import agent_run, bench, claims, dashboard, export, listing, pull, report, run, sweep_config, sync, watch
+from sae.cli import (
+    agent_run,
+    bench,
+    claims,
+    coefficients,
+    dashboard,
+    export,
+    listing,
+    pull,
+    report,
+    run,
+    sweep_config,
+    sync,
+    watch,
+)
 from sae.cli.streams import show_what_can_be_shown
 from sae.core.console import say, show
 from sae.core.text import nearest
@@ -13,7 +27,21 @@ from sae.engine import processes
 from sae.runner.signals import end_at_the_second
 
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
-MODULES = (run, report, claims, export, watch, bench, listing, sweep_config, agent_run, sync, pull, dashboard)
+MODULES = (
+    run,
+    report,
+    claims,
+    export,
+    coefficients,
+    watch,
+    bench,
+    listing,
+    sweep_config,
+    agent_run,
+    sync,
+    pull,
+    dashboard,
+)
 ADVICE = {
     errno.ENOSPC: "free some space, or use --out DIR on another disk",
     errno.EDQUOT: "free some space, or use --out DIR on another disk",

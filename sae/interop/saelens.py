@@ -142,9 +142,7 @@ def _check_transformation(settings: Mapping[str, Any], tensors: Mapping[str, np.
     how = settings.get("normalize_activations") or "none"
     how = "expected_average_only_in" if how is True else how
     if how == "expected_average_only_in":
-        say(
-            "normalize_activations = expected_average_only_in: its factor is not there; rows are taken as scaled"
-        )
+        say("normalize_activations = expected_average_only_in: its factor is not there; rows are taken as scaled")
     elif how != "none":
         raise UserError(
             f"normalize_activations: got {how!r}, which SAELens does to each row anew; allowed: none, "

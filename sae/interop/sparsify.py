@@ -45,7 +45,7 @@ def write(one: Plain, folder: Path, metadata: Mapping[str, Any], firing_rates: n
         "d_in": one.d_in,
     }
     write_safetensors(folder / WEIGHTS, tensors)
-    write_settings(folder / SETTINGS, {**settings, "metadata": dict(metadata)})
+    write_settings(folder / SETTINGS, settings)  # sparsify warns of entries that it does not know
 
 
 def read(folder: Path) -> Plain:
