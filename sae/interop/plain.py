@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae.core.model import Sae, decoder_norms, input_normalization, own, target_normalization
+from sae.core.normalization import Normalization
 from sae.core.types import UserError
 from sae.methods.activations import (
     AbsTopK,
@@ -134,7 +135,8 @@ def plain_of(sae: Sae) -> Plain:
         transcodes=_transcodes(sae),
         **numbers,
     )
-    return _folded(found, sae)
+    seen, made = input_normalization(sae), target_normalization(sae)
+    return found if seen is None or made is None else folded(found, seen, made)
 
 
 KINDS: dict[type, str] = {
@@ -212,11 +214,24 @@ def _matrix(name: str, value: np.ndarray) -> tuple[int, int]:
     return value.shape[0], value.shape[1]
 
 
-def _folded(one: Plain, sae: Sae) -> Plain:
-    """The same function of raw rows, `example = (row - shift) * scale`, with that in its weights."""
-    seen, made = input_normalization(sae), target_normalization(sae)
-    if seen is None or made is None:
-        return one
+def on_examples(one: Plain, normalization: Normalization) -> Plain:
+    """The same function of normalized examples: what `folded` takes away. Raises UserError as `folded` does.
+
+    `normalization` is that of the data, of rows (input ‖ target) for a transcoder.
+    """
+    seen = normalization.part(0, one.d_in)
+    made = normalization.part(normalization.shift.shape[-1] - one.d_out, normalization.shift.shape[-1])
+    back = lambda n: Normalization(-_double(n.shift) * _double(n.scale), 1 / _double(n.scale))
+    return folded(one, back(seen), back(made))
+
+
+def folded(one: Plain, seen: Normalization, made: Normalization) -> Plain:
+    """The same latents from rows, where `one` takes `(row - shift) * scale`: that of inputs, and that of targets.
+
+    Raises UserError for matching pursuit, which compares lengths of rows, where the scales of dimensions differ.
+    """
+    if one.kind == "matching_pursuit" and np.ptp(seen.scale) > 1e-6 * np.max(np.abs(seen.scale)):
+        raise UserError("got matching pursuit on data whose dimensions have scales of their own, allowed: one scale")
     (shift, scale), (out_shift, out_scale) = ([_double(n.shift), _double(n.scale)] for n in (seen, made))
     W_enc = one.W_enc * scale
     if not one.subtracts:
