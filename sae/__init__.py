@@ -9,6 +9,7 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
+from sae.interop.hub import load_pretrained
 from sae.methods.activations import (
     AbsTopK,
     BatchTopK,
@@ -170,6 +171,7 @@ __all__ = [
     "interop",
     "leaf",
     "load",
+    "load_pretrained",
     "replace",
     "rows",
     "run",

@@ -131,12 +131,16 @@ def test_sparsify_folders_compute_what_the_autoencoder_computes_and_are_read_bac
 
 def test_matching_pursuit_is_tied_and_needs_unit_norm_on_raw_rows(tmp_path):
     one = make(sae.MatchingPursuit(k=3), normalized=False, unit=True)
+    one.normalization = Normalization(numbers(5, D_IN), np.ones(D_IN, np.float32))  # centred
     folder = interop.save(one, tmp_path / "a")
     assert "W_enc" not in safetensors.numpy.load_file(folder / "sae_weights.safetensors")
     back = interop.load(folder)
     agree(one, back.encode(X), back(X))
-    with pytest.raises(sae.UserError, match="norm 1, as SAELens takes rows as they are"):
-        interop.save(make(sae.MatchingPursuit(k=3), unit=True), tmp_path / "b")
+    one.normalization = Normalization(numbers(5, D_IN), np.full(D_IN, 2, np.float32))
+    with pytest.raises(sae.UserError, match="norm 0.5 to 0.5 on raw rows, allowed: norm 1, as SAELens takes rows"):
+        interop.save(one, tmp_path / "b")
+    with pytest.raises(sae.UserError, match="data whose dimensions have scales of their own"):
+        interop.save(make(sae.MatchingPursuit(k=3), unit=True), tmp_path / "c")
 
 
 @needs_torch
@@ -297,10 +301,11 @@ def test_export_writes_a_folder_for_every_member_and_a_card(run, tmp_path, capsy
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--member", "0", "--metadata", "=x"), "metadata: got '=x'"),
         ((), "member: got none, allowed: one or more of 0-1"),
         (("--member", "7"), "got member 7, allowed: those that are finished: 0-1"),
         (("--member", "0", "--format", "sparsify"), "sparsify: got relu, allowed: topk, groupmax"),
-        (("--member", "0", "--metadata", "gpt2"), "metadata: got 'gpt2', allowed: NAME=VALUE"),
+        (("--member", "0", "--metadata", "g-2=3"), "metadata: got 'g-2=3', allowed: NAME=VALUE"),
     ],
 )
 def test_export_says_in_one_line_what_is_wrong(run, tmp_path, capsys, arguments, says):

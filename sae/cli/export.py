@@ -1,6 +1,7 @@
 """`sae export`: trained autoencoders as folders that other libraries open."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Write the folders, with a card each, and say where they are."""
-    options = read(Options, argv, COMMAND)
+    options = read(Options, ordered(argv), COMMAND)
     results = sae.load(options.folder)
     members = chosen(results, options.member)
     out = options.out.expanduser()
@@ -46,6 +47,23 @@ def main(argv: list[str]) -> int:
         export(results, member, path, options.format, pairs(options.metadata))
         say(f"wrote member {member} to {path} ({', '.join(sorted(file.name for file in path.iterdir()))})")
     return 0
+
+
+def ordered(argv: list[str]) -> list[str]:
+    """The arguments with those that have no flag first, wherever they stand: "DIR --member 0 1 OUT" is meant so."""
+    of_many = {"--member": re.compile(r"-?\d+"), "--metadata": re.compile(r"[^-].*=.*|=.*")}
+    first, rest, i = [], [], 0
+    while i < len(argv):
+        token, i = argv[i], i + 1
+        if token in of_many:
+            rest.append(token)
+            while i < len(argv) and of_many[token].fullmatch(argv[i]):
+                rest, i = [*rest, argv[i]], i + 1
+        elif token in ("--format", "--name", "--revision"):
+            rest, i = [*rest, *argv[i - 1 : i + 1]], i + 1
+        else:
+            (rest if token.startswith("-") else first).append(token)
+    return first + rest
 
 
 def chosen(results: sae.Results, members: tuple[int, ...]) -> list[int]:
