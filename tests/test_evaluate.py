@@ -1,5 +1,6 @@
 """Autoencoders of any library as members: `sae evaluate` gives the numbers that our own members get."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import sae
 from sae import interop
 from sae.cli import main as cli
 from sae.core.model import Sae
+from sae.study import quantities
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +124,56 @@ def test_a_name_that_is_twice_there_is_numbered(place, capsys, monkeypatch):
     assert list(sae.load("twice").members["autoencoder"]) == ["theirs0", "theirs0~2"]
     definition = json.loads(Path("twice/definition.json").read_text())
     assert definition["evaluated"] is True and str(place) not in json.dumps(definition["members"])
+
+
+@pytest.fixture
+def sweep(tiny):
+    arm = quantities.Arm(along="penalty.l1")
+    beside = quantities.Beside(arm=arm, metric="eval/fvu", other="theirs0")
+    return sae.Sweep(
+        name="compared",
+        members=sae.grid(sae.replace(tiny, {"n_steps": 20}), {"penalty.l1": (0.03, 0.1, 0.3), "seed": (0, 1)}),
+        figures=[sae.Frontier(along=("penalty.l1",))],
+        claims=[sae.Claim("at its L0 ours err about as much", sae.Within(beside, 0.8, 1.25))],
+        others=("theirs0", "theirs1"),
+    )
+
+
+def test_others_of_a_sweep_are_in_its_figures_and_claims(place, sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    out = tmp_path / "compared"
+    results = sae.run(sweep, out=out, wandb="off", report=True)
+    assert list(results.others.index) == ["theirs0", "theirs1"] and len(results.members) == 6
+    assert results.others["eval/fvu"]["theirs0"] == pytest.approx(results.members["eval/fvu"][2], rel=1e-3)
+    (claim,) = results.claims
+    assert claim["verdict"] == "holds" and "l0 of theirs0" in claim["clauses"][0]["text"]
+    values = sweep.claims[0].clause.quantity(results)["d_sae 48, l0 of theirs0"]
+    assert values[0] == pytest.approx(1, rel=1e-3), "it is the member of seed 0"
+    points = {trace.name: (trace.x[0], trace.y[0]) for trace in results.frontier().data if len(trace.x) == 1}
+    assert points["theirs1"] == pytest.approx(tuple(results.others.loc["theirs1", ["eval/fvu", "eval/l0"]]))
+    assert (out / "report" / "frontier-l0-fvu.svg").is_file() and "theirs1" in (out / "report.html").read_text()
+
+    stamp = lambda: (out / "others" / "definition.json").stat().st_mtime_ns
+    before = stamp()
+    sae.run(sweep, out=out, wandb="off")
+    assert stamp() == before, "what is there is not evaluated again"
+    sae.run(dataclasses.replace(sweep, others=("theirs0",)), out=out, wandb="off")
+    assert stamp() > before and list(sae.load(out).others.index) == ["theirs0"]
+
+
+def test_others_that_cannot_be_read_are_said_before_training(place, sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(sae.UserError, match="nowhere: no such folder"):
+        sae.run(dataclasses.replace(sweep, others=("nowhere",), claims=()), out=tmp_path / "new", wandb="off")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(sae.UserError, match="others: got '', allowed: paths, as texts"):
+        sae.run(dataclasses.replace(sweep, others=("",)), out=tmp_path / "new", wandb="off")
+    with pytest.raises(sae.UserError, match="others: got 'theirs0', allowed: a list of them"):
+        dataclasses.replace(sweep, others="theirs0")
+
+
+def test_a_claim_on_another_that_is_not_there_is_undecided(place, sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    results = sae.run(dataclasses.replace(sweep, others=()), out=tmp_path / "none", wandb="off")
+    (claim,) = results.claims
+    assert claim["verdict"] == "undecided" and "theirs0" in claim["clauses"][0]["reason"]

@@ -1,9 +1,6 @@
 """Pushing to and loading from the Hugging Face hub, which is a server on loopback here (tests/hub_server.py)."""
 
 import importlib.util
-import os
-
-os.environ["HF_HUB_DISABLE_XET"] = "1"  # read when huggingface_hub is imported; uploads then go by LFS
 
 import numpy as np
 import pytest

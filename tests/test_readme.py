@@ -62,11 +62,11 @@ def commands() -> list:
 (QUESTION,), (CLAIM,), (NOTEBOOK, NORMALIZED, ANALYSIS) = map(
     snippets, ("README.md", "docs/claims.md", "docs/results.md")
 )
-(INTEROP,) = snippets("docs/interop.md")
+INTEROP, AGAINST = snippets("docs/interop.md")
 SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER = snippets("docs/activations.md")
 PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE = snippets("docs/own-methods.md")
 KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER}
-KNOWN |= {INTEROP, PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
+KNOWN |= {INTEROP, AGAINST, PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
 
 
 def test_every_snippet_is_one_that_a_test_runs():
@@ -184,6 +184,9 @@ def test_the_snippet_on_other_libraries_runs(folder, monkeypatch):
     run(INTEROP, known)
     x = known["sae"].load("runs/penalty_warmup").data(3).held_out[:]
     np.testing.assert_allclose(known["again"](x), known["one"](x), atol=1e-4)
+    run(AGAINST, known)
+    results = sae.run(small(known["sweep"]), wandb="off")
+    assert list(results.others.index) == ["theirs"] and len(results.claims) == 1
 
 
 def smaller(line: str) -> list[str]:

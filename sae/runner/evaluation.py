@@ -7,8 +7,9 @@ Each is a member of a cohort of its own: the folder has the tables and weights o
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pandas as pd
 from sae import interop
 from sae.core.console import say
 from sae.core.definitions import flatten, kind
-from sae.core.files import expanded, write_checked
+from sae.core.files import expanded, sha256, write_checked
 from sae.core.metrics import Moments, Sums
 from sae.core.model import Sae, input_normalization, on_examples
 from sae.core.normalization import Normalization
@@ -32,6 +33,7 @@ from sae.engine import cohort as cohorts
 from sae.engine.loading import fingerprint, load
 from sae.engine.loop import measured
 from sae.engine.placement import Placement
+from sae.interop.hub import load_pretrained
 from sae.interop.plain import Plain, checked, plain_of, sae_of
 from sae.interop.plain import on_examples as on_examples_of
 from sae.methods.tasks import Autoencoder, Crosscoder, Transcoder
@@ -41,6 +43,7 @@ from sae.store import storage
 from sae.store.storage import DEFINITION, CohortFiles
 from sae.store.tables import plain as in_table
 from sae.study import figures
+from sae.study.sweep import Sweep
 
 Flat = dict[str, Any]
 
@@ -57,17 +60,23 @@ class Named:
 
 
 def evaluate(
-    paths: Sequence[str | Path], source: Source, out: str | Path, command: Sequence[str] = (), data_seed: int = 0
+    paths: Sequence[str | Path],
+    source: Source,
+    out: str | Path,
+    command: Sequence[str] = (),
+    data_seed: int = 0,
+    more: Mapping[str, Any] | None = None,
 ) -> Results:
     """Evaluate autoencoders on the held-out examples of a source -> the results, in a run's folder.
 
-    A path is a folder of SAELens, dictionary_learning or sparsify, or of a run of this project, which gives all its
-    members. All see the same examples: raw rows in, and errors measured on rows that are normalized as the source says.
-    `data_seed` chooses the examples of a source that draws them. An older run in `out` is moved aside. Raises UserError
-    for what cannot be read, and for widths that do not fit.
+    A path is a folder of SAELens, dictionary_learning or sparsify, a place on the hub ("hf:OWNER/NAME/FOLDER"), or the
+    folder of a run of this project, which gives all its members. All see the same examples: raw rows in, and errors
+    measured on rows that are normalized as the source says. `data_seed` chooses the examples of a source that draws
+    them; `more` are further entries of definition.json. An older run in `out` is moved aside. Raises UserError for what
+    cannot be read, and for widths that do not fit.
     """
     data = load(source)
-    found = [one for path in paths for one in _opened(expanded(path))]
+    found = [one for path in paths for one in _opened(str(path))]
     if not found:
         raise UserError("evaluate: got no autoencoder, allowed: one or more folders")
     fitted = [_fitted(one, data) for one in found]  # all are checked before anything is written
@@ -95,6 +104,7 @@ def evaluate(
         "evaluated": True,
         "arms": [],
         "figures": [figures.plain(figure) for figure in shown],
+        **(more or {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with folders.lock(folder):
@@ -104,6 +114,44 @@ def evaluate(
         results = Results(folder)
         storage.write_joined(folder, results.cohorts)
     return results
+
+
+def check(paths: Sequence[str]) -> None:
+    """Open autoencoders, so that what is wrong with one is said before a run begins. Raises UserError."""
+    for path in paths:
+        for _ in _opened(path):
+            pass
+
+
+def settle(sweep: Sweep, results: Results, say: Callable[[str], object]) -> None:
+    """Evaluate a sweep's `others` where that is not done yet, in the folder `others` of its run.
+
+    They are evaluated anew where a file of theirs, or the data, differ. What cannot be evaluated costs only itself:
+    `say` gets a line with the reason.
+    """
+    folder, first = results.folder / storage.OTHERS, sweep.members[0]
+    if not sweep.others:
+        return
+    try:
+        state = [[text, *(_files(text))] for text in sweep.others]
+        data = results.definition.get("data")
+        if (folder / DEFINITION).is_file():
+            older = Results(folder)
+            if older.finished and older.definition.get("others") == {"files": state, "data": data}:
+                return
+        shutil.rmtree(folder, ignore_errors=True)
+        evaluate(
+            sweep.others, first.data, folder, data_seed=first.data_seed, more={"others": {"files": state, "data": data}}
+        )
+    except (UserError, OSError) as error:
+        say(f"{results.folder}: the others have no numbers: {' '.join(str(error).split())}")
+
+
+def _files(text: str) -> list[str]:
+    """What tells an autoencoder's folder from an older one: the checksums of its settings and weights."""
+    path = expanded(text)
+    known = [DEFINITION, *(n for module in interop.FORMATS.values() for n in (module.SETTINGS, module.WEIGHTS))]
+    return [sha256(path / name) for name in dict.fromkeys(known) if (path / name).is_file()]
 
 
 def numbers_of(sae: Sae, data: Examples, data_seed: int = 0) -> tuple[dict[str, float], np.ndarray]:
@@ -116,18 +164,21 @@ def numbers_of(sae: Sae, data: Examples, data_seed: int = 0) -> tuple[dict[str, 
     return {name: value[0].item() for name, value in numbers.items()}, rates[0]
 
 
-def _opened(path: Path) -> Iterator[Named]:
-    """The autoencoders at a path."""
+def _opened(text: str) -> Iterator[Named]:
+    """The autoencoders at a path, named by it as it is written."""
+    if text.startswith("hf:"):
+        yield Named(text, load_pretrained(text), "hub", {}, {})
+        return
+    path = expanded(text)
     if not (path / DEFINITION).is_file():
         format = interop.detect(path)
-        name = path.resolve().name if path.is_absolute() else str(path)
-        yield Named(name, interop.load(path, format), format, {}, {})
+        yield Named(text, interop.load(path, format), format, {}, {})
         return
     results = Results(path)
     members = results.members
     for number in members["member"][members["status"] == "finished"]:
         flat = results.definition["members"][int(number)]
-        name = f"{path.resolve().name}/{number}" if len(members) > 1 else path.resolve().name
+        name = f"{text}/{number}" if len(members) > 1 else text
         yield Named(name, results.sae(int(number)), "sparsity_lab", flat, results.definition.get("own") or {})
 
 

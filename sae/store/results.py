@@ -66,7 +66,19 @@ class Results:
         members = members.join(found, on="member")
         asked = found.attrs["asked"].values()
         members.attrs = {"meanings": {name: line for columns in asked for name, line in columns.items()}}
+        if len(others := self.others):
+            members.attrs["others"] = others.to_dict("index")
         return members
+
+    @property
+    def others(self) -> pd.DataFrame:
+        """A row of `eval/...` for each of the sweep's `others`, by its path; empty where it has none."""
+        folder = self.folder / storage.OTHERS
+        if not (folder / DEFINITION).is_file():
+            return pd.DataFrame()
+        table = Results(folder).members
+        table = table[table["status"] == "finished"].set_index("autoencoder")
+        return table[[name for name in table if name.startswith("eval/")]]
 
     @property
     def everyone(self) -> pd.DataFrame:

@@ -45,6 +45,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
 NUMBERS = ("eval/", "train/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
+OTHERS = "others"  # the folder of a sweep's others, itself that of a run
 STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
 STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`
 SEAL = b"sparsity-lab sha256 "  # with a checksum, between a table's pages and its footer, where no reader looks
