@@ -157,6 +157,11 @@ def test_others_of_a_sweep_are_in_its_figures_and_claims(place, sweep, tmp_path,
     before = stamp()
     sae.run(sweep, out=out, wandb="off")
     assert stamp() == before, "what is there is not evaluated again"
+    (out / "others" / "cohorts" / "000" / "members.parquet").write_bytes(b"PAR1")
+    assert len(sae.load(out).others) == 0 and len(sae.load(out).members) == 6, "damage costs the others alone"
+    sae.run(sweep, out=out, wandb="off")
+    assert len(sae.load(out).others) == 2
+    before = stamp()
     sae.run(dataclasses.replace(sweep, others=("theirs0",)), out=out, wandb="off")
     assert stamp() > before and list(sae.load(out).others.index) == ["theirs0"]
 

@@ -4,6 +4,7 @@
 raw rows: latents and reconstructions are those of the original. What is in a folder is data: nothing is executed.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -56,7 +57,9 @@ def save(
         part = Path(temporary) / "part"
         part.mkdir()
         module.write(one, part, dict(metadata or {}), firing_rates)
-        text = card.page(one, sae, format, module.LOADING, folder.name, name, experiment or {}, metrics or {})
+        text = card.page(
+            one, sae, format, module.LOADING, json.dumps(folder.name)[1:-1], name, experiment or {}, metrics or {}
+        )
         (part / CARD).write_text(text, encoding="utf-8")
         os.replace(part, folder)  # the folder is whole, or is not there
     return folder

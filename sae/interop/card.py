@@ -32,7 +32,7 @@ def page(
     lines += _notes(one, sae)
     lines += ["## Load it", "", "```python", loading.format(folder=folder, d_in=one.d_in), "```", ""]
     lines += ["Or with Sparsity Lab:", "", "```python", "import sae", ""]
-    lines += [f"one = sae.interop.load({json.dumps(folder)})", "latents, x_hat = one.encode(x), one(x)", "```", ""]
+    lines += [f'one = sae.interop.load("{folder}")', "latents, x_hat = one.encode(x), one(x)", "```", ""]
     if metrics:
         lines += ["## Held-out metrics", "", "| metric | value | meaning |", "|---|---|---|"]
         for key, value in metrics.items():

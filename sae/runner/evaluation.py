@@ -21,7 +21,7 @@ import pandas as pd
 from sae import interop
 from sae.core.console import say
 from sae.core.definitions import flatten, kind
-from sae.core.files import expanded, sha256, write_checked
+from sae.core.files import DamagedError, expanded, sha256, write_checked
 from sae.core.metrics import Moments, Sums
 from sae.core.model import Sae, input_normalization, on_examples
 from sae.core.normalization import Normalization
@@ -136,10 +136,11 @@ def settle(sweep: Sweep, results: Results, say: Callable[[str], object]) -> None
         state = [[text, *(_files(text))] for text in sweep.others]
         data = results.definition.get("data")
         if (folder / DEFINITION).is_file():
-            older = Results(folder)
-            if older.finished and older.definition.get("others") == {"files": state, "data": data}:
-                return
-        shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(DamagedError):
+                older = Results(folder)
+                if len(results.others) and older.definition.get("others") == {"files": state, "data": data}:
+                    return
+            shutil.rmtree(folder)
         evaluate(
             sweep.others, first.data, folder, data_seed=first.data_seed, more={"others": {"files": state, "data": data}}
         )

@@ -72,11 +72,17 @@ class Results:
 
     @property
     def others(self) -> pd.DataFrame:
-        """A row of `eval/...` for each of the sweep's `others`, by its path; empty where it has none."""
+        """A row of `eval/...` for each of the sweep's `others`, by its path.
+
+        Empty where it has none, or where their folder is damaged: they are evaluated anew when the run is carried out.
+        """
         folder = self.folder / storage.OTHERS
-        if not (folder / DEFINITION).is_file():
+        try:
+            table = Results(folder).members if (folder / DEFINITION).is_file() else pd.DataFrame()
+        except UserError:
+            table = pd.DataFrame()
+        if "autoencoder" not in table:
             return pd.DataFrame()
-        table = Results(folder).members
         table = table[table["status"] == "finished"].set_index("autoencoder")
         return table[[name for name in table if name.startswith("eval/")]]
 

@@ -9,6 +9,7 @@
                        state/               the last state of the training, where it is kept
                        checkpoints/         until then
     runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
+    runs/x/others/                          the folder of a run: what the sweep's others came to
     runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
 
 Every file has a checksum: JSON as its last entry, a table before its footer, weights in cohort.json. A file that
