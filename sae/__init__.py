@@ -1,5 +1,6 @@
 """Sparsity Lab: sweeps of sparse autoencoders, trained together in one compiled program."""
 
+from sae import interop
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
@@ -8,6 +9,7 @@ from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
 from sae.experiment import Experiment
+from sae.interop.hub import load_pretrained
 from sae.methods.activations import (
     AbsTopK,
     BatchTopK,
@@ -168,8 +170,10 @@ __all__ = [
     "Within",
     "definition",
     "grid",
+    "interop",
     "leaf",
     "load",
+    "load_pretrained",
     "replace",
     "rows",
     "run",

@@ -33,6 +33,7 @@ NOT_HERE = {
     "--coordinator": "it needs two machines, tests/test_processes.py has two processes",
     "--wandb-": "it starts wandb, as tests/test_wandb.py does",
     "sae sync": "it needs a W&B account, tests/test_wandb_commands.py has a server",
+    "sae push": "it needs an account, tests/test_hub.py has a server",
     "sae pull": "it needs a W&B account, tests/test_wandb_commands.py has a server",
     "sae dashboard runs/penalty_warmup$": "it needs a W&B account",
 }
@@ -61,10 +62,11 @@ def commands() -> list:
 (QUESTION,), (CLAIM,), (NOTEBOOK, NORMALIZED, ANALYSIS) = map(
     snippets, ("README.md", "docs/claims.md", "docs/results.md")
 )
+INTEROP, AGAINST = snippets("docs/interop.md")
 SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER = snippets("docs/activations.md")
 PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE = snippets("docs/own-methods.md")
 KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER}
-KNOWN |= {PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
+KNOWN |= {INTEROP, AGAINST, PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
 
 
 def test_every_snippet_is_one_that_a_test_runs():
@@ -155,6 +157,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         for line in ("sae run my_question.py", "sae run half.py", "sae run own.py"):
             assert cli.main([*shlex.split(line)[1:], *smaller(line), *QUIET]) == 0
+        assert cli.main(["export", "runs/penalty_warmup", "--member", "0", "theirs"]) == 0
         for name in ("a", "b"):
             shutil.copytree("runs/penalty_warmup", f"runs/{name}")
     return folder
@@ -173,6 +176,17 @@ def test_the_snippets_on_transcoders_and_crosscoders_run(folder, monkeypatch):
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-3)
     run(CROSSCODER, known)
     np.testing.assert_allclose(known["shares"].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_snippet_on_other_libraries_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    known: dict = {}
+    run(INTEROP, known)
+    x = known["sae"].load("runs/penalty_warmup").data(3).held_out[:]
+    np.testing.assert_allclose(known["again"](x), known["one"](x), atol=1e-4)
+    run(AGAINST, known)
+    results = sae.run(small(known["sweep"]), wandb="off")
+    assert list(results.others.index) == ["theirs"] and len(results.claims) == 1
 
 
 def smaller(line: str) -> list[str]:
@@ -195,7 +209,8 @@ def test_every_command_line_works(line, request, folder, tmp_path, monkeypatch, 
     elif argv[0] == "bench":
         argv += smaller(line)
     elif not here:
-        monkeypatch.setattr(f"sae.wandb.{argv[0]}.{argv[0]}", lambda *args: True)
+        where = "sae.interop.hub.push" if argv[0] == "push" else f"sae.wandb.{argv[0]}.{argv[0]}"
+        monkeypatch.setattr(where, lambda *args, **options: "a commit")
     try:
         code = cli.main(argv)
     except SystemExit as stop:

@@ -39,7 +39,9 @@ class Command:
 def read(options: type[T], argv: Sequence[str], command: Command) -> T:
     """A command's arguments, all of them fields of one dataclass. Raises UserError; exits after --help."""
     fields: tuple[dataclasses.Field, ...] = dataclasses.fields(options)  # ty: ignore[invalid-argument-type]: T is one
-    flags = [f"--{field.name.replace('_', '-')}" for field in fields if field.default is not dataclasses.MISSING]
+    flags = [
+        f"--{field.name.rstrip('_').replace('_', '-')}" for field in fields if field.default is not dataclasses.MISSING
+    ]
     if not argv and not command.usage.split()[1].startswith("["):
         raise UserError(f"{command.name}: got no arguments, allowed: sae {command.usage}")
     for token in argv:

@@ -4,7 +4,23 @@ import errno
 import logging
 import sys
 
-from sae.cli import agent_run, bench, claims, dashboard, listing, pull, report, run, sweep_config, sync, watch
+from sae.cli import (
+    agent_run,
+    bench,
+    claims,
+    coefficients,
+    dashboard,
+    evaluate,
+    export,
+    listing,
+    pull,
+    push,
+    report,
+    run,
+    sweep_config,
+    sync,
+    watch,
+)
 from sae.cli.streams import show_what_can_be_shown
 from sae.core.console import say, show
 from sae.core.text import nearest
@@ -13,7 +29,23 @@ from sae.engine import processes
 from sae.runner.signals import end_at_the_second
 
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
-MODULES = (run, report, claims, watch, bench, listing, sweep_config, agent_run, sync, pull, dashboard)
+MODULES = (
+    run,
+    report,
+    claims,
+    evaluate,
+    export,
+    push,
+    coefficients,
+    watch,
+    bench,
+    listing,
+    sweep_config,
+    agent_run,
+    sync,
+    pull,
+    dashboard,
+)
 ADVICE = {
     errno.ENOSPC: "free some space, or use --out DIR on another disk",
     errno.EDQUOT: "free some space, or use --out DIR on another disk",

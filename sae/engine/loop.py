@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,24 +103,35 @@ def evaluate(
     example, n = cohort.example, len(cohort.members)
     saes = programs.trained(experiments, state, placement=placement)
     window, pivot = programs.new_window(state, placement=placement), placement.shared(_pivot(state, feed))
-    for x in feed.held_out(example.n_eval):
+    named, firing_rates = measured(saes, window, pivot, feed, placement, n, example.n_eval)
+    # weights can be finite and still too large to compute with
+    diverged = fetch(state.train.diverged, n) | ~np.isfinite(named["eval/mse"])
+    if example.dead_windows:
+        silent = fetch(state.train.silent, n)
+        named |= {f"train/dead_{window}": np.sum(silent >= window, axis=1) for window in example.dead_windows}
+    return named, firing_rates, diverged, fetch(saes, n)
+
+
+def measured(
+    saes: Sae, window: programs.Window, pivot: Any, feed: Feed, placement: Placement, n: int, n_eval: int | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Autoencoders [member, ...] on the first n_eval held-out examples, or all, given a window without examples.
+
+    Returns ({"eval/l0": [n], ...}, firing rates [n, d_sae]) on the host. pivot [d_out]: the mean of what is
+    reconstructed; n: how many members there are, however many lie on the devices.
+    """
+    for x in feed.held_out(n_eval):
         window = programs.evaluate_batch(saes, window, x, pivot, placement=placement)
     numbers, firing_rates = programs.end_evaluation(window, saes.parts)
     if feed.data.features is not None:
         features, frequencies = placement.shared((feed.data.features, feed.data.frequencies))
         numbers |= programs.feature_recovery(saes, features, frequencies, placement=placement)
         numbers |= programs.recovery_chance(saes, features, frequencies)
-    numbers, firing_rates, diverged = fetch((numbers, firing_rates, state.train.diverged), n)
+    numbers, firing_rates = fetch((numbers, firing_rates), n)
     numbers |= {"examples": np.full(n, int(window[1].n))}
     if (ratio := getattr(feed.data, "norm_max_ratio", None)) is not None:
         numbers |= {"norm_max_ratio": np.full(n, ratio)}
-    # weights can be finite and still too large to compute with
-    diverged = diverged | ~np.isfinite(numbers["mse"])
-    named = {f"eval/{name}": value for name, value in numbers.items()}
-    if example.dead_windows:
-        silent = fetch(state.train.silent, n)
-        named |= {f"train/dead_{window}": np.sum(silent >= window, axis=1) for window in example.dead_windows}
-    return named, firing_rates, diverged, fetch(saes, n)
+    return {f"eval/{name}": value for name, value in numbers.items()}, firing_rates
 
 
 def _pivot(state: CohortState, feed: Feed) -> np.ndarray:

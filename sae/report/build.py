@@ -197,6 +197,8 @@ def _summary(runs: Runs) -> str:
     seconds, sources = sum(state.get("seconds", 0) for state in states), _values(flats, "data", ", ")
     on = f" on {sources}" if sources else ""
     took = f", {_duration(seconds)}" if seconds else ""
+    if all(one.definition.get("evaluated") for one in runs.results):
+        return f"{count(len(flats), 'sparse autoencoder')}{on}, evaluated{took}."
     return f"{count(len(flats), 'sparse autoencoder')}{on}, trained in {count(len(states), 'program')}{took}."
 
 
@@ -220,10 +222,10 @@ def _facts(runs: Runs) -> list[Fact]:
         facts += [Fact("run", run, "head")] if len(runs.results) > 1 else []
         known = {
             "members": f"{len(flats)}" + (f", {diverged} diverged" if diverged else ""),
-            "cohorts": f"{len(states)}, each one compiled program",
+            "cohorts": "" if definition.get("evaluated") else f"{len(states)}, each one compiled program",
             "training": f"{steps} steps of {batches} examples" if steps and batches else "",
             "data": _values(flats, "data", ", "),
-            "wall time": times if training else "",
+            "wall time": times if training and not definition.get("evaluated") else "",
             "device": ", ".join(filter(None, [machine, f"host {host}" if (host := definition.get("host")) else ""])),
             "started": definition.get("started"),
             "versions": ", ".join([*python, *packages]),

@@ -49,7 +49,10 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             off = f" The log axes leave out {count(hidden, 'member')} at 0." if hidden else ""
             best = "; lower and further left is better" if (figure.x, figure.y) == ("eval/fvu", "eval/l0") else ""
             at_each = f"{_band(members)} A step along a line is a step of {' or '.join(figure.along)}{best}."
-            shown = f"{at_each}{off}{_no_arm(members, arms_along(figure.along))}"
+            also = (
+                " Diamonds are the autoencoders that the sweep is compared with." if members.attrs.get("others") else ""
+            )
+            shown = f"{at_each}{also}{off}{_no_arm(members, arms_along(figure.along))}"
             return f"{shown} {_held_out(members)} {meaning([figure.y, figure.x], members)}"
         case Profile():
             only = f" All members have {' and '.join(figure.others)} at 0." if figure.others else ""

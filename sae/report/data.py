@@ -50,6 +50,13 @@ class Line:
         return table.astype(dict.fromkeys(("x", "y", "low", "high"), float))  # also where no member has both numbers
 
 
+def others(members: pd.DataFrame, x: str, y: str) -> dict[str, tuple[float, float]]:
+    """{name: (x, y)} of the autoencoders that a sweep is compared with, for log axes."""
+    found = {name: (row.get(x), row.get(y)) for name, row in members.attrs.get("others", {}).items()}
+    above = lambda value: isinstance(value, int | float) and value > 0
+    return {name: (a, b) for name, (a, b) in found.items() if above(a) and above(b)}
+
+
 def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Line]:
     """A line per arm and per combination of values of the names in `group`; the names that vary name it."""
     group = varied(group, members)

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 from sae.core.text import abbreviated
 from sae.core.types import UserError
 from sae.report import captions, data
-from sae.report.data import Line, label, lines, number, rgba, swatch, wide
+from sae.report.data import ARMS, Line, label, lines, number, rgba, swatch, wide
 from sae.study.answers import AtMatched
 from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile, complete
 
@@ -73,11 +73,22 @@ def frontier(members: pd.DataFrame, figure: Frontier) -> go.Figure:
     """A line of means per arm and group with its band over seeds, and a point per member; both axes are logarithmic."""
     shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]
     drawn = _lines(lines(shown, figure.along, figure.group), figure.x, figure.y)
+    others = data.others(members, figure.x, figure.y)
+    for i, (name, (x, y)) in enumerate(others.items()):
+        drawn.add_scatter(
+            x=[x],
+            y=[y],
+            mode="markers",
+            marker={"symbol": "diamond-open", "size": 10, "color": swatch(len(ARMS) - 1 - i), "line": {"width": 2}},
+            name=_wrapped(name),
+            hovertemplate=f"{_text(name)}<extra></extra>",
+        )
+    values = lambda column, i: np.array([*shown[column].astype(float), *(point[i] for point in others.values())])
     return _finish(
         drawn,
         _meta(figure, members),
-        xaxis=_log(figure.x, shown[figure.x]),
-        yaxis=_log(figure.y, shown[figure.y]),
+        xaxis=_log(figure.x, values(figure.x, 0)),
+        yaxis=_log(figure.y, values(figure.y, 1)),
         height=520,
     )
 

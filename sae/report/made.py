@@ -7,7 +7,7 @@ from typing import Any
 from sae.core.files import DamagedError, read_checked, sha256, write_checked
 from sae.report import NAME
 from sae.store.results import Results
-from sae.store.storage import ANALYSIS, DEFINITION, state_of
+from sae.store.storage import ANALYSIS, DEFINITION, OTHERS, state_of
 from sae.study import claims
 
 MADE = "made.json"  # in the folder of figures beside the page
@@ -31,7 +31,8 @@ def current(results: Results) -> bool:
 
 
 def _sources(results: Results) -> dict[str, Any]:
-    names = [name for name in (DEFINITION, ANALYSIS, claims.NAME) if (results.folder / name).exists()]
+    looked_at = (DEFINITION, ANALYSIS, claims.NAME, f"{OTHERS}/{DEFINITION}")
+    names = [name for name in looked_at if (results.folder / name).exists()]
     return {"cohorts": state_of(results.cohorts), **_checksums(results.folder, names)}
 
 

@@ -60,7 +60,8 @@ def paint(
         match figure:
             case Frontier():
                 shown = members[(members[[figure.x, figure.y]] > 0).all(axis=1)]
-                return _lines(lines(shown, figure.along, figure.group), figure.x, figure.y, log="xy")
+                points = data.others(members, figure.x, figure.y)
+                return _lines(lines(shown, figure.along, figure.group), figure.x, figure.y, log="xy", others=points)
             case Profile():
                 shown, log = data.along(members, figure)
                 drawn = lines(shown, [figure.x], figure.group)
@@ -98,8 +99,13 @@ def _new(rows: int = 1, columns: int = 1, height: float = 3.6, **kwargs: Any) ->
     return canvas, canvas.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
+def _lines(
+    drawn: Sequence[Line], x: str, y: str, log: str, others: Mapping[str, tuple[float, float]] | None = None
+) -> Canvas:
     canvas, ((axes,),) = _new()
+    for i, (name, point) in enumerate((others or {}).items()):
+        colour = data.swatch(len(data.ARMS) - 1 - i)
+        axes.plot(*([value] for value in point), "D", ms=5, mfc="none", mec=colour, label=name)
     for line in drawn:
         means = line.means(x, y)
         style = {"color": line.colour, "alpha": line.strength}
@@ -124,7 +130,7 @@ def _lines(drawn: Sequence[Line], x: str, y: str, log: str) -> Canvas:
             axis.set_ticks(ticks)
             axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             axis.set_major_formatter(lambda tick, _: f"{tick:g}")
-    if len(drawn) > 1:
+    if len(drawn) > 1 or others:
         _legend(canvas, axes)
     return canvas
 

@@ -63,7 +63,11 @@ def gather(results: Sequence[Results]) -> Runs:
     joined = members[0] if len(members) == 1 else storage.join_members(members).reset_index(drop=True)
     if len(results) > 1:
         joined = joined.sort_values(["run", "number"], ignore_index=True)
-        joined.attrs = {"meanings": {k: v for table in members for k, v in table.attrs.get("meanings", {}).items()}}
+        others = {name: row for table in members for name, row in table.attrs.get("others", {}).items()}
+        joined.attrs = {
+            "others": others,
+            "meanings": {k: v for table in members for k, v in table.attrs.get("meanings", {}).items()},
+        }
     past = pd.concat(history, ignore_index=True)
     return Runs(tuple(results), tuple(names), joined, past, rates, **_shown(results, names))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from sae.analysis import ask
 from sae.report import made
 from sae.report.notebook import Results
+from sae.runner import evaluation
 from sae.runner.options import RunOptions
 from sae.runner.signals import stopping_at_once
 from sae.store import folder as folders
@@ -28,6 +29,8 @@ def finish(sweep: Sweep, results: Results, options: RunOptions, say: Callable[[s
                 shutil.rmtree(files.path / storage.CHECKPOINTS, ignore_errors=True)
         with stopping_at_once():
             ask.settle(sweep.measures, results, say)
+            if writable:
+                evaluation.settle(sweep, results, say)
         claims.settle(sweep.claims, results)
         if options.report and writable and not made.current(results):
             _write_report(sweep, results, say)

@@ -9,6 +9,7 @@ from sae.engine import plan as plans
 from sae.engine.loading import Loaded, load_data
 from sae.engine.rehearsal import rehearse
 from sae.report.notebook import Results
+from sae.runner import evaluation
 from sae.runner.longer import lengthen
 from sae.runner.options import RunOptions
 from sae.store import folder as folders
@@ -39,6 +40,7 @@ def prepare(
         _check_data(older, sweep, say, {} if loaded is None else loaded)
         folders.describe_again(older, sweep)
         return Results(folder)
+    evaluation.check(sweep.others)
     plan = plans.make(sweep, options.least_cohorts)
     data = load_data(plan, loaded)  # before anything is written, so that bad data leaves no folder
     rehearse(plan, data)

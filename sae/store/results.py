@@ -66,7 +66,25 @@ class Results:
         members = members.join(found, on="member")
         asked = found.attrs["asked"].values()
         members.attrs = {"meanings": {name: line for columns in asked for name, line in columns.items()}}
+        if len(others := self.others):
+            members.attrs["others"] = others.to_dict("index")
         return members
+
+    @property
+    def others(self) -> pd.DataFrame:
+        """A row of `eval/...` for each of the sweep's `others`, by its path.
+
+        Empty where it has none, or where their folder is damaged: they are evaluated anew when the run is carried out.
+        """
+        folder = self.folder / storage.OTHERS
+        try:
+            table = Results(folder).members if (folder / DEFINITION).is_file() else pd.DataFrame()
+        except UserError:
+            table = pd.DataFrame()
+        if "autoencoder" not in table:
+            return pd.DataFrame()
+        table = table[table["status"] == "finished"].set_index("autoencoder")
+        return table[[name for name in table if name.startswith("eval/")]]
 
     @property
     def everyone(self) -> pd.DataFrame:

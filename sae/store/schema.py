@@ -39,6 +39,7 @@ DEFINITION: dict[str, Any] = {
     "started": Text,
     "data": list[dict[str, Any]],
     "pulled": dict[str, Any],
+    "evaluated": bool,
 }
 REQUIRED = ("name", "cohorts", "members")
 STATE: dict[str, Any] = {

@@ -9,6 +9,7 @@
                        state/               the last state of the training, where it is kept
                        checkpoints/         until then
     runs/x/members.parquet, history.parquet all finished cohorts together, for other programs
+    runs/x/others/                          the folder of a run: what the sweep's others came to
     runs/x/analysis.parquet                 what the sweep's measures found, once all are finished
 
 Every file has a checksum: JSON as its last entry, a table before its footer, weights in cohort.json. A file that
@@ -45,6 +46,7 @@ DEFINITION, MEMBERS, HISTORY, WEIGHTS, STATE = (
 OWN = ("member", "cohort", "status")  # columns that are neither hyper-parameters nor numbers
 NUMBERS = ("eval/", "train/", PREFIX)  # how the names of columns with numbers begin
 ANALYSIS = "analysis.parquet"
+OTHERS = "others"  # the folder of a sweep's others, itself that of a run
 STEPS, LAST_STATE, CHECKPOINTS = "steps", "state", "checkpoints"  # folders in a cohort's
 STEP = re.compile(r"\d{9,}\.safetensors")  # names of files in `steps`
 SEAL = b"sparsity-lab sha256 "  # with a checksum, between a table's pages and its footer, where no reader looks

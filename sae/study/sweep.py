@@ -38,10 +38,14 @@ class Sweep:
     claims: Sequence[Claim] = ()
     """What would count as the answer, with thresholds; decided at the end."""
 
+    others: Sequence[str] = ()
+    """Autoencoders to compare with: folders of other libraries or runs, or places on the hub ("hf:OWNER/NAME/FOLDER").
+    They are evaluated at the end on the members' held-out examples; figures and claims know them by these texts."""
+
     def __post_init__(self) -> None:
         if isinstance(self.members, Experiment):
             raise UserError(f"sweep {self.name!r}: members: got one Experiment, allowed: a list of them")
-        for field in ("members", "figures", "measures", "claims"):
+        for field in ("members", "figures", "measures", "claims", "others"):
             value = getattr(self, field)
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise UserError(f"sweep {self.name!r}: {field}: got {value!r}, allowed: a list of them")
@@ -99,6 +103,10 @@ def as_sweep(value: Experiment | Sweep) -> Sweep:
                 allowed = ", ".join(kind.__name__ for kind in kinds.__args__)
                 raise UserError(f"sweep {value.name!r}: {field}: got {reader!r}, allowed: {allowed}")
             reader.check(names)
+    if wrong := [other for other in value.others if not isinstance(other, str) or not other]:
+        raise UserError(f"sweep {value.name!r}: others: got {wrong[0]!r}, allowed: paths, as texts")
+    if value.others and len(sources := {member.data for member in value.members}) > 1:
+        raise UserError(f"sweep {value.name!r}: others: got members on {len(sources)} sources of data, allowed: one")
     for claim in value.claims:
         if not isinstance(claim, Claim):
             raise UserError(f"sweep {value.name!r}: claims: got {claim!r}, allowed: Claim(text, clause)")

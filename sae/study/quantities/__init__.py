@@ -29,6 +29,7 @@ from sae.study.quantities.lines import (
     Span,
     Zone,
 )
+from sae.study.quantities.others import Beside
 
 __all__ = [
     "Arm",
@@ -36,6 +37,7 @@ __all__ = [
     "AtEach",
     "AtEnd",
     "AtSome",
+    "Beside",
     "Cells",
     "Decades",
     "Difference",
