@@ -11,6 +11,7 @@
 | `absorption` | do the latents of child features absorb their parents? |
 | `refit` | how much of the error is wrong magnitudes on the right latents? |
 | `sources` | to which sources does a crosscoder's latent write? |
+| `agreement` | do dictionaries of other seeds, widths and methods agree? |
 | `truth` | do the latents stand for the true features of synthetic data? |
 
 `controls` has PCA, k-means, blur and the identity, written as autoencoders, so that every question can be put to them.
