@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 import pandas as pd
+from scipy.optimize import linear_sum_assignment
 
-from sae.analysis.truth import match
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.store.results import Results
@@ -90,7 +90,8 @@ def matrix(results: Results, group: Sequence[str]) -> pd.DataFrame:
 
 def mcc(a: np.ndarray, b: np.ndarray) -> float:
     """The mean absolute cosine of two dictionaries a [n, d_in] and b [m, d_in], matched one to one."""
-    return float(match(a, b)[2].mean())
+    sizes = _cosines(a, b)
+    return float(sizes[linear_sum_assignment(sizes, maximize=True)].mean())
 
 
 def mcc_chance(n: int, m: int, d_in: int, draws: int = DRAWS) -> float:
@@ -118,7 +119,12 @@ def follows_frequency(W_dec: np.ndarray, data: Any) -> float:
     features, frequencies = (getattr(data, name, None) for name in ("features", "frequencies"))
     if features is None or frequencies is None or np.ptp(frequencies) == 0:
         return np.nan
-    units = lambda rows: rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
     scale = 1.0 if data.normalization is None else np.asarray(data.normalization.scale)
-    best = np.abs(units(np.float64(features * scale)) @ units(np.float64(W_dec)).T).max(axis=1)
+    best = _cosines(features * scale, W_dec).max(axis=1)
     return float(pd.Series(frequencies).corr(pd.Series(best), method="spearman"))
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n, m] absolute cosines of the rows of a [n, d_in] and b [m, d_in]; 0 for a row of zeros."""
+    units = lambda rows: rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    return np.abs(units(np.float64(a)) @ units(np.float64(b)).T)
