@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -108,7 +109,8 @@ def main() -> None:
         same_world(ours, theirs)
 
     level = np.where((ours.parents < 0) & ~ours.scaling, -1, ours.levels)  # -1: in no tree
-    draw = jax.jit(lambda key: source.load().labelled(key, BATCH))  # ty: ignore[not-callable]
+    labelled: Any = source.load().labelled
+    draw = jax.jit(lambda key: labelled(key, BATCH))
     found = {"SAELens": Moments(ours.parents), "ours": Moments(ours.parents), "ours again": Moments(ours.parents)}
     torch.manual_seed(0)
     for i in range(n // BATCH):

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jax.scipy.special import ndtr, ndtri
+from jax.scipy.special import ndtr
+from scipy.special import ndtri
 
 from sae.core import files
 from sae.core.types import Array, Key, UserError
