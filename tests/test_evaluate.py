@@ -90,7 +90,7 @@ def test_a_transcoder_is_evaluated_on_inputs_and_targets(tmp_path, capsys, monke
         (("theirs0",), "data: got none, allowed: a file of rows, or a definition file"),
         (("--data", "digits.npy"), "got no folder"),
         (("nowhere", "--data", "digits.npy"), "nowhere: no such folder"),
-        ((".", "--data", "digits.npy"), "got no autoencoder, allowed: a folder with one of sae_weights.safetensors"),
+        (("full", "--data", "digits.npy"), "got no autoencoder, allowed: a folder with one of sae_weights.safetensors"),
         (
             ("theirs0", "--data", "narrow.npy"),
             "theirs0: got an autoencoder of width 64, allowed: one that fits rows of",
@@ -116,6 +116,13 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, ar
     code, _, err = command(capsys, *argv, *(() if "-o" in argv else ("-o", "nothing")))
     assert code == 1 and says in err and len(err.splitlines()) == 1, err
     assert not Path("nothing").exists()
+
+
+def test_a_folder_of_several_autoencoders_stands_for_all_of_them(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    assert cli.main(["export", "tiny", "several", "--member", "0", "1"]) == 0
+    assert command(capsys, "several", "--data", "digits.py", "-o", "all", "--no-report")[0] == 0
+    assert list(sae.load("all").members["autoencoder"]) == ["several/0", "several/1"]
 
 
 def test_a_name_that_is_twice_there_is_numbered(place, capsys, monkeypatch):

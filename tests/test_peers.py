@@ -76,6 +76,23 @@ def test_saelens_opens_what_we_write_and_we_open_what_it_writes(name, subtracts,
     agree(interop.load(tmp_path / "theirs"), theirs.encode(ROWS), theirs(ROWS))
 
 
+@pytest.mark.parametrize("weighs", [True, False])
+def test_a_checkpoint_of_saelens_batch_topk_is_what_saelens_saves_of_it(weighs, tmp_path):
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    torch.manual_seed(0)
+    settings = BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=3, rescale_acts_by_decoder_norm=weighs)
+    peer = BatchTopKTrainingSAE(settings)
+    with torch.no_grad():
+        peer.W_dec.copy_(torch.from_numpy(numbers(2, D_SAE, D_IN)))
+        peer.topk_threshold.fill_(0.3)
+    peer.save_model(tmp_path / "checkpoint")
+    peer.save_inference_model(tmp_path / "final")
+    final = SAE.load_from_disk(tmp_path / "final")
+    for name in ("checkpoint", "final"):
+        agree(interop.load(tmp_path / name), final.encode(ROWS), final(ROWS))
+
+
 @pytest.mark.parametrize("activation", [sae.Relu(), sae.JumpRelu(), sae.BatchTopK(k=3.0)])
 @pytest.mark.parametrize("skip", [True, False])
 def test_saelens_transcoders(activation, skip, tmp_path):

@@ -3,6 +3,7 @@
 W_enc is [d_in, d_sae] there. The layout is that of version 6; configurations of version 5 are read, too.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ TRANSCODERS = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
+IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")  # as checkpoints have them: one threshold for all latents
 ACTIVATIONS = "relu, jumprelu, topk, abstopk, gated, matching_pursuit; of transcoders relu and jumprelu"
 LOADING = """from sae_lens import SAE
 
@@ -103,7 +105,7 @@ def read(folder: Path) -> Plain:
             name, k = "topk", arguments.get("k") if isinstance(arguments, dict) else None
         elif older != "relu":
             raise UserError(f"activation_fn: got {older!r}, allowed: relu, topk")
-    known = ARCHITECTURES | TRANSCODERS
+    known = ARCHITECTURES | TRANSCODERS | dict.fromkeys(IN_TRAINING, "jumprelu")
     if not isinstance(name, str) or name not in known:
         raise UserError(f"architecture: got {name!r}; {nearest(str(name), known)}")
     _check_transformation(settings, tensors)
@@ -122,7 +124,10 @@ def read(folder: Path) -> Plain:
         (b_enc,) = needed(tensors, "b_gate" if kind == "gated" else "b_enc")
     if kind == "gated":
         more["b_mag"], more["r_mag"] = needed(tensors, "b_mag", "r_mag")
-    if kind == "jumprelu":
+    if name in IN_TRAINING:
+        (threshold,) = needed(tensors, "topk_threshold")
+        more["threshold"] = np.full(len(b_enc), max(float(np.ravel(threshold)[0]), 0.0))
+    elif kind == "jumprelu":
         more["threshold"] = np.maximum(needed(tensors, "threshold")[0], 0.0)  # the ReLU lets nothing below 0 through
     if "skip" in name:
         (more["W_skip"],) = needed(tensors, "W_skip")
@@ -131,9 +136,10 @@ def read(folder: Path) -> Plain:
     )  # fmt: skip
     if kind == "matching_pursuit" and (not one.unit_norm or settings.get("residual_threshold", 1e-2) > 0.1):
         raise UserError("matching pursuit: got decoder rows whose norm is not 1, or a residual_threshold above .1")
-    if settings.get("rescale_acts_by_decoder_norm") and kind in ("topk", "abstopk"):
-        norms = one.norms
-        one = one.scaled(np.where(norms > 0, norms, 1.0))
+    weighs = settings.get("rescale_acts_by_decoder_norm", False)
+    if weighs and (kind in ("topk", "abstopk") or name in IN_TRAINING):
+        norms = np.where(one.norms > 0, one.norms, 1.0)
+        one = dataclasses.replace(one.scaled(norms), threshold=one.threshold)  # a threshold is on the scaled latents
     return one
 
 

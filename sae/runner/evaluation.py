@@ -172,6 +172,11 @@ def _opened(text: str) -> Iterator[Named]:
         return
     path = expanded(text)
     if not (path / DEFINITION).is_file():
+        inner = [one for one in sorted(path.iterdir()) if one.is_dir() and _holds_one(one)] if path.is_dir() else []
+        if inner and not _holds_one(path):  # what `sae export` writes of several members
+            for one in inner:
+                yield from _opened(f"{text.rstrip('/')}/{one.name}")
+            return
         format = interop.detect(path)
         yield Named(text, interop.load(path, format), format, {}, {})
         return
@@ -181,6 +186,10 @@ def _opened(text: str) -> Iterator[Named]:
         flat = results.definition["members"][int(number)]
         name = f"{text}/{number}" if len(members) > 1 else text
         yield Named(name, results.sae(int(number)), "sparsity_lab", flat, results.definition.get("own") or {})
+
+
+def _holds_one(path: Path) -> bool:
+    return any(module.is_one(path) for module in interop.FORMATS.values())
 
 
 def _fitted(one: Named, data: Examples) -> Sae:
