@@ -221,7 +221,7 @@ BAD_FLAGS = [
     (["--n-steps", "many"], "--n-steps: invalid literal for int"),
     (["--penalty.l1", "big"], "--penalty.l1: could not convert string to float"),
     (["--d-sae", "-3"], "d_sae: got -3, allowed: at least 1"),
-    (["--optimizer.b1", "1.5"], "optimizer.b1: got 1.5, allowed: at most 1"),
+    (["--optimizer.b1", "1.5"], "optimizer.b1: got 1.5, allowed: at most 0.999999"),
     (["--batch-size", "5000"], "batch_size: got 5000, allowed: at most the 1400 training examples"),
     (["--activation", "top"], "--activation: got 'top'; close names: top-k"),
     (["--penalty", "my-own"], "or a class of your own that the definition file defines or imports"),

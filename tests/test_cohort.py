@@ -108,7 +108,7 @@ def test_a_member_that_explodes_on_the_way_is_frozen_where_it_was_last_finite(ti
     assert all(np.isfinite(value).all() for value in weights(results, 1).values())
 
 
-@pytest.mark.parametrize("change", [{"optimizer.b1": 1.0}, {"optimizer.lr": 1e25}, {"optimizer.weight_decay": 1e30}])
+@pytest.mark.parametrize("change", [{"optimizer.lr": 1e25}, {"optimizer.weight_decay": 1e30}])
 def test_a_last_step_that_spoils_a_member_is_seen(tiny, run, change):
     results = run(sae.replace(tiny, {"n_steps": 1, "optimizer.warmup_steps": 0, "optimizer.decay_steps": 0, **change}))
     assert results.members.status[0] == "diverged"
