@@ -313,6 +313,7 @@ def test_the_train_program_lowers_for_cpu_cuda_and_tpu(tiny, source, activation)
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
+@pytest.mark.long
 def test_superposition_best_mmcs_over_lambda_is_near_one(run):
     """d_in 64, 128 features, 3 active, as many latents as features and twice as many: P2's clause (a), small."""
     base = Experiment(

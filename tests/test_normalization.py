@@ -184,6 +184,7 @@ def outlier_dimensions(n: int) -> np.ndarray:
     return x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", [sinks, outlier_dimensions], ids=["rows", "dimensions"])
 def test_the_shipped_recipe_is_right_for_outliers(tmp_path, data):
     """FVU of ordinary rows in ordinary dimensions. With unit mean norm it is .35 and .82; .52 and .91 are dead."""

@@ -37,7 +37,10 @@ def _passes(output: nbformat.NotebookNode) -> bool:
     return progress or output.get("name") == "stderr"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = [pytest.param(path, marks=pytest.mark.long) for path in NOTEBOOKS[1:]]
+
+
+@pytest.mark.parametrize("path", [NOTEBOOKS[0], *LONG], ids=lambda path: path.stem)
 def test_a_notebook_runs_and_what_it_asserts_holds(path, tmp_path):
     book = execute(path, tmp_path)
     code = [cell for cell in book.cells if cell.cell_type == "code"]

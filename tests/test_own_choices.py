@@ -255,6 +255,7 @@ def test_a_report_in_another_process_takes_the_file_and_without_it_says_which_is
     assert missing in pages[0] and missing not in pages[1]
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     """SIGTERM after the first checkpoint, and the same command again, beside a run that was not stopped."""
     write(tmp_path, n_steps=6_000)

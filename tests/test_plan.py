@@ -65,6 +65,7 @@ def test_a_cohort_that_does_not_fit_is_divided(sweep, monkeypatch):
     assert [len(c.members) for c in cost.fit(cohorts, data, free=1)] == [1] * 12, "a member is never divided"
 
 
+@pytest.mark.long
 def test_the_expected_peak_is_within_a_fifth_of_the_measured_one(tmp_path):
     """The plan counts what its own process holds, so it is made in a process like the one that trains."""
     (tmp_path / "large.py").write_text(LARGE)

@@ -134,6 +134,7 @@ def test_two_processes_of_two_devices(folder, quiet, mesh):
     close(sae.load(folder / f"run {mesh}"), sae.run(sweep, out=folder / f"alone {mesh}", wandb="off", console=quiet))
 
 
+@pytest.mark.long
 def test_however_one_is_stopped_the_other_ends_too_and_the_same_commands_go_on(folder, whole):
     shutil.rmtree(folder / "run", ignore_errors=True)
     flags = ("--out", "run", "--checkpoint-minutes", "0.005", "--no-report")

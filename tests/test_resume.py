@@ -122,6 +122,7 @@ def killed_at_random(folder, whole, kills: int, seed: int) -> None:
         same(sae.load(folder / "run"), results)
 
 
+@pytest.mark.long
 def test_kill_9_at_some_moments_changes_no_bit(folder, whole):
     killed_at_random(folder, whole, kills=2, seed=0)
 

@@ -381,6 +381,7 @@ def test_one_run_of_an_agent_arrives_in_its_sweep():
     assert run.exit_code == 0
 
 
+@pytest.mark.long
 def test_wandbs_own_agent_runs_at_a_target_l0():
     """The YAML's fixed parameters make the control, and the run's summary has the metric that the YAML names."""
     FILE.write_text(FILE.read_text().replace("n_steps=60", "n_steps=400").replace("(0, 1)", "(0,)"))
