@@ -40,7 +40,8 @@ NOT_HERE = {
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.S | re.M)
+    every = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.S | re.M)  # of all: an end looks like a beginning
+    return [text for name, text in every if name == language]
 
 
 def snippets(page: str) -> list[str]:
