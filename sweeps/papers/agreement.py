@@ -10,6 +10,9 @@ latents.
 matches their latents one to one for the largest sum of absolute cosines. A member's agreement is its mean MCC with the
 other 15 seeds.
 
+Result: 5 of 8 claims hold, 1 fails, 2 are undecided. With free decoder rows TopK agrees more than L1 (by .13, not .2),
+with unit rows less. (2 CPU cores: 8.5 min.)
+
     sae run sweeps/papers/agreement.py
 """
 
