@@ -147,12 +147,12 @@ def tree_parents(n: int, n_roots: int, n_children: int, depth: int) -> np.ndarra
 def compensated(rates: np.ndarray, parents: np.ndarray, exclusive: np.ndarray) -> np.ndarray:
     """[n] probabilities with which features must fire by themselves to come near these rates in their trees."""
     child = parents >= 0
-    of = rates[np.maximum(parents, 0)]
+    above = rates[np.maximum(parents, 0)]
     families = np.zeros(len(rates))
     np.add.at(families, parents[child], rates[child].astype(float))
     siblings = families[np.maximum(parents, 0)] - rates
-    alone = np.where(exclusive[np.maximum(parents, 0)], 1 + np.maximum(siblings, 0) / of, 1)
-    return np.where(child, np.minimum(rates / of * alone, 1), rates)
+    alone = np.where(exclusive[np.maximum(parents, 0)], 1 + np.maximum(siblings, 0) / above, 1)
+    return np.where(child, np.minimum(rates / above * alone, 1), rates)
 
 
 @functools.lru_cache(maxsize=4)

@@ -185,10 +185,10 @@ def _plan(world: World) -> tuple[np.ndarray, np.ndarray, list[_Step]]:
         column[by_level[-1]] = np.arange(len(by_level[-1]))
         members = np.flatnonzero(level == depth)
         members = members[np.argsort(column[parents[members]], kind="stable")]
-        of = parents[members]
+        above = parents[members]
         group = np.full(len(members), -1)
         place = np.zeros(len(members), int)
-        groups = [np.flatnonzero(of == parent) for parent in dict.fromkeys(of) if world.exclusive[parent]]
+        groups = [np.flatnonzero(above == parent) for parent in dict.fromkeys(above) if world.exclusive[parent]]
         groups = [siblings for siblings in groups if len(siblings) > 1]
         table = np.full((len(groups), max(map(len, groups), default=0)), -1)
         for row, siblings in enumerate(groups):
@@ -198,9 +198,9 @@ def _plan(world: World) -> tuple[np.ndarray, np.ndarray, list[_Step]]:
             _Step(
                 start=start,
                 stop=start + len(members),
-                parents=column[of],
-                parent_means=world.means[of].astype(np.float32),
-                scales=world.scaling[of],
+                parents=column[above],
+                parent_means=world.means[above].astype(np.float32),
+                scales=world.scaling[above],
                 table=table if len(groups) else None,
                 group=group,
                 place=place,

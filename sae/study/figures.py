@@ -246,7 +246,7 @@ def coefficients(
 
 
 def _follows_from_its_choice(name: str, members: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a dotted name has one value for each kind of its choice, of which there are several."""
+    """Whether a dotted name has one value for each kind of its choice, and there are several kinds."""
     choice = name.rpartition(".")[0]
     pairs = {(repr(member.get(choice)), repr(member.get(name))) for member in members}
     return len({kind for kind, _ in pairs}) == len(pairs) > 1
