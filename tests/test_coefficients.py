@@ -70,7 +70,7 @@ def test_the_command_prints_the_coefficient_and_both_forms(capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--from", "saelen", "5"], "got 'saelen'; close names: saelens"),
+        (["--from", "saelen", "5"], "from: got 'saelen'; close names: saelens"),
         (["--from", "saelens", "-1", "--to", "saex"], "got -1, allowed: a coefficient of at least 0"),
         (["--from", "saelens", "5", "--to", "saex"], "d-in: got none, allowed: a number above 0, as saex trains on"),
         (["--from", "saelens", "5", "--to", "openai"], "openai divides the error of an example by ‖x‖²"),

@@ -12,7 +12,7 @@ from rich.console import Console
 import sae
 from sae import Arrays, AtMatched, Best, ElasticNet, Experiment, Sweep, UserError, grid
 from sae.cli import main as cli
-from sae.core.text import abbreviated, table
+from sae.core.text import abbreviated, nearest, table
 from sae.report import printing
 from sae.study.definition_files import checkout
 from sae.study.sweep import member_names
@@ -191,3 +191,7 @@ def test_arms_may_be_a_sequence_and_a_slip_is_one_line():
             AtMatched(arms=wrong)
         assert "\n" not in str(error.value)
     assert sae.Frontier(along="penalty.l1").along == ("penalty.l1",)
+
+
+def test_where_nothing_is_allowed_the_line_says_so():
+    assert nearest("a", []) == "allowed: none here"

@@ -31,7 +31,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the allowed names that are close to a name, or all of them if none is close."""
     allowed = list(allowed)
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    return f"close names: {', '.join(close)}" if close else f"allowed: {', '.join(allowed)}"
+    return f"close names: {', '.join(close)}" if close else f"allowed: {', '.join(allowed) or 'none here'}"
 
 
 # what moves a terminal's cursor, sets its title or its clipboard, or turns the direction of text

@@ -76,7 +76,7 @@ def convert(value: float, of: str, to: str, given: Given, scale: float = 1.0) ->
     `scale`: the inputs of `to` are those of `of` times this; an L1 coefficient grows with it, a count's does with its
     square. Raises UserError where a number is missing, or where no number converts: its line says why.
     """
-    a, b = _known(of), _known(to)
+    a, b = _known(of, "from"), _known(to, "to")
     if not value >= 0 or value == float("inf"):
         raise UserError(f"{of}: got {value:g}, allowed: a coefficient of at least 0")
     if not 0 < scale < float("inf"):
@@ -105,9 +105,9 @@ def convert(value: float, of: str, to: str, given: Given, scale: float = 1.0) ->
     return value * a.divisor(given) / b.divisor(scaled) * scale ** (power or 0)
 
 
-def _known(name: str) -> Convention:
+def _known(name: str, flag: str) -> Convention:
     if name not in CONVENTIONS:
-        raise UserError(f"got {name!r}; {nearest(name, CONVENTIONS)}")
+        raise UserError(f"{flag}: got {name!r}; {nearest(name, CONVENTIONS)}")
     return CONVENTIONS[name]
 
 
