@@ -60,7 +60,9 @@ def looked(request, folder):
     sae, part = autoencoder(request.param), folder.part("held-out")
     rows = part.rows(HOOK)
     read = lambda start, stop: rows[start:stop].astype(np.float32)
-    labels = Labels(("third", "never"), np.stack([np.arange(len(rows)) % 3 == 0, np.zeros(len(rows), bool)], axis=1))
+    labels = Labels(
+        ("third", "random"), np.stack([np.arange(len(rows)) % 3 == 0, np.arange(len(rows)) * 7 % 5 % 3 - 1])
+    )
     found = features.look(sae, part, read, len(rows), labels=labels)
     return found, np.asarray(sae.encode(read(0, len(rows)))), part, labels
 
@@ -71,7 +73,8 @@ def test_counts_are_those_of_all_examples_at_once(looked):
     assert found.n == part.n_rows > 2 * features.BATCH  # several batches, and the last is smaller
     np.testing.assert_array_equal(found.fired, active.sum(0))
     np.testing.assert_allclose(found.largest, latents.max(0), rtol=1e-6)
-    np.testing.assert_array_equal(found.labelled, active.T.astype(int) @ labels.values.astype(int))
+    for got, told in ((found.labelled, labels.values == 1), (found.asked, labels.values >= 0)):
+        np.testing.assert_array_equal(got, active.T.astype(int) @ told.T.astype(int))
     for j in np.flatnonzero(found.fired):
         edges = np.linspace(0, found.largest[j], BINS + 1)
         np.testing.assert_allclose(found.histogram[j], np.histogram(latents[active[:, j], j], edges)[0], atol=1)
@@ -134,7 +137,7 @@ def test_the_sample_is_drawn_evenly_from_the_active_examples(folder):
         batches = features._Batches(part, len(rows), seed)
         counts = features._Counts.zero(sae, 0)
         for b in batches:
-            x, none = jnp.asarray(read(b.start, b.stop)), np.zeros((b.stop - b.start, 0), bool)
+            x, none = jnp.asarray(read(b.start, b.stop)), np.zeros((0, b.stop - b.start), np.int8)
             counts = features._count(sae, counts, x, b.start, b.key, *b.owners, none, segments=batches.segments)
         values = features._filled(counts.sample, SAMPLE)[1][-1]
         quantiles += (np.searchsorted(active, values) / len(active)).tolist()
@@ -215,10 +218,12 @@ def test_neighbours_are_the_largest_cosines(folder):
 
 def test_a_label_is_found_by_the_latent_that_is_active_on_it_and_not_by_one_that_always_is():
     fired, n = np.array([10, 100, 0]), 100
-    values = np.stack([np.arange(n) < 10, np.arange(n) < 70], axis=1)
-    labelled = np.array([[10, 0], [10, 70], [0, 0]])
+    told = np.stack([np.arange(n) < 10, np.arange(n) < 70, np.where(np.arange(n) < 10, np.arange(n) < 5, -1)])
+    labelled = np.array([[10, 10, 5], [10, 70, 5], [0, 0, 0]])
+    asked = np.array([[10, 10, 10], [100, 100, 10], [0, 0, 0]])
     empty = np.zeros((3, 0))
-    found = features.Latents(n, fired, empty, empty, empty, empty, None, empty, labelled)
-    best = features.detected(found, Labels(("rare", "frequent"), values))
-    assert best.labels.tolist() == [[0, -1], [-1, -1], [-1, -1]]
+    found = features.Latents(n, fired, empty, empty, empty, empty, None, empty, labelled, asked)
+    best = features.detected(found, Labels(("rare", "frequent", "seldom asked"), told))
+    # of the ten examples of which the last label is asked, both first latents say yes to all
+    assert best.labels.tolist() == [[0, -1, -1], [-1, -1, -1], [-1, -1, -1]]
     assert (best.f1[0, 0], best.precision[0, 0], best.recall[0, 0]) == (1, 1, 1)

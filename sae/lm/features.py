@@ -34,7 +34,7 @@ Read = Callable[[int, int], np.ndarray]
 
 
 class Labels(NamedTuple):
-    """What is known about the examples: `values [n, n_labels]` bool, a column per name."""
+    """What is known about the examples: `values [n_labels, n]` int8, 1 yes, 0 no, -1 not asked of an example."""
 
     names: tuple[str, ...]
     values: np.ndarray
@@ -81,6 +81,7 @@ class Latents:
     windows: Windows  # of the latents `shown`
     shown: np.ndarray  # [n]
     labelled: np.ndarray  # [d_sae, n_labels] int: examples of a label on which it is active; [d_sae, 0] without labels
+    asked: np.ndarray  # [d_sae, n_labels] int: examples of which a label is asked and on which it is active
 
     @property
     def rates(self) -> np.ndarray:
@@ -115,17 +116,19 @@ def look(
     over the values of SAMPLE active examples that are drawn at random, also of different documents where possible.
     """
     batches = _Batches(part, n, seed)
-    counts = _Counts.zero(sae, 0 if labels is None else len(labels.names))
+    known = np.zeros((0, n), np.int8) if labels is None else labels.values
+    counts = _Counts.zero(sae, len(known))
     for batch in batches:
-        known = np.zeros((len(batch.key), 0), bool) if labels is None else labels.values[batch.start : batch.stop]
         x = jnp.asarray(read(batch.start, batch.stop)[:, : sae.d_in])
-        counts = _count(sae, counts, x, batch.start, batch.key, *batch.owners, known, segments=batches.segments)
+        told = known[:, batch.start : batch.stop]
+        counts = _count(sae, counts, x, batch.start, batch.key, *batch.owners, told, segments=batches.segments)
     counts = jax.device_get(counts)
     rows, values = _chosen(counts)
     fired, largest = np.asarray(counts.fired), np.asarray(counts.largest)
     some = np.arange(len(fired)) if shown is None else np.asarray(shown(fired / n))
     windows, histogram = _windows(sae, part, read, batches, rows, some, largest)
-    return Latents(n, fired, largest, histogram, rows, values, windows, some, np.asarray(counts.labelled))
+    labelled, asked = np.asarray(counts.labelled), np.asarray(counts.asked)
+    return Latents(n, fired, largest, histogram, rows, values, windows, some, labelled, asked)
 
 
 class _Batch(NamedTuple):
@@ -205,6 +208,7 @@ class _Counts:
     fired: Array  # [d_sae]
     largest: Array  # [d_sae]
     labelled: Array  # [d_sae, n_labels]
+    asked: Array  # [d_sae, n_labels]
     strongest: tuple[_Best, _Best]  # of different documents, and of different pieces
     sample: tuple[_Best, _Best]  # likewise, of random keys instead of values
 
@@ -213,8 +217,8 @@ class _Counts:
         """Before the first batch."""
         d_sae = sae.W_dec[...].shape[0]
         best = lambda k: (_Best.none(d_sae, k), _Best.none(d_sae, k))
-        fired, labelled = jnp.zeros(d_sae, jnp.int32), jnp.zeros((d_sae, n_labels), jnp.int32)
-        return cls(fired, jnp.zeros(d_sae), labelled, best(STRONGEST), best(SAMPLE))
+        none = jnp.zeros((d_sae, n_labels), jnp.int32)
+        return cls(jnp.zeros(d_sae, jnp.int32), jnp.zeros(d_sae), none, none, best(STRONGEST), best(SAMPLE))
 
 
 @functools.partial(jax.jit, static_argnames="segments")
@@ -232,7 +236,7 @@ def _count(
     *,
     segments: int,
 ) -> _Counts:
-    """Add a batch x [b, d_in], whose first example is number `start`; labels [b, n_labels] bool.
+    """Add a batch x [b, d_in], whose first example is number `start`; labels [n_labels, b], as in `Labels`.
 
     piece_of_row [b] and document_of_piece [segments] number what is in the batch from 0; pieces and documents
     [segments] are their numbers in all batches.
@@ -243,10 +247,9 @@ def _count(
 
     def best(score: Array, owner: Array, row: Array, in_order: bool) -> tuple[Array, Array]:
         """The best score and its row, of every owner, [segments, d_sae]; score and row [n, d_sae], owner [n]."""
-        segmented = {"num_segments": segments, "indices_are_sorted": in_order}
-        best = jnp.maximum(jax.ops.segment_max(score, owner, **segmented), 0)
+        best = jnp.maximum(jax.ops.segment_max(score, owner, segments, in_order), 0)
         at_best = jnp.where(score == best[owner], row, jnp.iinfo(jnp.int32).max)
-        return best, jax.ops.segment_min(at_best, owner, **segmented)
+        return best, jax.ops.segment_min(at_best, owner, segments, in_order)
 
     def merged(old: tuple[_Best, _Best], score: Array) -> tuple[_Best, _Best]:
         by_piece = best(score, piece_of_row, rows[:, None], True)
@@ -256,11 +259,13 @@ def _count(
         return old[0].merge(*new[0], documents), old[1].merge(*new[1], pieces)
 
     size = jnp.abs(latents)
-    with_label = jnp.matmul(active.T.astype(jnp.float32), labels.astype(jnp.float32))  # at most b: exact
+    # sums of at most b ones are exact in float32
+    and_active = lambda told: jnp.matmul(told.astype(jnp.float32), active.astype(jnp.float32)).T.astype(jnp.int32)
     return _Counts(
         counts.fired + jnp.sum(active, axis=0, dtype=jnp.int32),
         jnp.maximum(counts.largest, jnp.max(size, axis=0)),
-        counts.labelled + with_label.astype(jnp.int32),
+        counts.labelled + and_active(labels == 1),
+        counts.asked + and_active(labels >= 0),
         merged(counts.strongest, size),
         merged(counts.sample, jnp.where(active, key[:, None], 0)),
     )
@@ -369,11 +374,11 @@ def neighbours(directions: np.ndarray, others: np.ndarray, k: int, same: bool = 
 
     `same`: others are the directions themselves, and no latent is its own neighbour.
     """
-    rows, others = unit_rows(jnp.asarray(directions)), unit_rows(jnp.asarray(others))
-    k, found, start = min(k, len(others) - same), [], 0
+    rows, them = unit_rows(jnp.asarray(directions)), unit_rows(jnp.asarray(others))
+    k, found, start = min(k, len(them) - same), [], 0
     for part in _parts(rows):
         itself = np.arange(start, start + len(part)) if same else np.full(len(part), -1)
-        found.append(_nearest(part, others, itself, k=k))
+        found.append(_nearest(part, them, itself, k=k))
         start += len(part)
     return Neighbours(*(np.concatenate([np.asarray(one[i]) for one in found]) for i in range(2)))
 
@@ -401,21 +406,17 @@ class Detected(NamedTuple):
 
 
 def detected(found: Latents, labels: Labels, k: int = LABELS) -> Detected:
-    """The labels that "the latent is active" detects best.
+    """The labels that "the latent is active" detects best, of the examples of which each label is asked.
 
     F1 = 2 precision · recall / (precision + recall). A detector that always says yes reaches 2 p / (1 + p) for a label
     of a share p of the examples, so labels are ordered by (F1 - that) / (1 - that), and only those above 0 are given.
     """
-    both, fired = found.labelled.astype(float), found.fired[:, None]
-    n_label = labels.values[: found.n].sum(axis=0)
+    both, fired, told = found.labelled.astype(float), found.asked, labels.values[:, : found.n]
+    n_label, n_asked = (told == 1).sum(axis=1), (told >= 0).sum(axis=1)
     f1 = 2 * both / np.maximum(fired + n_label, 1)
-    constant = 2 * n_label / np.maximum(found.n + n_label, 1)
+    constant = 2 * n_label / np.maximum(n_asked + n_label, 1)
     gain = np.where(constant < 1, (f1 - constant) / np.maximum(1 - constant, 1e-9), 0)
     order = np.argsort(-gain, axis=1, kind="stable")[:, : min(k, gain.shape[1])]
     pick = lambda values: np.take_along_axis(values, order, axis=1)
-    return Detected(
-        np.where(pick(gain) > 0, order, -1),
-        pick(f1),
-        pick(both / np.maximum(fired, 1)),
-        pick(both / np.maximum(n_label, 1)),
-    )
+    best = np.where(pick(gain) > 0, order, -1)
+    return Detected(best, pick(f1), pick(both / np.maximum(fired, 1)), pick(both / np.maximum(n_label, 1)))
