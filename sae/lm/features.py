@@ -20,9 +20,9 @@ from sae.core.types import Array
 from sae.data.harvested import Part
 
 STRONGEST = 8  # contexts of the largest values
-OTHERS = 6  # contexts of other values
-SAMPLE = 16  # active examples drawn at random, of which OTHERS are shown
-BEFORE, AFTER = 20, 10  # tokens around the one on which a latent is active
+OTHERS = 4  # contexts of other values
+SAMPLE = 12  # active examples drawn at random, of which OTHERS are shown
+BEFORE, AFTER = 16, 8  # tokens around the one on which a latent is active
 BINS = 24  # of a histogram of values
 BATCH = 1024  # examples at a time
 TOKENS = 10  # promoted, and as many suppressed
@@ -405,18 +405,25 @@ class Detected(NamedTuple):
     recall: np.ndarray
 
 
-def detected(found: Latents, labels: Labels, k: int = LABELS) -> Detected:
-    """The labels that "the latent is active" detects best, of the examples of which each label is asked.
+def scores(found: Latents, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """(F1, gain) [d_sae, n_labels] of "the latent is active" as a detector, on the examples of which a label is asked.
 
-    F1 = 2 precision · recall / (precision + recall). A detector that always says yes reaches 2 p / (1 + p) for a label
-    of a share p of the examples, so labels are ordered by (F1 - that) / (1 - that), and only those above 0 are given.
+    F1 = 2 precision · recall / (precision + recall). A detector that always says yes reaches c = 2 p / (1 + p) for a
+    label of a share p of the examples; gain = (F1 - c) / (1 - c).
     """
-    both, fired, told = found.labelled.astype(float), found.asked, labels.values[:, : found.n]
+    told = labels.values[:, : found.n]
     n_label, n_asked = (told == 1).sum(axis=1), (told >= 0).sum(axis=1)
-    f1 = 2 * both / np.maximum(fired + n_label, 1)
+    f1 = 2 * found.labelled / np.maximum(found.asked + n_label, 1)
     constant = 2 * n_label / np.maximum(n_asked + n_label, 1)
-    gain = np.where(constant < 1, (f1 - constant) / np.maximum(1 - constant, 1e-9), 0)
+    return f1, np.where(constant < 1, (f1 - constant) / np.maximum(1 - constant, 1e-9), 0)
+
+
+def detected(found: Latents, labels: Labels, k: int = LABELS) -> Detected:
+    """The labels that "the latent is active" detects best: those of the largest gain (see `scores`), above 0 only."""
+    f1, gain = scores(found, labels)
+    n_label = (labels.values[:, : found.n] == 1).sum(axis=1)
     order = np.argsort(-gain, axis=1, kind="stable")[:, : min(k, gain.shape[1])]
     pick = lambda values: np.take_along_axis(values, order, axis=1)
     best = np.where(pick(gain) > 0, order, -1)
-    return Detected(best, pick(f1), pick(both / np.maximum(fired, 1)), pick(both / np.maximum(n_label, 1)))
+    precision, recall = found.labelled / np.maximum(found.asked, 1), found.labelled / np.maximum(n_label, 1)
+    return Detected(best, pick(f1), pick(precision), pick(recall))

@@ -1,0 +1,288 @@
+"""The latents of some members that were trained on activations of a language model, ready to be read by a person.
+
+    results.features(3)       # a table of all latents of member 3, in a notebook
+    results.features(3)[120]  # one latent: its contexts, what it promotes, its neighbours
+
+`gather` looks at the members; features_page.py writes them to a page.
+"""
+
+import dataclasses
+import functools
+import html
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sae.core import model
+from sae.core.text import printable
+from sae.core.types import UserError
+from sae.data.activations import Activations
+from sae.data.harvested import Harvested, Part
+from sae.data.source import Source
+from sae.lm import features as numbers
+from sae.lm.features import Detected, Labels, Latents, Neighbours, Tokens
+from sae.report import data
+from sae.report.data import label, number
+from sae.report.runs import Runs
+from sae.store.results import Results
+
+MEMBERS = 8  # at most so many members are shown
+EXAMPLES = 16_384  # at most so many held-out examples are looked through
+RESIDUAL = ("resid-", "mlp-out", "attn-out")  # hooks of which a decoder row is a vector of the residual stream
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the latents of one member do on text. `features[120]` is one latent."""
+
+    member: int
+    name: str  # "member 3", and what sets it apart
+    hook: str  # where in the model; several are joined by a comma
+    harvested: Harvested
+    part: Part
+    latents: Latents
+    promoted: Tokens | None  # of the latents that are active on an example; None without an unembedding
+    suppressed: Tokens | None
+    written: np.ndarray  # the latents that `promoted` and `suppressed` are of
+    nearest: Mapping[int, Neighbours]  # member -> its latents nearest to each latent of this one
+    labels: Labels | None
+    detected: Detected | None
+
+    @functools.cached_property
+    def texts(self) -> "Texts":
+        """What tokens stand for."""
+        return Texts(self.harvested)
+
+    @functools.cached_property
+    def table(self) -> pd.DataFrame:
+        """A row per latent: firing rate, largest value, tokens of its strongest contexts, what it promotes, and so on.
+
+        `f1` is that of "the latent is active" as a detector of `label`, the label that it is best at.
+        """
+        found, no_text = self.latents, [""] * len(self.latents.fired)
+        peaks = [
+            [self.part.ids[self.part.context[r], self.part.position[r]] for r in rows if r >= 0]
+            for rows in found.rows[:, :3]
+        ]
+        columns = {
+            "firing_rate": found.rates,
+            "largest": found.largest,
+            "on": [", ".join(map(self.texts.shown, ids)) for ids in peaks],
+            "promotes": no_text,
+            "label": no_text,
+            "f1": np.nan,
+        }
+        table = pd.DataFrame(columns, index=pd.RangeIndex(len(found.fired), name="latent"))
+        if self.promoted is not None:
+            table.loc[self.written, "promotes"] = [
+                ", ".join(map(self.texts.shown, ids[:3])) for ids in self.promoted.ids
+            ]
+        if self.labels is not None and self.detected is not None:
+            best = self.detected.labels[:, 0]
+            table["label"] = [self.labels.names[i] if i >= 0 else "" for i in best]
+            table["f1"] = np.where(best >= 0, self.detected.f1[:, 0], np.nan)
+        for member, near in self.nearest.items():
+            name = "nearest" if member == self.member else f"nearest_in_{member}"
+            table[name] = near.cosines[:, 0] if near.cosines.shape[1] else np.nan
+        return table
+
+    def __getitem__(self, latent: int) -> "Card":
+        """One latent, which a notebook shows with its contexts. Raises UserError."""
+        if latent not in range(n := len(self.latents.fired)):
+            raise UserError(f"{self.name}: got latent {latent}, allowed: 0 to {n - 1}")
+        if latent not in self.latents.shown:
+            raise UserError(f"{self.name}: got latent {latent}, allowed: those that were looked at with their contexts")
+        return Card(self, int(latent))
+
+    def _repr_html_(self) -> str:
+        table = self.table.sort_values("firing_rate", ascending=False)
+        return f"<p>{escaped(self.name)}</p>{table.head(20).to_html(escape=True)}"
+
+
+def escaped(text: str) -> str:
+    """A text for HTML."""
+    return html.escape(printable(text))
+
+
+class Card(NamedTuple):
+    """One latent, as a notebook shows it; `contexts` are the numbers behind it."""
+
+    features: "Features"
+    latent: int
+
+    @property
+    def contexts(self) -> list[dict[str, Any]]:
+        """The contexts, the strongest first: tokens, their values (None where no example was kept), document, value."""
+        one, found = self.features, self.features.latents
+        place = int(np.flatnonzero(found.shown == self.latent)[0])
+        contexts = []
+        for c, row in enumerate(found.rows[self.latent]):
+            if row < 0:
+                continue
+            ids, values = found.windows.ids[place, c], found.windows.values[place, c]
+            document = int(one.part.documents[one.part.context[row], one.part.position[row]])
+            contexts.append(
+                {
+                    "tokens": [one.texts.shown(int(token)) for token in ids if token >= 0],
+                    "values": [
+                        None if v != v else float(v) for v, token in zip(values, ids, strict=True) if token >= 0
+                    ],
+                    "document": one.texts.documents[document],
+                    "value": float(found.values[self.latent, c]),
+                    "below": float(found.below[self.latent, c]),
+                    "strongest": c < numbers.STRONGEST,
+                }
+            )
+        return contexts
+
+    def __repr__(self) -> str:
+        found = self.features.latents
+        strongest = "; ".join("".join(context["tokens"]) for context in self.contexts[:3])
+        rate = f"active on {number(100 * float(found.rates[self.latent]))} % of {found.n:,} tokens"
+        return f"<latent {self.latent} of {self.features.name}, {rate}: {strongest}>"
+
+    def _repr_html_(self) -> str:
+        one, found, j = self.features, self.features.latents, self.latent
+        largest = max(float(found.largest[j]), 1e-30)
+        lines = [
+            f"<b>latent {j}</b> of {escaped(one.name)}: active on {number(100 * float(found.rates[j]))} % of {found.n:,} tokens"
+        ]
+        where = np.searchsorted(one.written, j)
+        if one.promoted is not None and one.suppressed is not None and found.fired[j]:
+            for word, tokens in (("promotes", one.promoted), ("suppresses", one.suppressed)):
+                texts = (
+                    f"{escaped(one.texts.shown(int(i)))} {number(float(e))}"
+                    for i, e in zip(tokens.ids[where], tokens.effects[where], strict=True)
+                )
+                lines.append(f"{word} {', '.join(texts)}")
+        for context in self.contexts:
+            spans = (
+                f'<span title="{"" if v is None else number(v)}" style="background:rgba(230,120,20,{min(abs(v or 0) / largest, 1) * 0.6:.2f})">'
+                f"{escaped(token)}</span>"
+                for token, v in zip(context["tokens"], context["values"], strict=True)
+            )
+            kind = "" if context["strongest"] else f", above {100 * context['below']:.0f} % of its values"
+            lines.append(
+                f"{''.join(spans)} <small>{number(context['value'])}{kind}, {escaped(context['document'])}</small>"
+            )
+        return "".join(f'<p style="margin:.3em 0;overflow-wrap:anywhere">{line}</p>' for line in lines)
+
+
+class Texts:
+    """The texts of a harvest's tokens and documents. Nothing in them can steer a page or a terminal."""
+
+    def __init__(self, harvested: Harvested) -> None:
+        self._pieces = harvested.pieces
+        self.documents = [printable(str(name)) for name in harvested.documents["name"]]
+
+    def piece(self, token: int) -> str | list[int]:
+        """The text of a token; its bytes where it holds a part of a letter."""
+        data = self._pieces[token] if 0 <= token < len(self._pieces) else b"?"
+        try:
+            return printable(data.decode())
+        except UnicodeDecodeError:
+            return list(data)
+
+    def shown(self, token: int) -> str:
+        """The text of a token in one line, with its spaces and line ends visible."""
+        piece = self.piece(token)
+        text = piece if isinstance(piece, str) else "".join(f"<{byte:02x}>" for byte in piece)
+        return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
+
+
+def choose(runs: Runs) -> tuple[list[int], str]:
+    """(numbers of the members of a run that are shown, a sentence that says which)."""
+    members = data.brief(runs.sound)
+    if len(members) <= MEMBERS:
+        return [int(n) for n in members["number"]], ""
+    rows = data.typical(members, runs.along, runs.group, MEMBERS)
+    sentence = (
+        f"{len(rows)} of {len(members)} members are shown: the middle one of each arm and group, at most {MEMBERS}."
+    )
+    return [int(members.at[row, "number"]) for row in rows], sentence
+
+
+def gather(
+    results: Results,
+    members: Sequence[int],
+    called: Mapping[int, str] | None = None,
+    *,
+    split: str = "held-out",
+    examples: int = EXAMPLES,
+    shown: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> list[Features]:
+    """Look at some members of a run on the first `examples` of a split ("held-out" or "train").
+
+    shown: see `sae.lm.features.look`. Raises UserError for members that are not trained on `Activations` and for data
+    that are gone or changed.
+    """
+    known: dict[Source, tuple] = {}
+    parts, decoders = [], {}
+    for member in members:
+        source = results.source(member)
+        if not isinstance(source, Activations):
+            kind = type(source).__name__
+            raise UserError(
+                f"{results.folder}: got member {member} on {kind}, allowed: Activations, whose tokens are known"
+            )
+        if source not in known:
+            harvested = source.harvested()
+            part = harvested.part(split)
+            known[source] = (harvested, part, results.data(member), _labels(harvested, part), harvested.unembedding())
+        kept = results.sae(member)
+        made = model.target_normalization(kept)
+        W_dec = np.asarray(kept.W_dec[...]) / (1 if made is None else np.asarray(made.scale))
+        decoders[member] = (source, W_dec, kept)
+    for member in members:
+        source, W_dec, kept = decoders[member]
+        harvested, part, rows, labels, unembedding = known[source]
+        table = rows.held_out if split == "held-out" else rows.train
+        read = lambda start, stop, rows=rows, table=table: rows.examples(np.asarray(table[start:stop]))
+        n = min(examples, part.n_rows)
+        found = numbers.look(model.on_examples(kept), part, read, n, shown, labels)
+        hooks = source.hooks()
+        to_residual = unembedding is not None and hooks[-1].startswith(RESIDUAL)
+        width = harvested.width(hooks[-1])
+        written, effects = np.flatnonzero(found.fired), None
+        if to_residual and unembedding is not None and unembedding.shape[1] == width and len(written):
+            effects = numbers.effects(W_dec[:, -width:], unembedding, written)
+        nearest = {
+            other: numbers.neighbours(W_dec, theirs, numbers.NEAREST if other == member else 1, other == member)
+            for other, (_, theirs, _) in decoders.items()
+            if theirs.shape[1] == W_dec.shape[1]
+        }
+        name = (called or {}).get(member, f"member {member}")
+        detected = None if labels is None else numbers.detected(found, labels)
+        promoted, suppressed = effects or (None, None)
+        parts.append(
+            Features(
+                member, name, ", ".join(hooks), harvested, part, found, promoted, suppressed, written, nearest, labels, detected
+            )
+        )  # fmt: skip
+    return parts
+
+
+def _labels(harvested: Harvested, part: Part) -> Labels | None:
+    """What is known of the tokens of a part."""
+    return None
+
+
+def evenly(rates: np.ndarray, most: int) -> np.ndarray:
+    """At most so many latents that fire, evenly spaced in the order of their firing rates; in the order of numbers."""
+    order = np.argsort(-rates, kind="stable")
+    order = order[: np.count_nonzero(rates)]
+    if len(order) > most:
+        order = order[np.linspace(0, len(order) - 1, most).round().astype(int)]
+    return np.sort(order)
+
+
+def names(runs: Runs, members: Sequence[int]) -> dict[int, str]:
+    """{member: its number, the hyper-parameters that set it apart, and its main numbers}."""
+    table, varied = runs.sound.set_index("number"), data.hyper(data.brief(runs.sound))
+    shown = [*varied, *(name for name in ("eval/fvu", "eval/l0") if name in table)]
+    words = lambda row: [
+        f"{label(name)} {number(row[name])}" for name in shown if name != "run" and pd.notna(row[name])
+    ]
+    return {member: ", ".join([f"member {member}", *words(table.loc[member])]) for member in members}
