@@ -1,0 +1,1 @@
+"""Language models: harvesting their activations, and what latents do to them."""
