@@ -42,7 +42,7 @@ function marked(text) {
 
 // -- members: arrays are made from their texts when a member is first shown -----------------------------------------
 const opened = new Map();
-function open(k) {
+function opening(k) {
   if (opened.has(k)) return opened.get(k);
   const raw = data.members[k], n = array("u", raw.latents).length;
   const member = {
@@ -199,7 +199,7 @@ function rates(m, i) {
 function link(latent, cosine, k) {
   const there = data.members.findIndex((one) => one.member === k);
   const text = `${k === member.member ? "" : `member ${k}, `}${latent}`;
-  if (there < 0 || !open(there).place.has(latent)) return data.links.home ? element("a", { href: `${data.links.home}#member-${k}/latent-${latent}`, textContent: text }) : text;
+  if (there < 0 || !opening(there).place.has(latent)) return data.links.home ? element("a", { href: `${data.links.home}#member-${k}/latent-${latent}`, textContent: text }) : text;
   return element("a", { href: `#member-${k}/latent-${latent}`, textContent: text, onclick: (event) => { event.preventDefault(); go(there, latent); } });
 }
 
@@ -236,10 +236,10 @@ function showCard() {
   const head = [element("h2", { textContent: `Latent ${latent}` }), element("p", { className: "lead facts", textContent:
     m.rate[i] ? `${m.name}. Active on ${percent(m.rate[i])} of ${m.examples.toLocaleString("en")} tokens (${Math.round(m.rate[i] * m.examples).toLocaleString("en")}); largest value ${three(largest)}.` : `${m.name}. Not active on any of ${m.examples.toLocaleString("en")} tokens.` })];
   if (j === undefined) {
-    const file = m.inFile[i] && m.files[Math.floor(latent / 256)];
+    const file = m.inFile[i] && m.files[Math.floor(latent / data.shape.chunk)];
     const words = m.rate[i] ? (file ? "Its contexts are in a file beside this one: " : "Its contexts are not kept: too many latents for the folder. The report's page says how many.") : "";
     const where = element("p", { className: "facts", textContent: words });
-    if (file) where.append(element("a", { id: "file", href: `${file.split("/").map(encodeURIComponent).join("/")}#member-${m.member}/latent-${latent}`, textContent: `open latent ${latent}` }), " (o).");
+    if (file) where.append(element("a", { id: "file", href: `${file}#member-${m.member}/latent-${latent}`, textContent: `open latent ${latent}` }), " (o).");
     return card.replaceChildren(...head, where, element("div", { className: "columns" }, rates(m, i)));
   }
   const c = m.card, part = (values, size) => values.subarray(j * size, (j + 1) * size);
@@ -265,11 +265,11 @@ function showCard() {
   const contexts = (from, to) => {
     const items = [];
     for (let k = from; k < to; k++) {
-      const document = c.document[j * CONTEXTS + k];
-      if (document < 0) continue;
+      const owner = c.document[j * CONTEXTS + k];
+      if (owner < 0) continue;
       const value = c.value[j * CONTEXTS + k], below = c.below[j * CONTEXTS + k];
       const rank = k < STRONGEST ? "" : `, above ${Math.floor(100 * below)} % of its values`;
-      items.push(element("li", {}, context(m, j, k, largest), element("small", { textContent: `${three(value)}${rank} · ${data.documents[document] ?? ""}` })));
+      items.push(element("li", {}, context(m, j, k, largest), element("small", { textContent: `${three(value)}${rank} · ${data.documents[owner] ?? ""}` })));
     }
     return element("ul", { className: "contexts" }, ...items);
   };
@@ -291,7 +291,7 @@ say = (line, k, words) => {
 
 // -- moving about ---------------------------------------------------------------------------------------------------
 function go(k, latent) {
-  member = open(k);
+  member = opening(k);
   $("#member").value = k;
   if (search.value && latent !== undefined && !matching(search.value)(member.place.get(latent))) search.value = "";
   if (latent !== undefined && label >= 0 && !member.f1[label * member.n + member.place.get(latent)]) { label = -1; $("#label").value = -1; }
@@ -302,7 +302,7 @@ function fromHash() {
   const [, k, latent] = location.hash.match(/^#member-(\d+)\/latent-(\d+)$/) ?? [];
   const there = data.members.findIndex((one) => one.member === Number(k));
   if (there < 0) return false;
-  go(there, open(there).place.has(Number(latent)) ? Number(latent) : undefined);
+  go(there, opening(there).place.has(Number(latent)) ? Number(latent) : undefined);
   return true;
 }
 

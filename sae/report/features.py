@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 
 from sae.core import model
-from sae.core.text import printable
+from sae.core.definitions import kind
+from sae.core.text import count, printable
 from sae.core.types import UserError
 from sae.data.activations import Activations
 from sae.data.harvested import Harvested, Part
+from sae.data.rows import Rows
 from sae.data.source import Source
 from sae.lm import features as numbers
 from sae.lm.features import Detected, Labels, Latents, Neighbours, Tokens
@@ -145,29 +147,27 @@ class Card(NamedTuple):
 
     def _repr_html_(self) -> str:
         one, found, j = self.features, self.features.latents, self.latent
-        largest = max(float(found.largest[j]), 1e-30)
-        lines = [
-            f"<b>latent {j}</b> of {escaped(one.name)}: active on {number(100 * float(found.rates[j]))} % of {found.n:,} tokens"
-        ]
-        where = np.searchsorted(one.written, j)
+        rate = f"active on {number(100 * float(found.rates[j]))} % of {found.n:,} tokens"
+        lines = [f"<b>latent {j}</b> of {escaped(one.name)}: {rate}"]
         if one.promoted is not None and one.suppressed is not None and found.fired[j]:
+            place = np.searchsorted(one.written, j)
             for word, tokens in (("promotes", one.promoted), ("suppresses", one.suppressed)):
-                texts = (
-                    f"{escaped(one.texts.shown(int(i)))} {number(float(e))}"
-                    for i, e in zip(tokens.ids[where], tokens.effects[where], strict=True)
-                )
+                texts = [escaped(one.texts.shown(int(token))) for token in tokens.ids[place]]
                 lines.append(f"{word} {', '.join(texts)}")
         for context in self.contexts:
-            spans = (
-                f'<span title="{"" if v is None else number(v)}" style="background:rgba(230,120,20,{min(abs(v or 0) / largest, 1) * 0.6:.2f})">'
-                f"{escaped(token)}</span>"
-                for token, v in zip(context["tokens"], context["values"], strict=True)
-            )
+            spans = [
+                self._shaded(token, value) for token, value in zip(context["tokens"], context["values"], strict=True)
+            ]
             kind = "" if context["strongest"] else f", above {100 * context['below']:.0f} % of its values"
-            lines.append(
-                f"{''.join(spans)} <small>{number(context['value'])}{kind}, {escaped(context['document'])}</small>"
-            )
+            words = f"{number(context['value'])}{kind}, {context['document']}"
+            lines.append(f"{''.join(spans)} <small>{escaped(words)}</small>")
         return "".join(f'<p style="margin:.3em 0;overflow-wrap:anywhere">{line}</p>' for line in lines)
+
+    def _shaded(self, token: str, value: float | None) -> str:
+        """A token over a background that is the stronger, the larger the latent's value is on it."""
+        share = min(abs(value or 0) / max(float(self.features.latents.largest[self.latent]), 1e-30), 1)
+        tip = "" if value is None else number(value)
+        return f'<span title="{tip}" style="background:rgba(230,120,20,{0.6 * share:.2f})">{escaped(token)}</span>'
 
 
 class Texts:
@@ -193,15 +193,62 @@ class Texts:
 
 
 def choose(runs: Runs) -> tuple[list[int], str]:
-    """(numbers of the members of a run that are shown, a sentence that says which)."""
-    members = data.brief(runs.sound)
-    if len(members) <= MEMBERS:
-        return [int(n) for n in members["number"]], ""
-    rows = data.typical(members, runs.along, runs.group, MEMBERS)
-    sentence = (
-        f"{len(rows)} of {len(members)} members are shown: the middle one of each arm and group, at most {MEMBERS}."
-    )
+    """(numbers of the members of a run that are shown, a sentence that says which); none without `Activations`.
+
+    All of them are on one harvest: the tokens of another may stand for other texts.
+    """
+    members, results = data.brief(runs.sound), runs.results[0]
+    paths = {int(n): getattr(results.source(int(n)), "path", None) for n in members["number"] if _on_text(results, n)}
+    path = next(iter(paths.values()), None)
+    rows = [row for row, n in members["number"].items() if n in paths and paths[n] == path]
+    left_out = len(members) - len(rows)
+    sentence = f"{count(left_out, 'member')} on other data left out." if left_out and rows else ""
+    if len(rows) > MEMBERS:
+        among = members.loc[rows]
+        rows = data.typical(among, runs.along, runs.group, MEMBERS)
+        shown = (
+            f"{len(rows)} of {len(among)} members are shown: the middle one of each arm and group, at most {MEMBERS}."
+        )
+        sentence = f"{shown} {sentence}".strip()
     return [int(members.at[row, "number"]) for row in rows], sentence
+
+
+def _on_text(results: Results, member: int) -> bool:
+    return results.definition["members"][int(member)].get("data") == kind(Activations)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """A harvest, the examples of a split that are looked at, and what is known of them."""
+
+    harvested: Harvested
+    part: Part
+    rows: np.ndarray  # [n]
+    read: Callable[[np.ndarray], np.ndarray]
+    labels: Labels | None
+    unembedding: np.ndarray | None
+    hooks: tuple[str, ...]
+
+    def written(self, W_dec: np.ndarray, latents: np.ndarray) -> tuple[Tokens, Tokens] | None:
+        """The tokens that latents promote and suppress; None where rows are not of the residual stream."""
+        hook, U = self.hooks[-1], self.unembedding
+        width = self.harvested.width(hook)
+        if U is None or U.shape[1] != width or not hook.startswith(RESIDUAL) or not len(latents):
+            return None
+        return numbers.effects(W_dec[:, -width:], U, latents)
+
+
+def _text(results: Results, member: int, source: Activations, split: str, examples: int) -> _Text:
+    """What a member's source names. Raises UserError."""
+    harvested, loaded = source.harvested(), results.data(member)
+    assert isinstance(loaded, Rows)  # as Activations.load() gives them
+    part = harvested.part(split)
+    table = loaded.held_out if split == "held-out" else loaded.train
+    rows = numbers.spread(part, examples)
+    read = lambda some: loaded.examples(np.asarray(table[some]))
+    return _Text(
+        harvested, part, rows, read, known_labels(harvested, part, rows), harvested.unembedding(), source.hooks()
+    )
 
 
 def gather(
@@ -213,59 +260,56 @@ def gather(
     examples: int = EXAMPLES,
     shown: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Features]:
-    """Look at some members of a run on the first `examples` of a split ("held-out" or "train").
+    """Look at some members of a run on about so many examples of a split, "held-out" or "train".
 
-    shown: see `sae.lm.features.look`. Raises UserError for members that are not trained on `Activations` and for data
-    that are gone or changed.
+    The examples are whole contexts, evenly spaced. called: names of members; shown: see `sae.lm.features.look`. Raises
+    UserError for members that are not trained on `Activations`, and for data that are gone or changed.
     """
-    known: dict[Source, tuple] = {}
-    parts, decoders = [], {}
+    texts: dict[Source, _Text] = {}
+    saes, decoders, sources = {}, {}, {}
     for member in members:
         source = results.source(member)
         if not isinstance(source, Activations):
-            kind = type(source).__name__
-            raise UserError(
-                f"{results.folder}: got member {member} on {kind}, allowed: Activations, whose tokens are known"
-            )
-        if source not in known:
-            harvested = source.harvested()
-            part = harvested.part(split)
-            known[source] = (harvested, part, results.data(member), _labels(harvested, part), harvested.unembedding())
-        kept = results.sae(member)
-        made = model.target_normalization(kept)
-        W_dec = np.asarray(kept.W_dec[...]) / (1 if made is None else np.asarray(made.scale))
-        decoders[member] = (source, W_dec, kept)
+            got = f"got member {member} on {type(source).__name__}"
+            raise UserError(f"{results.folder}: {got}, allowed: Activations, whose tokens are known")
+        if source not in texts:
+            texts[source] = _text(results, member, source, split, examples)
+        sae = results.sae(member)
+        made = model.target_normalization(sae)
+        saes[member], sources[member] = model.on_examples(sae), source
+        decoders[member] = np.asarray(sae.W_dec[...]) / (1 if made is None else np.asarray(made.scale))
+    found: list[Features] = []
     for member in members:
-        source, W_dec, kept = decoders[member]
-        harvested, part, rows, labels, unembedding = known[source]
-        table = rows.held_out if split == "held-out" else rows.train
-        read = lambda start, stop, rows=rows, table=table: rows.examples(np.asarray(table[start:stop]))
-        n = min(examples, part.n_rows)
-        found = numbers.look(model.on_examples(kept), part, read, n, shown, labels)
-        hooks = source.hooks()
-        to_residual = unembedding is not None and hooks[-1].startswith(RESIDUAL)
-        width = harvested.width(hooks[-1])
-        written, effects = np.flatnonzero(found.fired), None
-        if to_residual and unembedding is not None and unembedding.shape[1] == width and len(written):
-            effects = numbers.effects(W_dec[:, -width:], unembedding, written)
+        text, W_dec = texts[sources[member]], decoders[member]
+        latents = numbers.look(saes[member], text.part, text.read, text.rows, shown, text.labels)
+        fires = np.flatnonzero(latents.fired)
+        written = text.written(W_dec, fires)
         nearest = {
             other: numbers.neighbours(W_dec, theirs, numbers.NEAREST if other == member else 1, other == member)
-            for other, (_, theirs, _) in decoders.items()
+            for other, theirs in decoders.items()
             if theirs.shape[1] == W_dec.shape[1]
         }
-        name = (called or {}).get(member, f"member {member}")
-        detected = None if labels is None else numbers.detected(found, labels)
-        promoted, suppressed = effects or (None, None)
-        parts.append(
+        found.append(
             Features(
-                member, name, ", ".join(hooks), harvested, part, found, promoted, suppressed, written, nearest, labels, detected
+                member=member,
+                name=(called or {}).get(member, f"member {member}"),
+                hook=", ".join(text.hooks),
+                harvested=text.harvested,
+                part=text.part,
+                latents=latents,
+                promoted=written and written[0],
+                suppressed=written and written[1],
+                written=fires,
+                nearest=nearest,
+                labels=text.labels,
+                detected=None if text.labels is None else numbers.detected(latents, text.labels),
             )
-        )  # fmt: skip
-    return parts
+        )
+    return found
 
 
-def _labels(harvested: Harvested, part: Part) -> Labels | None:
-    """What is known of the tokens of a part."""
+def known_labels(harvested: Harvested, part: Part, rows: np.ndarray) -> Labels | None:
+    """What is known of the tokens of some rows."""
     return None
 
 

@@ -11,20 +11,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
 
 from sae.core.files import write_atomically
 from sae.core.text import count, printable
-from sae.data.activations import Activations
 from sae.lm import features as numbers
 from sae.report.features import Features, Texts, choose, evenly, gather, names
 from sae.report.page import ENVIRONMENT, contents, policy
 from sae.report.runs import Runs
 from sae.store.results import Results
 
-NAME = "features.html"  # the page, in a run's folder
 LATENTS = 200  # of each member, in the page itself
 REST = 32_768  # latents of all members together, in the folder beside it
 CHUNKS = re.compile(r"member-\d+-\d+\.html")  # names of the files in the folder
@@ -66,7 +65,7 @@ def write(results: Results, runs: Runs, out: Path, report: str, say: Callable[[s
     `report` is the address of the report on the page. Raises UserError and OSError.
     """
     members, sentence = choose(runs)
-    if not members or not isinstance(results.source(members[0]), Activations):
+    if not members:
         return None
     begun = time.monotonic()
     shown = lambda rates: evenly(rates, max(LATENTS, REST // len(members)))
@@ -103,15 +102,17 @@ def pages(found: Sequence[Features], title: str, sentence: str, report: str, hom
         files_there = [f"member-{one.member}-{file * CHUNK:05d}.html" for file in numbers_of_files]
         entry = _member(one, np.arange(len(rates)), cards, vocabulary)
         entry |= {
-            "files": {str(file): f"{folder}/{name}" for file, name in zip(numbers_of_files, files_there, strict=True)}
+            "files": {
+                str(file): f"{quote(folder)}/{name}" for file, name in zip(numbers_of_files, files_there, strict=True)
+            }
         }
         entry |= {"inFile": _base64(np.isin(np.arange(len(rates)), one.latents.shown), np.uint8)}
         entries.append(entry)
         for i, (file, name) in enumerate(zip(numbers_of_files, files_there, strict=True)):
             around = {"before": files_there[i - 1] if i else None, "after": (*files_there, None)[i + 1]}
-            chunks[name] = functools.partial(_chunk, one, int(file), {"home": f"../{home}", **around}, title)
+            chunks[name] = functools.partial(_chunk, one, int(file), {"home": f"../{quote(home)}", **around}, title)
     note = _note(found, sentence, most, bool(chunks))
-    return Pages(_render(found, entries, vocabulary, title, note, {"report": report}), chunks)
+    return Pages(_render(found, entries, vocabulary, title, note, {"report": quote(report)}), chunks)
 
 
 def _chunk(one: Features, file: int, links: Mapping[str, str | None], title: str) -> str:
@@ -140,7 +141,7 @@ def _render(
         "links": dict(links),
         "shape": {
             "strongest": numbers.STRONGEST, "others": numbers.OTHERS, "before": numbers.BEFORE, "after": numbers.AFTER,
-            "bins": numbers.BINS, "tokens": numbers.TOKENS, "labels": numbers.LABELS,
+            "bins": numbers.BINS, "chunk": CHUNK, "tokens": numbers.TOKENS, "labels": numbers.LABELS,
         },
     }  # fmt: skip
     script, style = contents("features.js"), contents("page.css") + contents("features.css")
@@ -151,7 +152,7 @@ def _render(
         script=Markup(script),
         style=Markup(style),
         policy=policy([script], [style]),
-        links=links,
+        links={"report": None, "home": None, "before": None, "after": None} | links,
         has_labels=bool(labels),
     )
 
@@ -160,10 +161,11 @@ def _note(found: Sequence[Features], sentence: str, most: int, has_files: bool) 
     """What the page shows and what it leaves out, in sentences."""
     first = found[0]
     tokens = f"{first.latents.n:,} of {first.part.n_rows:,} {first.part.name} tokens"
+    tokens += "" if first.latents.n == first.part.n_rows else ", in contexts that are evenly spaced,"
     dead = sum(int((one.latents.fired == 0).sum()) for one in found)
     alive = sum(int((one.latents.fired > 0).sum()) for one in found)
     with_contexts = sum(len(one.latents.shown) for one in found)
-    note = [f"What latents do on the first {tokens} at {first.hook}.", *([sentence] if sentence else [])]
+    note = [f"What latents do on {tokens} at {first.hook}.", *([sentence] if sentence else [])]
     if has_files:
         note.append(
             f"Contexts of {most} latents of each member are in this file, evenly spaced in the order of firing rates; "

@@ -75,6 +75,7 @@ class Page:
     missing: Sequence[str]  # figures that are not shown, and why
     facts: Sequence[Fact]
     folder: str  # name of the folder beside the page that holds the files for a paper
+    features: str = ""  # name of the page of features beside this one, where there is one
 
 
 class Plot(NamedTuple):
