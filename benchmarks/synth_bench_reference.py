@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=base.n_steps)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--save", type=Path, help="a folder for the autoencoders, which `sae evaluate` reads")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # at these sizes a second thread costs ten times what it saves
     with tempfile.TemporaryDirectory() as folder:
@@ -201,10 +202,11 @@ def main() -> None:
             print(f"step {step + 1} of {asked.steps}: {rates} a step", flush=True)
     rows = []
     for training in trainings:
+        sae = training.finished()
+        if asked.save is not None:
+            sae.save_inference_model(asked.save / f"{training.method.replace(' ', '_')}_{training.seed}")
         torch.manual_seed(3)
-        found = eval_sae_on_synthetic_data(
-            training.finished(), model.feature_dict, model.activation_generator, num_samples=HELD_OUT
-        )
+        found = eval_sae_on_synthetic_data(sae, model.feature_dict, model.activation_generator, num_samples=HELD_OUT)
         numbers = found.classification
         rows.append(
             {
