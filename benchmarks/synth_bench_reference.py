@@ -1,7 +1,7 @@
 """What does SAELens itself reach in the small tier of SynthSAEBench? Reference values for `synth_bench_cpu.py`.
 
     python benchmarks/synth_bench_reference.py                       # 5 methods x 3 seeds; an hour of one core
-    python benchmarks/synth_bench_reference.py --steps 200 --seeds 1  # a trial
+    python benchmarks/synth_bench_reference.py --steps 200 --seeds 0  # a trial
 
 It needs SAELens 6.54 beside the project (`pip install torch==2.13.0 sae-lens==6.54.12`). All autoencoders train on
 the very batches of the sweep, with SAELens' own trainers, which clip gradients to a norm of 1. SAELens' evaluator gives
@@ -173,22 +173,13 @@ class Batches:
         return torch.from_numpy(x)
 
 
-def main() -> None:
-    """Train, evaluate, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=base.n_steps)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=OUT)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)  # at these sizes a second thread costs ten times what it saves
-    with tempfile.TemporaryDirectory() as folder:
-        base.data.world().save(folder)
-        model = SyntheticModel.load_from_disk(folder)
+def trained(steps: int, seed: int) -> list[Training]:
+    """The methods of one seed, trained side by side."""
     batches = Batches()
-    trainings = [Training(m, seed, asked.steps, batches) for seed in range(asked.seeds) for m in configs(asked.steps)]
+    trainings = [Training(method, seed, steps, batches) for method in configs(steps)]
     batches.begin()
-    spent = dict.fromkeys(["sampling", *configs(asked.steps)], 0.0)
-    for step in range(asked.steps):
+    spent = dict.fromkeys(["sampling", *configs(steps)], 0.0)
+    for step in range(steps):
         begun = time.perf_counter()
         x = next(batches)
         spent["sampling"] += time.perf_counter() - begun
@@ -196,32 +187,50 @@ def main() -> None:
             begun = time.perf_counter()
             training.step(x, step)
             spent[training.method] += time.perf_counter() - begun
-        if step % 500 == 499 or step == 20:
+        if step % 500 == 499:
             rates = ", ".join(f"{name} {1e3 * s / (step + 1):.1f} ms" for name, s in spent.items())
-            print(f"step {step + 1} of {asked.steps}: {rates} a step", flush=True)
+            print(f"seed {seed}: step {step + 1} of {steps}: {rates} a step", flush=True)
+    return trainings
+
+
+def evaluated(sae: Any, model: Any) -> dict[str, float]:
+    """What SAELens' evaluator says of an autoencoder."""
+    generator = model.activation_generator
+    found = eval_sae_on_synthetic_data(sae, model.feature_dict, generator, num_samples=HELD_OUT)
+    numbers = found.classification
+    return {
+        "f1": numbers.f1_score,
+        "mcc": found.mcc,
+        "explained_variance": found.explained_variance,
+        "uniqueness": found.uniqueness,
+        "precision": numbers.precision,
+        "recall": numbers.recall,
+        "l0": found.sae_l0,
+        "dead": found.dead_latents,
+    }
+
+
+def main() -> None:
+    """Train, evaluate, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=base.n_steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--save", type=Path, help="a folder for the autoencoders, which `sae evaluate` reads")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # at these sizes a second thread costs ten times what it saves
+    with tempfile.TemporaryDirectory() as folder:
+        base.data.world().save(folder)
+        model = SyntheticModel.load_from_disk(folder)
     rows = []
-    for training in trainings:
-        torch.manual_seed(3)
-        found = eval_sae_on_synthetic_data(
-            training.finished(), model.feature_dict, model.activation_generator, num_samples=HELD_OUT
-        )
-        numbers = found.classification
-        rows.append(
-            {
-                "method": training.method,
-                "seed": training.seed,
-                "steps": asked.steps,
-                "f1": numbers.f1_score,
-                "mcc": found.mcc,
-                "explained_variance": found.explained_variance,
-                "uniqueness": found.uniqueness,
-                "precision": numbers.precision,
-                "recall": numbers.recall,
-                "l0": found.sae_l0,
-                "dead": found.dead_latents,
-            }
-        )
-        pd.DataFrame(rows).round(5).to_csv(asked.out, index=False)
+    for seed in asked.seeds:
+        for training in trained(asked.steps, seed):
+            sae = training.finished()
+            if asked.save is not None:
+                sae.save_inference_model(asked.save / f"{training.method.replace(' ', '_')}_{seed}")
+            torch.manual_seed(3)
+            rows.append({"method": training.method, "seed": seed, "steps": asked.steps, **evaluated(sae, model)})
+            pd.DataFrame(rows).round(5).to_csv(asked.out, index=False)
     table = pd.DataFrame(rows).drop(columns=["seed", "steps"]).groupby("method", sort=False)
     print(table.mean().round(4).to_string())
     print("standard deviations over seeds:\n" + table.std().round(4).to_string())

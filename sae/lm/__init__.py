@@ -1,1 +1,5 @@
-"""Language models: harvesting their activations, and what latents do to them."""
+"""Language models: their activations, and what a trained autoencoder's latents do to them.
+
+torch and transformers are imported inside functions, as they are an extra (`pip install -e '.[lm]'`). Reading a
+harvested folder and training on it need neither.
+"""
