@@ -24,6 +24,7 @@ from sae.data.harvested import Harvested, Part
 from sae.data.rows import Rows
 from sae.data.source import Source
 from sae.lm import features as numbers
+from sae.lm import labels
 from sae.lm.features import Detected, Labels, Latents, Neighbours, Tokens
 from sae.report import data
 from sae.report.data import label, number
@@ -309,8 +310,13 @@ def gather(
 
 
 def known_labels(harvested: Harvested, part: Part, rows: np.ndarray) -> Labels | None:
-    """What is known of the tokens of some rows."""
-    return None
+    """What is known of the tokens of some rows, without the labels that none or all of them have; None for nothing."""
+    values = labels.labels(harvested, part).values[:, rows]
+    there = np.flatnonzero((values == labels.YES).any(axis=1) & (values == labels.NO).any(axis=1))
+    corpora = dict.fromkeys(printable(str(name)) for name in harvested.documents["corpus"])
+    named = {f"corpus_{i}": f"corpus {name}" for i, name in enumerate(corpora)}
+    names = [named.get(name, name.replace("_", " ")) for name in labels.TASKS]
+    return Labels(tuple(names[i] for i in there), values[there]) if len(there) else None
 
 
 def evenly(rates: np.ndarray, most: int) -> np.ndarray:

@@ -152,7 +152,7 @@ def _render(
         script=Markup(script),
         style=Markup(style),
         policy=policy([script], [style]),
-        links={"report": None, "home": None, "before": None, "after": None} | links,
+        links={"report": None, "home": None, "before": None, "after": None, **links},
         has_labels=bool(labels),
     )
 
