@@ -4,7 +4,18 @@ from sae import interop
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
-from sae.data import Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, SynthBench, SynthWorld, Tfds
+from sae.data import (
+    Activations,
+    Arrays,
+    Digits,
+    Hierarchy,
+    ImagePatches,
+    Orthonormal,
+    Superposition,
+    SynthBench,
+    SynthWorld,
+    Tfds,
+)
 from sae.data.rows import Rows, rows
 from sae.data.sampler import Sampler
 from sae.data.source import Examples, Source
@@ -70,6 +81,7 @@ from sae.study.sweep import Sweep, grid
 __all__ = [
     "AbsTopK",
     "Activation",
+    "Activations",
     "Adam",
     "Arrays",
     "Arm",

@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+from test_harvested import folder as harvest
 
 import sae
 from sae.cli import main as cli
@@ -66,8 +67,9 @@ def commands() -> list:
 INTEROP, AGAINST = snippets("docs/interop.md")
 SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER = snippets("docs/activations.md")
 PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE = snippets("docs/own-methods.md")
+LANGUAGE = snippets("docs/language-models.md")
 KNOWN = {QUESTION, CLAIM, NOTEBOOK, NORMALIZED, ANALYSIS, SAVE, SHARDS, LAYER, USE, TRANSCODER, CROSSCODER}
-KNOWN |= {INTEROP, AGAINST, PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
+KNOWN |= {*LANGUAGE, INTEROP, AGAINST, PENALTY, STUDY, THRESHOLD, FOLLOWS, SOURCE}
 
 
 def test_every_snippet_is_one_that_a_test_runs():
@@ -137,6 +139,16 @@ def test_the_snippets_on_activations_run_one_after_another_and_changed_data_are_
         results.data(0)
     (message,) = re.findall(r"^sae: .*", (ROOT / "docs/activations.md").read_text(), re.M)
     assert re.sub(r"[0-9a-f]{16}", "", message) == "sae: " + re.sub(r"[0-9a-f]{16}", "", str(refused.value))
+
+
+def test_the_snippets_on_language_models_run_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, contexts, rows = harvest(tmp_path / "acts", hooks=("resid-post.9",))
+    known: dict = {}
+    for code in LANGUAGE:
+        run(code, known)
+    np.testing.assert_array_equal(known["part"].rows("resid-post.9")[:], rows["held-out"]["resid-post.9"])
+    np.testing.assert_array_equal(known["part"].ids, contexts["held-out"][0])
 
 
 @pytest.fixture(scope="module")

@@ -78,8 +78,9 @@ def test_grid_is_every_combination_and_numpy_numbers_become_plain(tiny):
         ({"n_steps": 2.5}, "n_steps: got 2.5, allowed: int"),
         ({"seed": 2**31}, "seed: got 2147483648, allowed: 32-bit integers"),
         ({"n_eval": 0}, "n_eval: got 0, allowed: at least 1"),
-        ({"data": 3}, "data: got 3, allowed: Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, Superposition, "
-         "SynthBench, SynthWorld, Tfds, or a class of your own made with sae.definition and derived from sae.Source"),
+        ({"data": 3}, "data: got 3, allowed: Activations, Arrays, Digits, Hierarchy, ImagePatches, Orthonormal, "
+         "Superposition, SynthBench, SynthWorld, Tfds, or a class of your own made with sae.definition and derived "
+         "from sae.Source"),
         ({"data": sae.ImagePatches(whitening="pca")}, "data.whitening: got 'pca', allowed: none, olshausen-field, zca"),
         ({"activation": TopK(k=99)}, "activation.k: got 99, allowed: at most d_sae = 48"),
     ],

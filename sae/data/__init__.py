@@ -1,5 +1,6 @@
 """Where examples come from: one file per source, all with the protocol of `sae.data.source`."""
 
+from sae.data.activations import Activations
 from sae.data.arrays import Arrays
 from sae.data.digits import Digits
 from sae.data.hierarchy import Hierarchy
@@ -10,6 +11,7 @@ from sae.data.synth_bench import SynthBench, SynthWorld
 from sae.data.tfds import Tfds
 
 __all__ = [
+    "Activations",
     "Arrays",
     "Digits",
     "Hierarchy",

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from sae.core.files import Written, located
-from sae.core.text import nearest
+from sae.core.files import located
 from sae.core.types import UserError, definition, static
-from sae.data.formats import Shards, open_table
+from sae.data.formats import Shards, existing, open_table
+from sae.data.harvested import CARD
 from sae.data.rows import Rows, rows, table_fingerprint
 from sae.data.source import Normalize, Source
 
@@ -101,11 +101,7 @@ def _part(table: np.ndarray | Shards, start: int, stop: int) -> np.ndarray | Sha
 
 def _open(name: str, key: str | None) -> np.ndarray | Shards:
     """The table [n, d_in] at a path, not yet read (but for .npz)."""
-    path = located(name)
-    if not path.exists():
-        folders = dict.fromkeys([*([name.folder / path.parent] if isinstance(name, Written) else []), path.parent])
-        names = sorted(p.name for folder in folders if folder.is_dir() for p in folder.iterdir())
-        there = " and ".join(map(str, folders))
-        where = f"in {there}, {nearest(path.name, names[:20])}" if names else f"nothing is in {there}"
-        raise UserError(f"{name}: no such file or folder; {where}")
+    path = existing(name)
+    if (path / CARD).is_file():
+        raise UserError(f"{name}: the folder of a harvest, allowed: Activations(path={str(name)!r})")
     return open_table(path, key)

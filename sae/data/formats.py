@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 import psutil
 
+from sae.core.files import Written, located
 from sae.core.text import nearest
 from sae.core.types import UserError
 
@@ -90,6 +91,18 @@ class Shards:
                 shard, inside = self._map(path), order[start:stop]
                 out[inside] = shard[rows[inside] - (end - len(shard))]
         return out
+
+
+def existing(name: str | Path) -> Path:
+    """Where a path leads. Raises UserError where nothing is there."""
+    path = located(name) if isinstance(name, str) else name
+    if not path.exists():
+        folders = dict.fromkeys([*([name.folder / path.parent] if isinstance(name, Written) else []), path.parent])
+        names = sorted(p.name for folder in folders if folder.is_dir() for p in folder.iterdir())
+        there = " and ".join(map(str, folders))
+        where = f"in {there}, {nearest(path.name, names[:20])}" if names else f"nothing is in {there}"
+        raise UserError(f"{name}: no such file or folder; {where}")
+    return path
 
 
 def open_table(path: Path, key: str | None) -> np.ndarray | Shards:

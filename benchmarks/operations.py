@@ -1,6 +1,6 @@
 """Where does a step's time go? Every operation of the compiled program, by jax.profiler.
 
-    python benchmarks/profile.py [members d_in d_sae batch lanes]
+    python benchmarks/operations.py [members d_in d_sae batch lanes]
 
 Operations that run side by side on several cores overlap, so their times add up to more than the step's.
 """
