@@ -219,6 +219,7 @@ BAD = {
     "W_dec: got a number that is not finite": lambda f: change(f, W_dec=np.full((D_SAE, D_IN), np.nan, np.float32)),
     "cfg.json: not readable as JSON": lambda f: (f / "cfg.json").write_text("{"),
     "cfg.json: got list": lambda f: (f / "cfg.json").write_text("[]"),
+    "cfg.json: cannot be read": lambda f: ((f / "cfg.json").unlink(), (f / "cfg.json").mkdir()),
     "cfg.json: no such file": lambda f: (f / "cfg.json").unlink(),
     "not a whole .safetensors file": lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x80\x04cos\nsystem\n"),
     "finetuning_scaling_factor": lambda f: change(f, scaling_factor=np.full(D_SAE, 2, np.float32)),
