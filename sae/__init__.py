@@ -1,6 +1,6 @@
 """Sparsity Lab: sweeps of sparse autoencoders, trained together in one compiled program."""
 
-from sae import interop
+from sae import interop, lm
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
@@ -74,11 +74,12 @@ from sae.report.notebook import Results, load
 from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
 from sae.study.claims import AtLeast, AtMost, Claim, Within
-from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.figures import AgreementMatrix, Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "AgreementMatrix",
     "AbsTopK",
     "Activation",
     "Activations",
@@ -184,6 +185,7 @@ __all__ = [
     "grid",
     "interop",
     "leaf",
+    "lm",
     "load",
     "load_pretrained",
     "replace",
