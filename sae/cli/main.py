@@ -12,6 +12,7 @@ from sae.cli import (
     dashboard,
     evaluate,
     export,
+    harvest,
     listing,
     pull,
     push,
@@ -31,6 +32,7 @@ from sae.runner.signals import end_at_the_second
 # not tyro's subcommands: the flags of `run`, `agent-run` and `bench` follow from the file that they are given
 MODULES = (
     run,
+    harvest,
     report,
     claims,
     evaluate,

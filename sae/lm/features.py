@@ -20,9 +20,9 @@ from sae.core.types import Array
 from sae.data.harvested import Part
 
 STRONGEST = 8  # contexts of the largest values
-OTHERS = 6  # contexts of other values
-SAMPLE = 16  # active examples drawn at random, of which OTHERS are shown
-BEFORE, AFTER = 20, 10  # tokens around the one on which a latent is active
+OTHERS = 4  # contexts of other values
+SAMPLE = 12  # active examples drawn at random, of which OTHERS are shown
+BEFORE, AFTER = 16, 8  # tokens around the one on which a latent is active
 BINS = 24  # of a histogram of values
 BATCH = 1024  # examples at a time
 TOKENS = 10  # promoted, and as many suppressed
@@ -30,11 +30,11 @@ NEAREST = 3  # latents of the same member
 LABELS = 3  # labels for each latent
 AT_ONCE = 512  # latents whose effects on all tokens, or whose cosines with all latents, are computed at once
 GRAIN = 16  # numbers of segments are rounded up to multiples of this, so that few programs are compiled
-Read = Callable[[int, int], np.ndarray]
+Read = Callable[[np.ndarray], np.ndarray]
 
 
 class Labels(NamedTuple):
-    """What is known about the examples: `values [n_labels, n]` int8, 1 yes, 0 no, -1 not asked of an example."""
+    """What is known of the examples looked at: `values [n_labels, n]` int8, 1 yes, 0 no, -1 not asked of an example."""
 
     names: tuple[str, ...]
     values: np.ndarray
@@ -68,7 +68,7 @@ class Windows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """What each latent of a member does on the first `n` examples of a part."""
+    """What each latent of a member does on n examples of a part."""
 
     n: int
     fired: np.ndarray  # [d_sae] int: examples on which it is active
@@ -103,32 +103,44 @@ def look(
     sae: Sae,
     part: Part,
     read: Read,
-    n: int,
+    rows: np.ndarray,
     shown: Callable[[np.ndarray], np.ndarray] | None = None,
     labels: Labels | None = None,
     seed: int = 0,
 ) -> Latents:
-    """Look at the first n examples of a part with one autoencoder, which takes normalized examples.
+    """Look at some examples of a part, `rows [n]` in rising order, with one autoencoder that takes normalized examples.
 
-    `read(start, stop)` gives examples [stop - start, d_row], of which the first d_in columns are encoded. shown(rates
-    [d_sae]) gives the numbers of the latents whose contexts are kept; all without it. A latent's strongest contexts
-    are of different documents where it is active in enough of them, then of different contexts. The others are spread
-    over the values of SAMPLE active examples that are drawn at random, also of different documents where possible.
+    read(some of the rows [b]) gives these examples [b, d_row], of which the first d_in columns are encoded.
+    shown(rates [d_sae]) gives the numbers of the latents whose contexts are kept; all without it. A latent's strongest
+    contexts are of different documents where it is active in enough of them, then of different contexts. The others
+    are spread over the values of SAMPLE active examples that are drawn at random, also of different documents where
+    possible.
     """
-    batches = _Batches(part, n, seed)
+    n = len(rows)
+    batches = _Batches(part, rows, seed)
     known = np.zeros((0, n), np.int8) if labels is None else labels.values
     counts = _Counts.zero(sae, len(known))
     for batch in batches:
-        x = jnp.asarray(read(batch.start, batch.stop)[:, : sae.d_in])
+        x = jnp.asarray(read(rows[batch.start : batch.stop])[:, : sae.d_in])
         told = known[:, batch.start : batch.stop]
         counts = _count(sae, counts, x, batch.start, batch.key, *batch.owners, told, segments=batches.segments)
     counts = jax.device_get(counts)
-    rows, values = _chosen(counts)
+    places, values = _chosen(counts)
+    found = np.where(places >= 0, rows[places], -1)
     fired, largest = np.asarray(counts.fired), np.asarray(counts.largest)
     some = np.arange(len(fired)) if shown is None else np.asarray(shown(fired / n))
-    windows, histogram = _windows(sae, part, read, batches, rows, some, largest)
+    windows, histogram = _windows(sae, part, read, batches, found, some, largest)
     labelled, asked = np.asarray(counts.labelled), np.asarray(counts.asked)
-    return Latents(n, fired, largest, histogram, rows, values, windows, some, labelled, asked)
+    return Latents(n, fired, largest, histogram, found, values, windows, some, labelled, asked)
+
+
+def spread(part: Part, most: int) -> np.ndarray:
+    """The rows [n] of contexts that are evenly spaced over a part, about `most` rows and never more than there are."""
+    n_contexts = len(part.ids)
+    k = min(n_contexts, max(1, round(most * n_contexts / max(part.n_rows, 1))))
+    chosen = np.zeros(n_contexts, bool)
+    chosen[np.linspace(0, n_contexts - 1, k).round().astype(int)] = True
+    return np.flatnonzero(chosen[part.context])
 
 
 class _Batch(NamedTuple):
@@ -139,13 +151,13 @@ class _Batch(NamedTuple):
 
 
 class _Batches:
-    """The batches of the first n examples, and the pieces of documents that they are of.
+    """The batches of some examples, numbered from 0, and the pieces of documents that they are of.
 
     A piece is what one context holds of one document.
     """
 
-    def __init__(self, part: Part, n: int, seed: int) -> None:
-        self.n, context, position = n, part.context[:n], part.position[:n]
+    def __init__(self, part: Part, rows: np.ndarray, seed: int) -> None:
+        self.rows, n, context, position = rows, len(rows), part.context[rows], part.position[rows]
         self.documents = part.documents[context, position]
         self._keys = np.maximum(np.random.default_rng(seed).random(n, np.float32), 1e-7)
         changes = (np.diff(context) != 0) | (np.diff(self.documents) != 0)
@@ -155,8 +167,8 @@ class _Batches:
         self.segments = -(-most // GRAIN) * GRAIN
 
     def __iter__(self) -> Iterator[_Batch]:
-        for start in range(0, self.n, BATCH):
-            stop = min(start + BATCH, self.n)
+        for start in range(0, len(self.rows), BATCH):
+            stop = min(start + BATCH, len(self.rows))
             piece_of_row = self._pieces[start:stop] - self._pieces[start]
             firsts = np.searchsorted(piece_of_row, np.arange(piece_of_row[-1] + 1))
             of_piece = self.documents[start:stop][firsts]
@@ -322,14 +334,15 @@ def _windows(
 ) -> tuple[Windows, np.ndarray]:
     """(the contexts of the latents shown, the histograms of all): what the second reading of the examples finds."""
     ids, examples = window(part, rows[shown])
-    asked = np.flatnonzero((examples >= 0) & (examples < batches.n))
-    asked = asked[np.argsort(examples.reshape(-1)[asked], kind="stable")]
-    wanted = examples.reshape(-1)[asked]
+    place = np.minimum(np.searchsorted(batches.rows, examples), len(batches.rows) - 1).reshape(-1)
+    asked = np.flatnonzero(batches.rows[place] == examples.reshape(-1))
+    asked = asked[np.argsort(place[asked], kind="stable")]
+    wanted = place[asked]
     latent = shown[asked // (ids.shape[1] * ids.shape[2])].astype(np.int32)
     values = np.full(ids.size, np.nan, np.float32)
     histogram = jnp.zeros((BINS + 1, len(largest)), jnp.int32)
     for batch in batches:
-        x = jnp.asarray(read(batch.start, batch.stop)[:, : sae.d_in])
+        x = jnp.asarray(read(batches.rows[batch.start : batch.stop])[:, : sae.d_in])
         first, last = np.searchsorted(wanted, [batch.start, batch.stop])
         room = (0, (1 << max(int(last - first) - 1, 0).bit_length()) - int(last - first))  # few sizes, few programs
         places = (np.pad(wanted[first:last] - batch.start, room), np.pad(latent[first:last], room))
@@ -405,18 +418,25 @@ class Detected(NamedTuple):
     recall: np.ndarray
 
 
-def detected(found: Latents, labels: Labels, k: int = LABELS) -> Detected:
-    """The labels that "the latent is active" detects best, of the examples of which each label is asked.
+def scores(found: Latents, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """(F1, gain) [d_sae, n_labels] of "the latent is active" as a detector, on the examples of which a label is asked.
 
-    F1 = 2 precision · recall / (precision + recall). A detector that always says yes reaches 2 p / (1 + p) for a label
-    of a share p of the examples, so labels are ordered by (F1 - that) / (1 - that), and only those above 0 are given.
+    F1 = 2 precision · recall / (precision + recall). A detector that always says yes reaches c = 2 p / (1 + p) for a
+    label of a share p of the examples; gain = (F1 - c) / (1 - c).
     """
-    both, fired, told = found.labelled.astype(float), found.asked, labels.values[:, : found.n]
+    told = labels.values
     n_label, n_asked = (told == 1).sum(axis=1), (told >= 0).sum(axis=1)
-    f1 = 2 * both / np.maximum(fired + n_label, 1)
+    f1 = 2 * found.labelled / np.maximum(found.asked + n_label, 1)
     constant = 2 * n_label / np.maximum(n_asked + n_label, 1)
-    gain = np.where(constant < 1, (f1 - constant) / np.maximum(1 - constant, 1e-9), 0)
+    return f1, np.where(constant < 1, (f1 - constant) / np.maximum(1 - constant, 1e-9), 0)
+
+
+def detected(found: Latents, labels: Labels, k: int = LABELS) -> Detected:
+    """The labels that "the latent is active" detects best: those of the largest gain (see `scores`), above 0 only."""
+    f1, gain = scores(found, labels)
+    n_label = (labels.values == 1).sum(axis=1)
     order = np.argsort(-gain, axis=1, kind="stable")[:, : min(k, gain.shape[1])]
     pick = lambda values: np.take_along_axis(values, order, axis=1)
     best = np.where(pick(gain) > 0, order, -1)
-    return Detected(best, pick(f1), pick(both / np.maximum(fired, 1)), pick(both / np.maximum(n_label, 1)))
+    precision, recall = found.labelled / np.maximum(found.asked, 1), found.labelled / np.maximum(n_label, 1)
+    return Detected(best, pick(f1), pick(precision), pick(recall))

@@ -13,7 +13,7 @@ from sae.core import console
 from sae.core.files import remove_leftovers, write_atomically
 from sae.core.text import count
 from sae.core.types import UserError
-from sae.report import NAME, captions, data, dictionaries, draw, made, matched, paper
+from sae.report import FEATURES, NAME, captions, data, dictionaries, draw, features_page, made, matched, paper
 from sae.report.data import brief, held_out, label, metrics
 from sae.report.dictionaries import Dictionary
 from sae.report.page import Fact, Page, Table, render
@@ -41,7 +41,7 @@ def build(
     """
     out = out or results[0].folder / NAME
     shown = collect(results, sweep, say)
-    write_page(shown, out)
+    write_page(shown, out, _features(shown, out, say))
     write_figures(shown, out.with_suffix(""))
     if len(results) == 1 and out == results[0].folder / NAME:
         made.note(results[0])
@@ -85,8 +85,11 @@ def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = c
     return Shown(runs, history, chosen, drawn, looked_at, note, missing)
 
 
-def write_page(shown: Shown, out: Path) -> None:
-    """Write the HTML file. It links to the files that `write_figures` writes to a folder of the same name."""
+def write_page(shown: Shown, out: Path, features: Path | None = None) -> None:
+    """Write the HTML file. It links to the files that `write_figures` writes to a folder of the same name.
+
+    features: the page of features beside it.
+    """
     runs, results = shown.runs, shown.runs.results
     page = Page(
         title=" and ".join(runs.names) if len(results) > 1 else results[0].definition["name"],
@@ -102,6 +105,7 @@ def write_page(shown: Shown, out: Path) -> None:
         missing=shown.missing,
         facts=_facts(runs),
         folder=out.stem,
+        features="" if features is None else features.name,
     )
     text = render(page, runs, shown.chosen, shown.history)
     write_atomically(out, lambda file: file.write(text.encode(errors="replace")))
@@ -118,6 +122,19 @@ def write_figures(shown: Shown, folder: Path) -> None:
     for one in shown.dictionaries:
         if one.image_shape is not None:
             paper.save(paper.dictionary(one, one.image_shape), folder / one.member.replace(" ", "-").replace("/", "-"))
+
+
+def _features(shown: Shown, out: Path, say: Say) -> Path | None:
+    """Write the page of features of a run on activations of a language model; a failure costs a line."""
+    runs = shown.runs
+    if len(runs.results) > 1 or not len(runs.sound):
+        return None
+    name = FEATURES if out.name == NAME else f"{out.stem}-{FEATURES}"
+    try:
+        return features_page.write(runs.results[0], runs, out.with_name(name), out.name, say)
+    except Exception as error:  # data that are gone, weights that are damaged, a full disk
+        say(f"report: no page of features: {_reason(error)}")
+        return None
 
 
 def _dictionaries(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.core.files import DamagedError, read_checked, sha256, write_checked
-from sae.report import NAME
+from sae.report import FEATURES, NAME
 from sae.store.results import Results
 from sae.store.storage import ANALYSIS, DEFINITION, OTHERS, state_of
 from sae.study import claims
@@ -17,7 +17,8 @@ def note(results: Results) -> None:
     """Note that the report in a run's folder is written as a whole, and what it shows."""
     figures = (results.folder / NAME).with_suffix("")
     drawn = [path for path in figures.iterdir() if path.is_file() and path.name != MADE]
-    names = [str(path.relative_to(results.folder)) for path in [results.folder / NAME, *sorted(drawn)]]
+    pages = [path for name in (NAME, FEATURES) if (path := results.folder / name).is_file()]
+    names = [str(path.relative_to(results.folder)) for path in [*pages, *sorted(drawn)]]
     write_checked(figures / MADE, {"from": _sources(results), "files": _checksums(results.folder, names)})
 
 

@@ -21,6 +21,8 @@ from sae.study.measures import PREFIX
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from sae.report.features import Features
+
 
 class Results(results.Results):
     """The results of a run, read from its folder, finished or not; each kind of figure is a method.
@@ -56,6 +58,17 @@ class Results(results.Results):
     def firing_rates(self, members: int | Sequence[int] = (), **fields: Any) -> "go.Figure":
         """Histograms of firing rates of some members (`sae.FiringRates`)."""
         return self.draw(figures.FiringRates, members, **fields)
+
+    def features(self, member: int, *, split: str = "held-out", examples: int = 16_384) -> "Features":
+        """What the latents of a member do on text, where it was trained on `sae.Activations`.
+
+        A notebook shows it as a table; `.table` has all latents, and `[120]` is latent 120 with its contexts.
+        `examples` of a split, "held-out" or "train", are looked at. Raises UserError for other data, and for a member
+        that the run does not have.
+        """
+        from sae.report.features import gather
+
+        return gather(self, [member], split=split, examples=examples)[0]
 
     def draw(self, figure: Figure | type[Figure], members: int | Sequence[int] = (), **fields: Any) -> "go.Figure":
         """Draw a definition, or a kind of figure as the methods above do, with some fields replaced.

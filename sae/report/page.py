@@ -75,6 +75,7 @@ class Page:
     missing: Sequence[str]  # figures that are not shown, and why
     facts: Sequence[Fact]
     folder: str  # name of the folder beside the page that holds the files for a paper
+    features: str = ""  # name of the page of features beside this one, where there is one
 
 
 class Plot(NamedTuple):
@@ -128,11 +129,15 @@ def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame)
     plots = [(isinstance(figure, Curves | FiringRates), _plot(figure, drawn)) for figure, drawn in page.drawn]
     rules, shown = page_data.dictionaries(page.dictionaries)
     plotly_js = plotly.offline.get_plotlyjs()
-    scripts, style, left_out = [plotly_js, _file("page.js")], _file("page.css") + rules, OTHER_STYLES.findall(plotly_js)
+    scripts, style, left_out = (
+        [plotly_js, contents("page.js")],
+        contents("page.css") + rules,
+        OTHER_STYLES.findall(plotly_js),
+    )
     has_images = any(dictionary.image_shape for dictionary in page.dictionaries)
     return ENVIRONMENT.get_template("page.html").render(
         page=page,
-        policy=_policy(scripts, [style, *([""] if left_out else [])]),
+        policy=policy(scripts, [style, *([""] if left_out else [])], attributes=True),
         title=unquoted(page.title),
         style=Markup(style),
         left_out=dict.fromkeys(left_out),
@@ -150,16 +155,17 @@ def render(page: Page, runs: Runs, chosen: Sequence[int], history: pd.DataFrame)
     )
 
 
-def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
-    """What a browser may do with the page: run these scripts, use these styles, show images that are in it.
+def policy(scripts: Iterable[str], styles: Iterable[str], attributes: bool = False) -> str:
+    """What a browser may do with a page: run these scripts, use these styles, show images that are in it.
 
-    Plotly writes style attributes, which run and fetch nothing.
+    `attributes`: style attributes too. Plotly writes some, which run and fetch nothing.
     """
     digest = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     allowed = lambda texts: " ".join(f"'sha256-{digest(text)}'" for text in texts)
+    attribute = "style-src-attr 'unsafe-inline'; " if attributes else ""
     return (
         f"default-src 'none'; script-src {allowed(scripts)}; style-src {allowed(styles)}; "
-        "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"{attribute}img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -246,5 +252,6 @@ def _sheet(shown: Dictionary) -> Sheet:
     return Sheet(shown.row, shown.name, "Latents and their strongest held-out examples", grid(table))
 
 
-def _file(name: str) -> str:
+def contents(name: str) -> str:
+    """The text of a file of this room."""
     return (ROOM / name).read_text(encoding="utf-8")
