@@ -62,7 +62,7 @@ test-long: $(VENV)/installed
 PEERS := .venv-peers
 
 test-peers: $(PEERS)/installed
-	$(PEERS)/bin/python -m pytest tests/test_peers.py tests/test_peers_loss.py tests/test_interop.py tests/test_hub.py tests/test_coefficients.py
+	$(PEERS)/bin/python -m pytest tests/test_peers*.py tests/test_interop.py tests/test_hub.py tests/test_coefficients.py
 
 # pip takes an index of PyTorch's CPU builds, which are smaller, from PIP_EXTRA_INDEX_URL
 $(PEERS)/installed: pyproject.toml

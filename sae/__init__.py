@@ -74,11 +74,12 @@ from sae.report.notebook import Results, load
 from sae.runner.run import run
 from sae.study.answers import AtMatched, Best
 from sae.study.claims import AtLeast, AtMost, Claim, Within
-from sae.study.figures import Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.figures import AgreementMatrix, Curves, Dictionaries, FiringRates, Frontier, Heatmap, Parallel, Profile
 from sae.study.frontiers import Arm
 from sae.study.sweep import Sweep, grid
 
 __all__ = [
+    "AgreementMatrix",
     "AbsTopK",
     "Activation",
     "Activations",

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from test_analysis_recovery import BASE, results, with_rows
 
-from sae import UserError, grid
+from sae import AgreementMatrix, Sweep, UserError, grid
 from sae.analysis import agreement
 from sae.analysis.agreement import Agreement
 from sae.core.normalization import Normalization
+from sae.report import agreements, draw
+from sae.study.sweep import as_sweep
 
 E = np.eye(8)
 
@@ -65,3 +67,32 @@ def test_the_matrix_compares_every_two_groups_and_no_member_with_itself():
     np.testing.assert_allclose(found.loc[order, order].to_numpy(float), expected, atol=1e-6)
     with pytest.raises(UserError, match="agreement: members have no 'penalty.l2x'"):
         agreement.matrix(results(members, [with_rows(r) for r in rows]), ["penalty.l2x"])
+
+
+def test_the_figure_has_the_matrix_and_the_floors_of_its_widths():
+    rows = [E[[0, 1]], E[[0, 1]], E[[0, 5]], E[[0, 5]], E[[0, 1, 2, 3]]]
+    members = [*grid(BASE, {"penalty.l1": (0.1, 1.0), "seed": (0, 1)}), *grid(BASE, {"d_sae": (4,)})]
+    figure = AgreementMatrix(group=("d_sae", "penalty.l1"))
+    run = results(members, [with_rows(r) for r in rows])
+    found = agreements.look(run, figure)
+    assert found.names == ["d_sae 2, penalty.l1 0.1", "d_sae 2, penalty.l1 1", "d_sae 4, penalty.l1 0.1"]
+    floors = [[agreement.mcc_chance(*sorted((n, m)), 8) for m in (2, 2, 4)] for n in (2, 2, 4)]
+    np.testing.assert_allclose(found.chance, floors)
+    (cells,) = draw.agreement(found, figure, run.members).data
+    np.testing.assert_allclose(cells.z, [[1, 0.5, 1], [0.5, 1, 0.5], [1, 0.5, np.nan]], atol=1e-6)
+    assert cells.text[0][1] == f"0.5<br>({floors[0][1]:.2g})" and cells.text[2][2].startswith("–<br>(")
+    one_each = agreements.look(run, AgreementMatrix(group=("d_sae",), most=1))
+    np.testing.assert_allclose(one_each.mcc, [[np.nan, 1], [1, np.nan]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"group": ("penalty.l3",)}, "AgreementMatrix: members have no 'penalty.l3'"),
+        ({"group": ()}, "AgreementMatrix: got no name in group, allowed: one or more"),
+        ({"group": ("d_sae",), "most": 0}, "AgreementMatrix: got most 0, allowed: one or more"),
+    ],
+)
+def test_a_matrix_of_unknown_names_is_refused_before_training(fields, says):
+    with pytest.raises(UserError, match=says):
+        as_sweep(Sweep(name="x", members=grid(BASE, {"seed": (0, 1)}), figures=[AgreementMatrix(**fields)]))

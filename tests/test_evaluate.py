@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 import sae
 from sae import interop
+from sae.analysis import agreement
 from sae.cli import main as cli
 from sae.core.model import Sae
-from sae.study import quantities
+from sae.runner import evaluation
+from sae.study import definition_files, quantities
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,11 @@ def sweep(tiny):
     return sae.Sweep(
         name="compared",
         members=sae.grid(sae.replace(tiny, {"n_steps": 20}), {"penalty.l1": (0.03, 0.1, 0.3), "seed": (0, 1)}),
-        figures=[sae.Frontier(along=("penalty.l1",))],
+        figures=[
+            sae.Frontier(along=("penalty.l1",)),
+            sae.Profile(metric="eval/fvu", x="penalty.l1"),
+            sae.AgreementMatrix(group=("penalty.l1",)),
+        ],
         claims=[sae.Claim("at its L0 ours err about as much", sae.Within(beside, 0.8, 1.25))],
         others=("theirs0", "theirs1"),
     )
@@ -158,6 +165,14 @@ def test_others_of_a_sweep_are_in_its_figures_and_claims(place, sweep, tmp_path,
     assert values[0] == pytest.approx(1, rel=1e-3), "it is the member of seed 0"
     points = {trace.name: (trace.x[0], trace.y[0]) for trace in results.frontier().data if len(trace.x) == 1}
     assert points["theirs1"] == pytest.approx(tuple(results.others.loc["theirs1", ["eval/fvu", "eval/l0"]]))
+    levels = {trace.name: set(trace.y) for trace in results.profile().data if trace.line.dash == "dash"}
+    assert levels == {name: {fvu} for name, fvu in results.others["eval/fvu"].items()}, "they have no place along x"
+    assert (out / "report" / "profile-fvu-penalty-l1.svg").is_file()
+    assert (out / "report" / "agreementmatrix-penalty-l1.svg").is_file()
+    assert "Agreement of dictionaries, by penalty.l1" in (out / "report.html").read_text()
+    cells = results.agreement_matrix().data[0]
+    assert list(cells.x) == ["penalty.l1 0.03", "penalty.l1 0.1", "penalty.l1 0.3"]
+    np.testing.assert_allclose(cells.z, agreement.matrix(results, ["penalty.l1"]), rtol=1e-6)
     assert (out / "report" / "frontier-l0-fvu.svg").is_file() and "theirs1" in (out / "report.html").read_text()
 
     stamp = lambda: (out / "others" / "definition.json").stat().st_mtime_ns
@@ -171,6 +186,26 @@ def test_others_of_a_sweep_are_in_its_figures_and_claims(place, sweep, tmp_path,
     before = stamp()
     sae.run(dataclasses.replace(sweep, others=("theirs0",)), out=out, wandb="off")
     assert stamp() > before and list(sae.load(out).others.index) == ["theirs0"]
+
+
+def test_others_of_a_definition_file_are_looked_for_beside_it_first(place, sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "theirs0", tmp_path / "beside" / "theirs0")
+    (tmp_path / "beside" / "sweep.py").write_text(
+        '"""Which digits?"""\nfrom sae import Digits, Experiment, Sweep\n'
+        'one = Experiment(name="digits", data=Digits(), d_sae=48, n_steps=20)\n'
+        'sweep = Sweep(name="beside", members=[one], others=("theirs0", "theirs1"))\n'
+    )
+    loaded = definition_files.load_file(tmp_path / "beside" / "sweep.py")
+    assert loaded.others == ("theirs0", "theirs1"), "figures and claims know them by their texts"
+    with pytest.raises(sae.UserError, match="^theirs1: no such folder"):
+        evaluation.check(loaded.others)
+    shutil.copytree(place / "theirs1", tmp_path / "theirs1")  # from the working directory
+    evaluation.check(loaded.others)
+    results = sae.run(loaded, out=tmp_path / "run", wandb="off")
+    assert list(results.others.index) == ["theirs0", "theirs1"]
+    with pytest.raises(sae.UserError, match="^theirs0: no such folder"):
+        evaluation.check(("theirs0",))
 
 
 def test_others_that_cannot_be_read_are_said_before_training(place, sweep, tmp_path, monkeypatch):

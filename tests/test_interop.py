@@ -12,38 +12,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from peers import D_IN, D_OUT, D_SAE, X, make, numbers
 
 import sae
 from sae import interop
 from sae.cli import main as cli
-from sae.core.model import Sae
 from sae.core.normalization import Normalization
 from sae.interop.plain import plain_of, sae_of
 
-D_SAE, D_IN, D_OUT = 24, 8, 6
 needs_torch = pytest.mark.skipif(
     not importlib.util.find_spec("torch"), reason="torch is not installed: make test-peers"
 )
 
 
-def numbers(seed: int, *shape: int) -> np.ndarray:
-    return (np.random.default_rng(seed).normal(size=shape) * 0.5).astype(np.float32)
-
-
-def make(activation, subtracts=True, d_out=D_IN, skip=False, normalized=True, unit=False) -> Sae:
-    """An autoencoder with random numbers in every place, on data with a shift and a scale for each dimension."""
-    W_dec = numbers(2, D_SAE, d_out)
-    W_dec = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True) if unit else W_dec
-    own = {name: np.abs(numbers(9, *value.shape)) for name, value in activation.init(D_SAE).items()}
-    width = D_IN if d_out == D_IN and not skip else D_IN + d_out
-    normalization = Normalization(numbers(5, width), np.abs(numbers(6, width)) + 0.5) if normalized else None
-    return Sae(
-        numbers(0, D_SAE, D_IN), numbers(1, D_SAE), W_dec, numbers(3, d_out), activation, subtracts, own=own,
-        normalization=normalization, W_skip=numbers(4, d_out, D_IN) if skip else None,
-    )  # fmt: skip
-
-
-X = 3 * numbers(7, 200, D_IN)
 SAELENS = {
     "standard": sae.Relu(), "jumprelu": sae.JumpRelu(), "batchtopk": sae.BatchTopK(k=3.0), "topk": sae.TopK(k=3),
     "multi-topk": sae.MultiTopK(k=3), "abstopk": sae.AbsTopK(k=3), "gated": sae.Gated(),
@@ -238,6 +219,7 @@ BAD = {
     "W_dec: got a number that is not finite": lambda f: change(f, W_dec=np.full((D_SAE, D_IN), np.nan, np.float32)),
     "cfg.json: not readable as JSON": lambda f: (f / "cfg.json").write_text("{"),
     "cfg.json: got list": lambda f: (f / "cfg.json").write_text("[]"),
+    "cfg.json: cannot be read": lambda f: ((f / "cfg.json").unlink(), (f / "cfg.json").mkdir()),
     "cfg.json: no such file": lambda f: (f / "cfg.json").unlink(),
     "not a whole .safetensors file": lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x80\x04cos\nsystem\n"),
     "finetuning_scaling_factor": lambda f: change(f, scaling_factor=np.full(D_SAE, 2, np.float32)),

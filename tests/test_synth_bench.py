@@ -330,7 +330,7 @@ def test_missing_and_damaged_files_are_refused_in_one_line(tmp_path):
             assert name in str(caught.value) and "\n" not in str(caught.value)
         (tmp_path / name).write_bytes(kept)
     (tmp_path / worlds.WEIGHTS).unlink()
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         worlds.read(tmp_path)
 
 

@@ -63,22 +63,18 @@ class Agreement:
         return table
 
 
-def matrix(results: Results, group: Sequence[str]) -> pd.DataFrame:
+def matrix(results: Results, group: Sequence[str], most: int | None = None) -> pd.DataFrame:
     """The mean MCC between members of every two groups, [group, group]: a member is never compared with itself.
 
-    `group` names hyper-parameters; a group is one combination of their values. Dictionaries of other widths are matched
-    as far as the smaller one goes. Members of one group on the diagonal differ in the seed or in what `group` leaves
-    out. NaN for a group of one member with itself. Raises UserError for a name that members do not have, and for data
-    of several widths.
+    `group` names hyper-parameters; a group is one combination of their values, of whose members the first `most` are
+    compared, or all. Dictionaries of other widths are matched as far as the smaller one goes. Members of one group on
+    the diagonal differ in the seed or in what `group` leaves out. NaN for a group of one member with itself. Raises
+    UserError for a name that members do not have, and for data of several widths.
     """
-    members = results.members.query("status == 'finished'")
-    for name in group:
-        if name not in members:
-            raise UserError(f"agreement: members have no '{name}'; {nearest(name, list(members))}")
-    rows = {i: np.asarray(results.sae(i).W_dec[...]) for i in members["member"].tolist()}
+    groups = _groups(results, group, most)
+    rows = {i: np.asarray(results.sae(i).W_dec[...]) for members in groups.values() for i in members}
     if len({W.shape[1] for W in rows.values()}) > 1:
         raise UserError("agreement: got members of several d_in, allowed: one")
-    groups = {key: part["member"].tolist() for key, part in members.groupby(list(group), dropna=False)}
     found = pd.DataFrame(np.nan, index=pd.Index(groups), columns=pd.Index(groups))
     for a, b in itertools.combinations_with_replacement(range(len(groups)), 2):
         first, second = (list(groups.values())[place] for place in (a, b))
@@ -86,6 +82,38 @@ def matrix(results: Results, group: Sequence[str]) -> pd.DataFrame:
         if pairs:
             found.iat[a, b] = found.iat[b, a] = np.mean([mcc(rows[i], rows[j]) for i, j in pairs])
     return found
+
+
+def matrix_chance(results: Results, group: Sequence[str]) -> pd.DataFrame:
+    """The MCC of random dictionaries, [group, group]: the floors of `matrix`. Raises UserError as `matrix` does.
+
+    Where a group holds several widths, it is the mean over them.
+    """
+    groups = _groups(results, group, None)
+    widths = results.members.set_index("member")["d_sae"]
+    of_group = {key: sorted(set(widths[members])) for key, members in groups.items()}
+    d_in = results.sae(next(iter(groups.values()))[0]).W_dec[...].shape[1]
+    known: dict[tuple[int, int], float] = {}
+
+    def floor(n: int, m: int) -> float:
+        pair = (min(n, m), max(n, m))
+        if pair not in known:
+            known[pair] = mcc_chance(*pair, d_in)
+        return known[pair]
+
+    mean = lambda a, b: float(np.mean([floor(int(n), int(m)) for n in of_group[a] for m in of_group[b]]))
+    return pd.DataFrame([[mean(a, b) for b in groups] for a in groups], pd.Index(groups), pd.Index(groups))
+
+
+def _groups(results: Results, group: Sequence[str], most: int | None) -> dict[Any, list[int]]:
+    """{values of these hyper-parameters: the members that have them}. Raises UserError where members have none."""
+    members = results.members.query("status == 'finished'")
+    if members.empty:
+        raise UserError("agreement: got no member that has not diverged")
+    for name in group:
+        if name not in members:
+            raise UserError(f"agreement: members have no '{name}'; {nearest(name, list(members))}")
+    return {key: part["member"].tolist()[:most] for key, part in members.groupby(list(group), dropna=False)}
 
 
 def mcc(a: np.ndarray, b: np.ndarray) -> float:

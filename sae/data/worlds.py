@@ -6,7 +6,6 @@ that both tools can train on the very same world; what else is known of it stand
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jax.scipy.special import ndtr
 from scipy.special import ndtri
 
 from sae.core import files
+from sae.core.foreign import read_object, read_tensors, write_tensors
 from sae.core.types import Array, Key, UserError
 
 CONFIG, WEIGHTS, TREES = "synthetic_model_config.json", "synthetic_model.safetensors", "hierarchy.json"
@@ -85,8 +83,7 @@ class World:
         }
         if self.factor.shape[1]:
             weights |= {"correlation_factor": self.factor, "correlation_diag": self.residuals**2}
-        content = safetensors.numpy.save({k: np.ascontiguousarray(v, np.float32) for k, v in weights.items()})
-        files.write_atomically(folder / WEIGHTS, lambda file: file.write(content))
+        write_tensors(folder / WEIGHTS, weights)
         files.write_json(folder / CONFIG, dict(self.config))
         if (self.parents >= 0).any():
             files.write_json(folder / TREES, {"roots": _trees(self)})
@@ -329,8 +326,8 @@ def read(folder: str | Path) -> World:
     are missing, damaged or do not fit each other, and for random magnitudes without a seed.
     """
     folder = _located(folder)
-    config = _json(folder / CONFIG)
-    weights = _weights(folder / WEIGHTS)
+    config = read_object(folder / CONFIG)
+    weights = read_tensors(folder / WEIGHTS)
     features = _array(weights, "feature_vectors", (None, None), folder)
     n, d_in = features.shape
     factor = np.zeros((n, 0), np.float32)
@@ -347,7 +344,7 @@ def read(folder: str | Path) -> World:
     known = lambda name, offset: (
         _array(weights, name, (n,), folder) if name in weights else _magnitudes(config, name, offset, n, folder)
     )
-    trees = _json(folder / TREES) if (folder / TREES).exists() else {"roots": []}
+    trees = read_object(folder / TREES) if (folder / TREES).exists() else {"roots": []}
     parents, exclusive, scaling = _read_trees(trees, n, folder / TREES)
     means = known("mean_firing_magnitudes", 2)
     if not (means[scaling] > 0).all():
@@ -376,30 +373,6 @@ def paths(folder: str | Path) -> list[Path]:
 def _located(folder: str | Path) -> Path:
     # a text may know the folder of its definition file, and str() would lose that
     return files.located(folder if isinstance(folder, str) else str(folder))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; allowed: a folder that SAELens or a World has saved") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: got {type(value).__name__}, allowed: an object in braces")
-    return value
-
-
-def _weights(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; allowed: a folder that SAELens or a World has saved") from None
-    except Exception as error:  # safetensors has errors of its own, and TypeError for dtypes that numpy lacks
-        raise UserError(f"{path}: not readable as safetensors ({' '.join(str(error).split())[:200]})") from None
 
 
 def _array(weights: Mapping[str, np.ndarray], name: str, shape: tuple[int | None, ...], folder: Path) -> np.ndarray:

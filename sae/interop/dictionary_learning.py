@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sae.core.foreign import read_object
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.interop.plain import Plain, needed
-from sae.interop.tensors import read_pt, read_settings, write_pt, write_settings
+from sae.interop.tensors import read_pt, write_pt, write_settings
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
 ACTIVATIONS = "relu, jumprelu, topk, gated; no transcoders"
@@ -74,7 +75,7 @@ def write(one: Plain, folder: Path, metadata: Mapping[str, Any], firing_rates: n
 
 def read(folder: Path) -> Plain:
     """Read an autoencoder as it is stored. Raises UserError, also without torch."""
-    settings = read_settings(folder / SETTINGS)
+    settings = read_object(folder / SETTINGS)
     trainer = settings.get("trainer")
     name = trainer.get("dict_class") if isinstance(trainer, dict) else None
     if not isinstance(trainer, dict) or name not in CLASSES:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from sae.core.console import say
+from sae.core.foreign import read_object, read_tensors, write_tensors
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.interop.plain import Plain, needed
-from sae.interop.tensors import read_safetensors, read_settings, write_safetensors, write_settings
+from sae.interop.tensors import write_settings
 
 SETTINGS, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 VERSION = "6.54.12"  # of SAELens, whose layout this is
@@ -86,15 +87,15 @@ def write(one: Plain, folder: Path, metadata: Mapping[str, Any], firing_rates: n
     if one.W_skip is not None:
         tensors["W_skip"] = one.W_skip
     settings["metadata"] = {"sae_lens_version": VERSION, **metadata}
-    write_safetensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / WEIGHTS, tensors)
     if firing_rates is not None:
-        write_safetensors(folder / SPARSITY, {"sparsity": np.log10(np.asarray(firing_rates) + 1e-10)})
+        write_tensors(folder / SPARSITY, {"sparsity": np.log10(np.asarray(firing_rates) + 1e-10)})
     write_settings(folder / SETTINGS, settings)
 
 
 def read(folder: Path) -> Plain:
     """Read an autoencoder. Raises UserError."""
-    settings, tensors = read_settings(folder / SETTINGS), read_safetensors(folder / WEIGHTS)
+    settings, tensors = read_object(folder / SETTINGS), read_tensors(folder / WEIGHTS)
     tensors.pop("sparsity", None)
     name = settings.get("architecture", "standard")
     older = settings.get("activation_fn", settings.get("activation_fn_str"))

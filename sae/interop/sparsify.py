@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from sae.core.foreign import read_object, read_tensors, write_tensors
 from sae.core.types import UserError
 from sae.interop.plain import Plain, needed
-from sae.interop.tensors import read_safetensors, read_settings, write_safetensors, write_settings
+from sae.interop.tensors import write_settings
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
 ACTIVATIONS = "topk, groupmax; transcoders whose input and target have one width"
@@ -44,13 +45,13 @@ def write(one: Plain, folder: Path, metadata: Mapping[str, Any], firing_rates: n
         "transcode": one.transcodes,
         "d_in": one.d_in,
     }
-    write_safetensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / WEIGHTS, tensors)
     write_settings(folder / SETTINGS, settings)  # sparsify warns of entries that it does not know
 
 
 def read(folder: Path) -> Plain:
     """Read an autoencoder. Raises UserError."""
-    settings, tensors = read_settings(folder / SETTINGS), read_safetensors(folder / WEIGHTS)
+    settings, tensors = read_object(folder / SETTINGS), read_tensors(folder / WEIGHTS)
     kind = settings.get("activation", "topk")
     if kind not in ["topk", "groupmax"] or settings.get("signed"):
         got = "signed" if settings.get("signed") else kind

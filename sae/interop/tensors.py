@@ -1,4 +1,4 @@
-"""Files of tensors and of settings, read as data: nothing in them is executed, and nothing is unpickled."""
+"""PyTorch's files of tensors, read as data and never unpickled, and settings as other libraries write them."""
 
 import importlib
 import json
@@ -7,46 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from sae.core.files import write_atomically
+from sae.core.foreign import brief
 from sae.core.types import UserError
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises UserError."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({_brief(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: got {type(found).__name__}, allowed: a JSON object")
-    return found
 
 
 def write_settings(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object."""
     write_atomically(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a .safetensors file, float16 and bfloat16 as float32. Raises UserError."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: _single(file.get_tensor(name)) for name in file.keys()}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{path}: not a whole .safetensors file ({_brief(error)}); write or copy it again") from None
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors as float32."""
-    data = safetensors.numpy.save({name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()})
-    write_atomically(path, lambda file: file.write(data))
 
 
 def read_pt(path: Path) -> dict[str, np.ndarray]:
@@ -57,7 +26,7 @@ def read_pt(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # torch's own, pickle's, zipfile's
-        raise UserError(f"{path}: not a .pt file of tensors alone ({_brief(error)})") from None
+        raise UserError(f"{path}: not a .pt file of tensors alone ({brief(error)})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: got {type(found).__name__}, allowed: tensors by name")
     tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
@@ -80,11 +49,3 @@ def _torch(path: Path) -> Any:
         raise UserError(
             f"{path.name}: .pt files need PyTorch; pip install -e '.[torch]', or use another format"
         ) from None
-
-
-def _single(value: np.ndarray) -> np.ndarray:
-    return value if value.dtype.kind in "iub" else value.astype(np.float32)
-
-
-def _brief(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:160]

@@ -52,7 +52,8 @@ class AuxK(Auxiliary):
     With e = y - x̂ held fixed and ê = W_decᵀ of those latents, without b_dec:
     "openai" (and dictionary_learning): `weight * Σ_b ‖e - ê‖² / Σ_b ‖e - ē‖²`, latents through a ReLU;
     "saelens": `weight * min(n_dead / k, 1) * mean_b ‖e - ê‖²`, latents as they are.
-    Beside `AbsTopK` too it is the largest that count, not the most negative.
+    Beside `AbsTopK` too it is the largest that count, not the most negative. SAELens' BatchTopK takes the largest
+    `z_i ‖W_dec,i‖`, which are the same where decoder rows have norm 1.
     """
 
     weight: float = leaf(1 / 32, min=0)

@@ -14,6 +14,7 @@ from sae.core.files import remove_leftovers, write_atomically
 from sae.core.text import count
 from sae.core.types import UserError
 from sae.report import FEATURES, NAME, captions, data, dictionaries, draw, features_page, made, matched, paper
+from sae.report.agreements import Agreements, look
 from sae.report.data import brief, held_out, label, metrics
 from sae.report.dictionaries import Dictionary
 from sae.report.page import Fact, Page, Table, render
@@ -22,7 +23,7 @@ from sae.report.warnings import warnings
 from sae.store.results import Results
 from sae.study import claims
 from sae.study.answers import Answer, AtMatched, Best
-from sae.study.figures import Dictionaries, Figure, complete
+from sae.study.figures import AgreementMatrix, Dictionaries, Figure, complete
 from sae.study.replicates import over_seeds
 from sae.study.sweep import Sweep
 
@@ -56,6 +57,7 @@ class Shown:
     history: pd.DataFrame  # with fewer log points
     chosen: Sequence[int]  # rows of the members shown at first
     drawn: Sequence[tuple[Figure, go.Figure]]  # completed: see `figures.complete`
+    agreements: Mapping[AgreementMatrix, Agreements]  # what those figures show
     dictionaries: Sequence[Dictionary]
     note: str  # which dictionaries are shown, or why none are
     missing: Sequence[str]  # figures that could not be drawn, and why
@@ -68,11 +70,15 @@ def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = c
     chosen = data.typical(members, runs.along, runs.group)
     drawn: list[tuple[Figure, go.Figure]] = []
     looked_at, note = [], ""
+    agreements: dict[AgreementMatrix, Agreements] = {}
     missing: list[str] = []
     for figure in runs.figures if len(members) else ():
         try:
             if isinstance(figure, Dictionaries):
                 looked_at, note = _dictionaries(runs, members, figure, sweep)
+            elif isinstance(figure, AgreementMatrix):
+                agreements[figure] = look(results[0], figure)
+                drawn.append((figure, draw.agreement(agreements[figure], figure, members)))
             else:
                 figure = complete(figure, members)
                 shown = draw.draw(figure, members, history, runs.rates, chosen)
@@ -82,7 +88,7 @@ def collect(results: Sequence[Results], sweep: Sweep | None = None, say: Say = c
         except Exception as error:  # members that form no frontier, tables of another program that lack anything
             missing.append(f"{captions.title(figure)}: {_reason(error)}")
             say(f"report: no figure {missing[-1]}")
-    return Shown(runs, history, chosen, drawn, looked_at, note, missing)
+    return Shown(runs, history, chosen, drawn, agreements, looked_at, note, missing)
 
 
 def write_page(shown: Shown, out: Path, features: Path | None = None) -> None:
@@ -117,7 +123,10 @@ def write_figures(shown: Shown, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     remove_leftovers(folder)
     for figure, _ in shown.drawn:
-        painted = paper.paint(figure, runs.sound, shown.history, runs.rates, shown.chosen)
+        if isinstance(figure, AgreementMatrix):
+            painted = paper.agreement(shown.agreements[figure])
+        else:
+            painted = paper.paint(figure, runs.sound, shown.history, runs.rates, shown.chosen)
         paper.save(painted, folder / captions.slug(figure))
     for one in shown.dictionaries:
         if one.image_shape is not None:

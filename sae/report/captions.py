@@ -7,9 +7,19 @@ import pandas as pd
 
 from sae.core.metrics import OF_A_STEP
 from sae.core.text import count
-from sae.report.data import along, label, meaning
+from sae.report.data import along, label, meaning, others_along
 from sae.study.answers import AtMatched
-from sae.study.figures import Curves, Dictionaries, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile
+from sae.study.figures import (
+    AgreementMatrix,
+    Curves,
+    Dictionaries,
+    Figure,
+    FiringRates,
+    Frontier,
+    Heatmap,
+    Parallel,
+    Profile,
+)
 from sae.study.frontiers import Arm, arms_along
 from sae.study.replicates import over_seeds
 
@@ -39,6 +49,8 @@ def title(figure: Figure) -> str:
             return "Firing rates"
         case Dictionaries():
             return "Dictionaries"
+        case AgreementMatrix():
+            return f"Agreement of dictionaries, by {' and '.join(map(label, figure.group))}"
 
 
 def caption(figure: Figure, members: pd.DataFrame) -> str:
@@ -58,7 +70,9 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             only = f" All members have {' and '.join(figure.others)} at 0." if figure.others else ""
             _, log = along(members, figure)
             off = " The log axis leaves out members at 0." if log and (members[figure.x] == 0).any() else ""
-            return f"{_band(members)}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
+            there = bool(others_along(members, figure.metric))
+            also = " Dashed lines are the autoencoders that the sweep is compared with." if there else ""
+            return f"{_band(members)}{also}{only}{off} {_held_out(members)} {meaning([figure.metric], members)}"
         case Heatmap():
             panels = " In each panel the other coefficients are 0." if len(figure.along) > 1 else ""
             means = sentence(over_seeds(members)) + _no_arm(members, arms_along(figure.along))
@@ -91,6 +105,13 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             )
         case Dictionaries():
             return DICTIONARIES
+        case AgreementMatrix():
+            return (
+                "MCC: absolute cosine of decoder rows, matched one to one for the largest sum; mean over the pairs of "
+                "rows, and over the members of two groups. In brackets: the same of random dictionaries of these "
+                "widths. On the diagonal, a group's own members are compared, never one with itself. At most "
+                f"{count(figure.most, 'member')} of a group."
+            )
 
 
 def _band(members: pd.DataFrame) -> str:
@@ -116,7 +137,8 @@ def sentence(words: str) -> str:
 def slug(figure: Figure) -> str:
     """A name for files and links, of the characters a-z, 0-9 and "-": "heatmap-fvu"."""
     named = {Heatmap: ("metric",), Profile: ("metric", "x"), AtMatched: ("matched",), Frontier: ("y", "x")}
-    words = [type(figure).__name__, *(label(getattr(figure, name)) for name in named.get(type(figure), ()))]
+    grouped = map(label, figure.group) if isinstance(figure, AgreementMatrix) else ()
+    words = [type(figure).__name__, *grouped, *(label(getattr(figure, name)) for name in named.get(type(figure), ()))]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower())
 
 

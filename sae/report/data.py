@@ -57,6 +57,12 @@ def others(members: pd.DataFrame, x: str, y: str) -> dict[str, tuple[float, floa
     return {name: (a, b) for name, (a, b) in found.items() if above(a) and above(b)}
 
 
+def others_along(members: pd.DataFrame, metric: str) -> dict[str, float]:
+    """{name: the metric} of the autoencoders that a sweep is compared with, which have no place along a number."""
+    found = {name: row.get(metric) for name, row in members.attrs.get("others", {}).items()}
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and np.isfinite(value)}
+
+
 def lines(members: pd.DataFrame, along: Sequence[str], group: Sequence[str]) -> list[Line]:
     """A line per arm and per combination of values of the names in `group`; the names that vary name it."""
     group = varied(group, members)

@@ -18,9 +18,20 @@ from plotly.subplots import make_subplots
 from sae.core.text import abbreviated
 from sae.core.types import UserError
 from sae.report import captions, data
+from sae.report.agreements import Agreements
 from sae.report.data import ARMS, Line, label, lines, number, rgba, swatch, wide
 from sae.study.answers import AtMatched
-from sae.study.figures import Curves, Figure, FiringRates, Frontier, Heatmap, Parallel, Profile, complete
+from sae.study.figures import (
+    AgreementMatrix,
+    Curves,
+    Figure,
+    FiringRates,
+    Frontier,
+    Heatmap,
+    Parallel,
+    Profile,
+    complete,
+)
 
 COLOURS = "Viridis"
 LINE, TICK = 44, 14  # characters of a line of a title or a tick; of a word beside an axis of parallel coordinates
@@ -34,7 +45,7 @@ def draw(
     rates: Mapping[Any, np.ndarray],
     chosen: Sequence[int] = (),
 ) -> go.Figure:
-    """Draw any figure but Dictionaries.
+    """Draw any figure but Dictionaries and AgreementMatrix, which need weights.
 
     rates: member -> firing rates [d_sae]. chosen: rows of the members shown by the figures that show a few.
     """
@@ -97,6 +108,15 @@ def profile(members: pd.DataFrame, figure: Profile) -> go.Figure:
     """A line of means per group with its band over seeds, and a point per member."""
     shown, log = data.along(members, figure)
     drawn = _lines(lines(shown, [figure.x], figure.group), figure.x, figure.metric)
+    for i, (name, value) in enumerate(data.others_along(members, figure.metric).items()):
+        drawn.add_scatter(
+            x=[shown[figure.x].min(), shown[figure.x].max()],
+            y=[value, value],
+            mode="lines",
+            line={"dash": "dash", "color": swatch(len(ARMS) - 1 - i)},
+            name=_wrapped(name),
+            hovertemplate=f"{_text(name)}<br>%{{y}}<extra></extra>",
+        )
     xaxis = _log(figure.x, shown[figure.x].astype(float)) if log else {"title": _text(label(figure.x))}
     yaxis = {"title": _text(label(figure.metric))}
     return _finish(drawn, _meta(figure, members), xaxis=xaxis, yaxis=yaxis, height=460)
@@ -146,6 +166,32 @@ def heatmap(members: pd.DataFrame, figure: Heatmap) -> go.Figure:
     drawn.update_layout(coloraxis={"colorscale": COLOURS, "showscale": not written, "colorbar": bar, **ends})
     top = 14 + 17 * deep
     return _finish(drawn, _meta(figure, members), height=area + 50 + top, margin={"t": top, "l": 60, "r": 20, "b": 50})
+
+
+def agreement(found: Agreements, figure: AgreementMatrix, members: pd.DataFrame) -> go.Figure:
+    """The MCC of every two groups as a colour from 0 to 1, and as numbers with the floor by chance where they fit."""
+    names, written = [_text(name) for name in found.names], len(found.names) <= 16
+    pairs = zip(found.mcc.to_numpy(float), found.chance.to_numpy(float), strict=True)
+    text = [[f"{number(a, 2)}<br>({number(b, 2)})" for a, b in zip(*rows, strict=True)] for rows in pairs]
+    cells = go.Heatmap(
+        z=found.mcc.to_numpy(float),
+        x=names,
+        y=names,
+        text=text,
+        texttemplate="%{text}" if written else None,
+        hovertemplate="%{y}<br>%{x}<br>%{text}<extra></extra>",
+        coloraxis="coloraxis",
+        xgap=2,
+        ygap=2,
+    )
+    drawn = go.Figure(cells)
+    drawn.update_xaxes(type="category", showgrid=False)
+    drawn.update_yaxes(type="category", showgrid=False, autorange="reversed")
+    bar = {"thickness": 10, "outlinewidth": 0, "title": "MCC"}
+    drawn.update_layout(coloraxis={"colorscale": COLOURS, "colorbar": bar, "cmin": 0, "cmax": 1})
+    room = 7 * max(map(len, found.names))  # pixels for the longest name
+    margin = {"t": 14, "l": min(260, 20 + room), "r": 20, "b": min(200, 30 + room)}
+    return _finish(drawn, _meta(figure, members), height=38 * len(names) + margin["b"] + 14, margin=margin)
 
 
 def parallel(members: pd.DataFrame, figure: Parallel) -> go.Figure:

@@ -43,6 +43,10 @@ class Results(results.Results):
         """A metric over two hyper-parameters (`sae.Heatmap`)."""
         return self.draw(figures.Heatmap, **fields)
 
+    def agreement_matrix(self, **fields: Any) -> "go.Figure":
+        """The MCC of members of every two groups, beside that of random dictionaries (`sae.AgreementMatrix`)."""
+        return self.draw(figures.AgreementMatrix, **fields)
+
     def parallel(self, **fields: Any) -> "go.Figure":
         """Every member through parallel axes (`sae.Parallel`)."""
         return self.draw(figures.Parallel, **fields)
@@ -76,9 +80,13 @@ class Results(results.Results):
         Raises UserError for a field that the figure does not have; for hyper-parameters, metrics and members that the
         run does not have; and for `sae.Dictionaries`, which only the report draws.
         """
-        from sae.report import draw  # importing plotly takes a second, which only figures need
+        from sae.report import agreements, draw  # importing plotly takes a second, which only figures need
 
         figure = self._definition(figure, fields)
+        if isinstance(figure, figures.AgreementMatrix):
+            figure.check([name for flat in self.definition["members"] for name in flat])
+            drawn = draw.agreement(agreements.look(self, figure), figure, self.members)
+            return drawn.update_layout(template="simple_white")
         if isinstance(figure, figures.Dictionaries):
             raise UserError("got Dictionaries, allowed: the other figures; `sae report` shows dictionaries")
         table = self.members

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure as Canvas
 
 from sae.core.files import write_atomically
 from sae.report import data, images
+from sae.report.agreements import Agreements
 from sae.report.data import Line, lines, number, swatch, wide
 from sae.report.dictionaries import Dictionary
 from sae.study.answers import AtMatched
@@ -65,7 +66,8 @@ def paint(
             case Profile():
                 shown, log = data.along(members, figure)
                 drawn = lines(shown, [figure.x], figure.group)
-                return _lines(drawn, figure.x, figure.metric, log="x" if log else "")
+                levels = data.others_along(members, figure.metric)
+                return _lines(drawn, figure.x, figure.metric, log="x" if log else "", levels=levels)
             case Heatmap():
                 return _heatmap(members, figure)
             case Parallel():
@@ -100,9 +102,17 @@ def _new(rows: int = 1, columns: int = 1, height: float = 3.6, **kwargs: Any) ->
 
 
 def _lines(
-    drawn: Sequence[Line], x: str, y: str, log: str, others: Mapping[str, tuple[float, float]] | None = None
+    drawn: Sequence[Line],
+    x: str,
+    y: str,
+    log: str,
+    others: Mapping[str, tuple[float, float]] | None = None,
+    levels: Mapping[str, float] | None = None,
 ) -> Canvas:
+    """A line per arm and group; `others` are points and `levels` dashed lines across, by name."""
     canvas, ((axes,),) = _new()
+    for i, (name, value) in enumerate((levels or {}).items()):
+        axes.axhline(value, ls="--", lw=1.1, color=data.swatch(len(data.ARMS) - 1 - i), label=name)
     for i, (name, point) in enumerate((others or {}).items()):
         colour = data.swatch(len(data.ARMS) - 1 - i)
         axes.plot(*([value] for value in point), "D", ms=5, mfc="none", mec=colour, label=name)
@@ -130,7 +140,7 @@ def _lines(
             axis.set_ticks(ticks)
             axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             axis.set_major_formatter(lambda tick, _: f"{tick:g}")
-    if len(drawn) > 1 or others:
+    if len(drawn) > 1 or others or levels:
         _legend(canvas, axes)
     return canvas
 
@@ -169,6 +179,24 @@ def _heatmap(members: pd.DataFrame, figure: Heatmap) -> Canvas:
             colour = "white" if scale(value) < 0.6 else "black"
             panel.text(k, i, number(value, 2), ha="center", va="center", size=6, color=colour)
     canvas.colorbar(mesh, ax=list(axes[:, 0]), label=_label(figure.metric)).outline.set_visible(False)
+    return canvas
+
+
+def agreement(found: Agreements) -> Canvas:
+    """The MCC of every two groups as a colour from 0 to 1, with the floor by chance below each number."""
+    n, z = len(found.names), found.mcc.to_numpy(float)
+    with matplotlib.rc_context(STYLE):
+        canvas, ((axes,),) = _new(height=1.2 + 0.34 * n)
+        mesh = axes.imshow(z, cmap="viridis", aspect="auto", vmin=0, vmax=1)
+        names = [_text(name) for name in found.names]
+        axes.set_xticks(range(n), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+        axes.set_yticks(range(n), names, fontsize=7)
+        axes.spines[:].set_visible(False)
+        for (i, k), value in np.ndenumerate(z):
+            words = f"{number(value, 2)}\n({number(found.chance.iat[i, k], 2)})"
+            colour = "white" if z[i, k] < 0.6 else "black"
+            axes.text(k, i, words, ha="center", va="center", size=6 if n <= 10 else 4, color=colour)
+        canvas.colorbar(mesh, ax=axes, label="MCC").outline.set_visible(False)
     return canvas
 
 

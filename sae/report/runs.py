@@ -87,6 +87,6 @@ def _shown(results: Sequence[Results], names: Sequence[str]) -> dict[str, Any]:
         ]
         known = all(one.knows_true_features for one in results)
         figures_shown, answer = figures.default_figures(flats, arms, true_features=known), None
-    along, others = figures.coefficients(flats, arms)
+    along, others = figures.axes(flats, arms)
     group = ("d_sae", *(name for name in others if name != "d_sae"))
     return {"figures": figures_shown, "answer": answer, "along": along, "group": group}

@@ -20,7 +20,7 @@ from sae.report.terminal import SHOWN, spread
 from sae.report.warnings import DEAD
 from sae.store.results import Results
 from sae.store.storage import DEFINITION, HISTORY, STATE
-from sae.study.figures import arm_names, coefficients
+from sae.study.figures import arm_names, axes
 
 MARKS = "●▲■◆"  # one per arm
 X, Y = "train/fvu", "train/l0"
@@ -118,7 +118,7 @@ def _frontier(results: Results, latest: pd.DataFrame, width: int, height: int) -
     shown = latest[(latest[[X, Y]] > 0).all(axis=1)]
     if shown.empty:
         return []
-    along, _ = coefficients(results.definition["members"], results.arms)
+    along, _ = axes(results.definition["members"], results.arms)
     arms = {name: (MARKS[i % len(MARKS)], ARMS[i % len(ARMS)]) for i, name in enumerate(along)}
     none = ("·", "white")  # a member in no arm
     points: list[tuple[float, float, str, str]] = []

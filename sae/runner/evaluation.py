@@ -21,7 +21,7 @@ import pandas as pd
 from sae import interop
 from sae.core.console import say
 from sae.core.definitions import flatten, kind
-from sae.core.files import DamagedError, expanded, sha256, write_checked
+from sae.core.files import DamagedError, expanded, located, sha256, write_checked
 from sae.core.metrics import Moments, Sums
 from sae.core.model import Sae, input_normalization, on_examples
 from sae.core.normalization import Normalization
@@ -76,7 +76,7 @@ def evaluate(
     cannot be read, and for widths that do not fit.
     """
     data = load(source)
-    found = [one for path in paths for one in _opened(str(path))]
+    found = [one for path in paths for one in _opened(path if isinstance(path, str) else str(path))]
     if not found:
         raise UserError("evaluate: got no autoencoder, allowed: one or more folders")
     fitted = [_fitted(one, data) for one in found]  # all are checked before anything is written
@@ -150,7 +150,7 @@ def settle(sweep: Sweep, results: Results, say: Callable[[str], object]) -> None
 
 def _files(text: str) -> list[str]:
     """What tells an autoencoder's folder from an older one: the checksums of its settings and weights."""
-    path = expanded(text)
+    path = located(text)
     known = [DEFINITION, *(n for module in interop.FORMATS.values() for n in (module.SETTINGS, module.WEIGHTS))]
     return [sha256(path / name) for name in dict.fromkeys(known) if (path / name).is_file()]
 
@@ -165,17 +165,22 @@ def numbers_of(sae: Sae, data: Examples, data_seed: int = 0) -> tuple[dict[str, 
     return {name: value[0].item() for name, value in numbers.items()}, rates[0]
 
 
-def _opened(text: str) -> Iterator[Named]:
-    """The autoencoders at a path, named by it as it is written."""
+def _opened(written: str) -> Iterator[Named]:
+    """The autoencoders at a path, named by it as it is written. One of a definition file is beside it first."""
+    text = str(written)
     if text.startswith("hf:"):
         yield Named(text, load_pretrained(text), "hub", {}, {})
         return
-    path = expanded(text)
+    yield from _in_folder(text, located(written))
+
+
+def _in_folder(text: str, path: Path) -> Iterator[Named]:
+    """The autoencoders in a folder, by this name."""
     if not (path / DEFINITION).is_file():
         inner = [one for one in sorted(path.iterdir()) if one.is_dir() and _holds_one(one)] if path.is_dir() else []
         if inner and not _holds_one(path):  # what `sae export` writes of several members
             for one in inner:
-                yield from _opened(f"{text.rstrip('/')}/{one.name}")
+                yield from _in_folder(f"{text.rstrip('/')}/{one.name}", one)
             return
         format = interop.detect(path)
         yield Named(text, interop.load(path, format), format, {}, {})

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from sae.core.definitions import written_in
+from sae.core.files import Written
 from sae.core.text import nearest
 from sae.core.types import UserError
 from sae.data.source import Source
@@ -25,7 +26,8 @@ CHECKOUT = Path(__file__).parents[2]  # the folder that the package lies in, whe
 def load_file(path: Path) -> Experiment | Sweep:
     """The `sweep`, or else the `experiment`, that a file defines. Raises UserError with the fault in one line.
 
-    Relative paths of its data are looked for beside the file first, then from the working directory.
+    Relative paths of its data, weights and `others` are looked for beside the file first, then from the working
+    directory.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one of its files: {', '.join(sorted(map(str, path.glob('*.py'))))}")
@@ -43,9 +45,11 @@ def load_file(path: Path) -> Experiment | Sweep:
 
 
 def _beside(folder: Path, found: Any) -> Any:
-    """An experiment or a sweep whose data and weights are looked for beside its file first; others as they are."""
+    """An experiment or a sweep whose paths are looked for beside its file first; another value as it is."""
     if isinstance(found, Sweep):
-        return dataclasses.replace(found, members=[_beside(folder, member) for member in found.members])
+        members = [_beside(folder, member) for member in found.members]
+        others = [Written(path, folder) if isinstance(path, str) else path for path in found.others]
+        return dataclasses.replace(found, members=members, others=others)
     if isinstance(found, Experiment) and isinstance(found.data, Source):
         located = {name: written_in(folder, getattr(found, name)) for name in ("data", "initialization")}
         return dataclasses.replace(found, **located)

@@ -148,7 +148,30 @@ class Dictionaries:
         require(names, [*self.along, *self.group], [self.metric], "Dictionaries")
 
 
-Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictionaries | AtMatched
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgreementMatrix:
+    """How far dictionaries agree: the mean MCC of members of every two groups, beside that of random dictionaries.
+
+    On the diagonal, members of one group are compared, which differ in the seed and in what `group` leaves out.
+    """
+
+    group: tuple[str, ...]
+    """A row and a column for each combination of values of these names."""
+    most: int = 4
+    """Members of a group that are compared, the first ones; each pair takes milliseconds."""
+
+    def __post_init__(self) -> None:
+        listed(self)
+
+    def check(self, names: Collection[str]) -> None:
+        """Check before training that every name it reads exists. Raises UserError."""
+        require(names, self.group, (), "AgreementMatrix")
+        if not self.group or self.most < 1:
+            got = f"most {self.most}" if self.group else "no name in group"
+            raise UserError(f"AgreementMatrix: got {got}, allowed: one or more")
+
+
+Figure = Frontier | Profile | Heatmap | Parallel | Curves | FiringRates | Dictionaries | AtMatched | AgreementMatrix
 
 
 def complete(figure: Figure, members: pd.DataFrame) -> Figure:
@@ -191,7 +214,7 @@ def default_figures(
     `members` are flattened experiments, `arms` the names that `study.arms` finds. `true_features`: whether the true
     features are known, so that members have `eval/mmcs`.
     """
-    along, others = coefficients(members, arms)
+    along, others = axes(members, arms)
     # a field that only some members have belongs to a choice, whose name is shown already
     everywhere = lambda name: all(name in member for member in members)
     group = ("d_sae", *(name for name in others if name != "d_sae" and everywhere(name)))
@@ -221,9 +244,7 @@ def default_figures(
     return (*figures, Curves(), FiringRates(), dictionaries)
 
 
-def coefficients(
-    members: Sequence[Mapping[str, Any]], arms: Collection[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def axes(members: Sequence[Mapping[str, Any]], arms: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(the arms that vary; what else varies inside an arm, other than the seed) between flattened experiments.
 
     Of the arms that are not 0 in one member, the one with the most values is kept. A number of a choice that follows

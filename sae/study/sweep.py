@@ -40,7 +40,8 @@ class Sweep:
 
     others: Sequence[str] = ()
     """Autoencoders to compare with: folders of other libraries or runs, or places on the hub ("hf:OWNER/NAME/FOLDER").
-    They are evaluated at the end on the members' held-out examples; figures and claims know them by these texts."""
+    A folder is looked for beside the definition file first, as data are. They are evaluated at the end on the members'
+    held-out examples; figures and claims know them by these texts."""
 
     def __post_init__(self) -> None:
         if isinstance(self.members, Experiment):

@@ -21,6 +21,7 @@ from typing import Any
 
 from sae import (
     Adam,
+    AgreementMatrix,
     AtLeast,
     AtMost,
     Claim,
@@ -113,7 +114,7 @@ GROUP = ("activation", "constraint")
 FIGURES = tuple(
     Profile(metric=metric, x="d_sae", group=GROUP)
     for metric in ("analysis/agreement", "analysis/mcc", "eval/fvu", "eval/l0")
-)
+) + (AgreementMatrix(group=("activation", "constraint", "d_sae")),)
 
 sweep = Sweep(
     name="agreement",
