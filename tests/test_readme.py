@@ -146,8 +146,13 @@ def test_the_snippets_on_language_models_run_one_after_another(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     _, contexts, rows = harvest(tmp_path / "acts", hooks=("resid-post.9",))
     known: dict = {}
+    member = sae.Experiment(
+        name="acts", data=sae.Activations(path="acts"), d_sae=128, batch_size=16, n_steps=4, dead_after=32
+    )
+    sae.run(member, out="runs/acts", wandb="off")
     for code in LANGUAGE:
         run(code, known)
+    assert len(known["found"].table) == 128 and known["found"].part.name == "train"
     np.testing.assert_array_equal(known["part"].rows("resid-post.9")[:], rows["held-out"]["resid-post.9"])
     np.testing.assert_array_equal(known["part"].ids, contexts["held-out"][0])
 
