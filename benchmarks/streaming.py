@@ -2,8 +2,8 @@
 
     python benchmarks/streaming.py
 
-Writes 60,000 rows of 576 columns in float16, as `sae harvest` does, and trains TopK autoencoders of 2,304 latents on
-batches of 1,024: with all rows on the device, and a block of steps at a time from the shards, in turn. The files are in
+Writes 40,000 rows of 576 columns in float16, as `sae harvest` does, and trains TopK autoencoders of 1,152 latents on
+batches of 512: with all rows on the device, and a block of steps at a time from the shards, in turn. The files are in
 the cache of the system.
 """
 
@@ -26,8 +26,8 @@ from sae.engine import cohort as cohorts
 from sae.engine import programs
 from sae.engine.loop import compile_block, train_cohort
 
-MEMBERS, D_IN, D_SAE, BATCH, ROWS, CONTEXT, SHARD = 4, 576, 2_304, 1_024, 60_000, 256, 64
-ROUNDS, BLOCKS = 5, 2
+MEMBERS, D_IN, D_SAE, BATCH, ROWS, CONTEXT, SHARD = 4, 576, 1_152, 512, 40_000, 256, 64
+STEPS, ROUNDS, BLOCKS = 160, 5, 3  # a block is a twentieth of the steps
 
 
 def main(rounds: int = ROUNDS) -> None:
@@ -35,12 +35,12 @@ def main(rounds: int = ROUNDS) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "acts")
         one = Experiment(
-            name="streaming", data=Activations(path=f"{folder}/acts"), d_sae=D_SAE, batch_size=BATCH, n_steps=10_000,
+            name="streaming", data=Activations(path=f"{folder}/acts"), d_sae=D_SAE, batch_size=BATCH, n_steps=STEPS,
             activation=TopK(k=32), constraint=UnitNorm(),
         )  # fmt: skip
         cohort = cohorts.plan(grid(one, {"seed": range(MEMBERS)}))[0]
         data = one.data.load()
-        timers = {name: timer(cohort, Feed(data, 0, BATCH, 10_000, n)) for name, n in WAYS.items()}
+        timers = {name: timer(cohort, Feed(data, 0, BATCH, STEPS, n)) for name, n in WAYS.items()}
         seconds: dict[str, list[float]] = {name: [] for name in timers}
         for i in range(rounds):
             for name in list(timers)[:: 1 if i % 2 else -1]:  # no way is always the first
@@ -61,9 +61,7 @@ def timer(cohort: cohorts.Cohort, feed: Feed) -> Callable[[], float]:
     program = compile_block(experiments, start(), feed, placement)
 
     def seconds() -> float:
-        training = train_cohort(
-            start(), cohort, experiments, feed, placement, chunk_steps=1_000 * feed.steps, program=program
-        )
+        training = train_cohort(start(), cohort, experiments, feed, placement, chunk_steps=STEPS, program=program)
         state, _, _ = next(training)  # the first block is not prepared beforehand
         jax.block_until_ready(state)
         begun = time.perf_counter()
