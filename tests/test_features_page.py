@@ -99,7 +99,7 @@ needs_chromium = pytest.mark.skipif(chromium.COMMAND is None, reason="no Chromiu
 def small_files(results):
     """The pages again, with 20 latents of each member in the first file and 16 in each of the others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features_page, "LATENTS", 20)
+        patch.setattr(features_page, "LATENTS", 40)
         patch.setattr(features_page, "CHUNK", 16)
         out = results.folder / "small.html"
         runs = gather_runs([results])

@@ -24,7 +24,7 @@ from sae.report.page import ENVIRONMENT, contents, policy
 from sae.report.runs import Runs
 from sae.store.results import Results
 
-LATENTS = 200  # of each member, in the page itself
+LATENTS = 1_600  # latents of all members together, in the page itself
 REST = 32_768  # latents of all members together, in the folder beside it
 CHUNKS = re.compile(r"member-\d+-\d+\.html")  # names of the files in the folder
 CHUNK = 256  # latents of one file in the folder
@@ -83,10 +83,11 @@ def write(results: Results, runs: Runs, out: Path, report: str, say: Callable[[s
     if not members:
         return None
     begun = time.monotonic()
-    shown = lambda rates: evenly(rates, max(LATENTS, REST // len(members)))
+    most = LATENTS // len(members)
+    shown = lambda rates: evenly(rates, max(most, REST // len(members)))
     found = gather(results, members, names(runs, members), shown=shown)
     folder = out.with_suffix("")
-    made = pages(found, results.definition["name"], sentence, report, out.name, LATENTS)
+    made = pages(found, results.definition["name"], sentence, report, out.name, most)
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():  # of an earlier choice
         if CHUNKS.fullmatch(path.name) and path.is_file() and path.name not in made.chunks:
