@@ -53,7 +53,7 @@ from sae.methods.contract import (
     Task,
 )
 from sae.methods.controls import AsWritten, SaeLensTargetL0, TargetL0
-from sae.methods.initialization import DataRows, GivenWeights, RandomRows
+from sae.methods.initialization import AxisRows, DataRows, GivenWeights, PrincipalRows, RandomRows
 from sae.methods.optimizers import Adam, Lion, Muon, ScheduleFree
 from sae.methods.penalties import (
     L0,
@@ -95,6 +95,7 @@ __all__ = [
     "Autoencoder",
     "Auxiliary",
     "Average",
+    "AxisRows",
     "BatchTopK",
     "Best",
     "Claim",
@@ -145,6 +146,7 @@ __all__ = [
     "Pass",
     "Penalty",
     "PreActivationLoss",
+    "PrincipalRows",
     "Profile",
     "QuadraticL0",
     "RandomRows",

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from sklearn.decomposition import PCA
 
 import sae
-from sae import DataRows, Free, GivenWeights, RandomRows, UnitNorm, UserError, train
+from sae import AxisRows, DataRows, Free, GivenWeights, PrincipalRows, RandomRows, UnitNorm, UserError, train
 from sae.core import model
 from sae.core.definitions import flatten
 from sae.experiment import validate
@@ -68,6 +69,36 @@ def test_data_rows_point_at_different_training_examples(b_dec, tiny):
     blank = start(sae.replace(tiny, {"initialization": DataRows()}), X.at[:, 10:].set(0))
     np.testing.assert_allclose(np.linalg.norm(blank.W_dec[...], axis=1), 1, rtol=1e-5)
     assert len(np.unique(np.asarray(blank.W_dec[...]), axis=0)) == 48, "an example of 0 is no direction"
+
+
+def test_axes_and_components_go_both_ways_and_what_is_beyond_them_is_dead(tiny):
+    axes = start(sae.replace(tiny, {"initialization": AxisRows(), "d_sae": 130, "b_dec_init": "mean"}))
+    np.testing.assert_array_equal(axes.W_dec[...][:4, :2], [[1, 0], [-1, 0], [0, 1], [0, -1]])
+    np.testing.assert_array_equal(axes.W_dec[...][128:], 0)
+    few = start(sae.replace(tiny, {"initialization": AxisRows(), "d_sae": 48}))
+    np.testing.assert_array_equal(few.W_dec[...], axes.W_dec[...][:48])
+    stretched = X * jnp.linspace(1, 3, 64)[:, None]
+    parts = start(sae.replace(tiny, {"initialization": PrincipalRows(), "b_dec_init": "mean"}), stretched).W_dec[...]
+    expected = PCA(24).fit(np.asarray(stretched.T)).components_
+    np.testing.assert_allclose(np.abs(np.sum(parts[::2] * expected, axis=1)), 1, atol=1e-4)
+    np.testing.assert_array_equal(parts[1::2], -parts[::2])
+
+
+def test_untrained_components_are_pca_and_untrained_axes_keep_what_they_are_given(tiny, tmp_path):
+    still = {"b_dec_init": "mean", "optimizer": sae.Adam(lr=0.0), "penalty.l1": 0.0, "n_steps": 1}
+    pca = sae.replace(tiny, {**still, "initialization": PrincipalRows()})
+    axes = sae.replace(tiny, {**still, "initialization": AxisRows(), "d_sae": 128})
+    few = sae.replace(axes, {"activation": sae.TopK(k=7)})
+    members = sae.run(sae.Sweep(name="still", members=[pca, axes, few]), out=tmp_path / "run", wandb="off").members
+    rows = tiny.data.load()
+    x, held_out = rows.training_examples(), rows.examples(rows.held_out[:])
+    variation = ((held_out - held_out.mean(0)) ** 2).sum()
+    projected = (fit := PCA(24).fit(x)).inverse_transform(fit.transform(held_out))
+    away = held_out - x.mean(0)
+    smallest = np.sort(away**2, axis=1)[:, :-7]  # all but the seven largest dimensions
+    expected = [((held_out - projected) ** 2).sum() / variation, 0.0, smallest.sum() / variation]
+    np.testing.assert_allclose(members["eval/fvu"], expected, atol=2e-3)
+    np.testing.assert_allclose(members["eval/l0"][2], 7, atol=0.2)
 
 
 @pytest.mark.parametrize("initialization", [RandomRows(), DataRows()])

@@ -10,7 +10,7 @@ al. 2023, arXiv 2305.01610; SAEBench; sae-probes). See `sae/lm/labels.py` for th
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ def divide(made: Labels, n_splits: int, least: int, seed: int) -> Splits:
     task has the same answers, or all the opposite ones. Raises UserError if no task is left.
     """
     rng = np.random.default_rng(seed)
-    halves = np.stack([_half(made, rng) for _ in range(n_splits)])  # [splits, n] bool
+    halves = np.stack([half_of_documents(made, rng) for _ in range(n_splits)])  # [splits, n] bool
     kept, left_out, seen = [], {}, set()
     for name, values in zip(labels.TASKS, made.values, strict=True):
         both = [half for first in halves for half in (first, ~first)]
@@ -73,7 +73,7 @@ def divide(made: Labels, n_splits: int, least: int, seed: int) -> Splits:
     return Splits(tuple(kept), left_out, Problems(*(jnp.asarray(a, jnp.float32) for a in (y, train, test))), n_splits)
 
 
-def _half(made: Labels, rng: np.random.Generator) -> np.ndarray:
+def half_of_documents(made: Labels, rng: np.random.Generator) -> np.ndarray:
     """[n] bool: the rows of a random half of the documents."""
     chosen: list[int] = []
     for stratum in np.unique(made.strata):
@@ -233,16 +233,21 @@ def problems_of(measure: Probing, data: Data, d_in: int) -> tuple[Array, Splits]
     return x, divide(made, measure.splits, measure.least, measure.seed)
 
 
-def held_out_rows(name: str, data: Data, d_in: int, n: int, seed: int) -> tuple[Harvested, np.ndarray, Array]:
+def held_out_rows(
+    name: str, data: Data, d_in: int, n: int, seed: int, among: Callable[[Harvested], np.ndarray] | None = None
+) -> tuple[Harvested, np.ndarray, Array]:
     """A harvest, the places [n] of random held-out rows of it, in order, and these as examples [n, d_in].
 
+    `among` gives [n_rows] bool: the rows to choose from; None for all.
     Raises UserError, beginning with the measure's name, for data that are not `Activations`.
     """
     source, rows = data.source, data.rows
     if not isinstance(source, Activations) or not isinstance(rows, Rows):
         raise UserError(f"{name}: got data of {type(source).__name__}, allowed: Activations, from `sae harvest`")
-    places = np.sort(np.random.default_rng(seed).permutation(len(rows.held_out))[:n])
-    return source.harvested(), places, jnp.asarray(rows.examples(np.asarray(rows.held_out[places]))[:, :d_in])
+    folder = source.harvested()
+    there = np.arange(len(rows.held_out)) if among is None else np.flatnonzero(among(folder))
+    places = np.sort(np.random.default_rng(seed).permutation(there)[:n])
+    return folder, places, jnp.asarray(rows.examples(np.asarray(rows.held_out[places]))[:, :d_in])
 
 
 def summary(accuracy: np.ndarray, splits: Splits) -> tuple[float, float]:

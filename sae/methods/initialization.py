@@ -92,6 +92,34 @@ class DataRows(Rows):
 
 
 @definition
+class AxisRows(Rows):
+    """Decoder rows along the dimensions of an example: e_1, -e_1, e_2, -e_2, ... With no training, raw neurons.
+
+    Two latents are the positive and the negative part of a dimension, less b_dec. Rows beyond 2 · d_in are zero, and so
+    their latents are dead. A baseline: `optimizer.lr` 0 and one step, with `b_dec_init` "mean".
+    """
+
+    def directions(self, key: Key, d_sae: int, y: Array, b_dec: Array) -> Array:
+        """Unit rows and rows of zeros."""
+        return _both_ways(jnp.eye(len(y)), d_sae)
+
+
+@definition
+class PrincipalRows(Rows):
+    """Decoder rows along principal components: c_1, -c_1, c_2, -c_2, ... by falling variance. With no training, PCA.
+
+    The components are those of up to 8,192 training examples about b_dec. Rows beyond 2 · d_in are zero, and so their
+    latents are dead. A baseline: `optimizer.lr` 0 and one step, with `b_dec_init` "mean".
+    """
+
+    def directions(self, key: Key, d_sae: int, y: Array, b_dec: Array) -> Array:
+        """Unit rows and rows of zeros."""
+        away = y - b_dec[:, None]
+        _, vectors = jnp.linalg.eigh(jnp.matmul(away, away.T, precision="highest"))  # variances rise
+        return _both_ways(vectors.T[::-1], d_sae)
+
+
+@definition
 class GivenWeights(Initialization):
     """The weights in a .safetensors file, or those of a member of a run: fine-tuning, or a decoder to freeze.
 
@@ -155,6 +183,12 @@ class GivenWeights(Initialization):
             return _tensors(path)
         place = int(np.flatnonzero(_tensors(path, (MEMBER,))[MEMBER] == self.member)[0])
         return {name: value[place] for name, value in _tensors(path).items() if name not in BESIDE}
+
+
+def _both_ways(rows: Array, d_sae: int) -> Array:
+    """Rows [n, width] -> [d_sae, width]: each and its negative, in their order, and then zeros."""
+    both = jnp.stack([rows, -rows], axis=1).reshape(-1, rows.shape[1])[:d_sae]
+    return jnp.concatenate([both, jnp.zeros((d_sae - len(both), rows.shape[1]))])
 
 
 def random_rows(key: Key, n: int, width: int) -> Array:

@@ -9,10 +9,19 @@ const element = (tag, properties = {}, ...children) => {
   return node;
 };
 const data = JSON.parse($("#data").textContent);
-const { strongest: STRONGEST, before: BEFORE, after: AFTER, bins: BINS, tokens: TOKENS } = data.shape;
+const { strongest: STRONGEST, before: BEFORE, after: AFTER, bins: BINS } = data.shape;
 const CONTEXTS = STRONGEST + data.shape.others, WIDTH = BEFORE + 1 + AFTER, NONE = 0xffffffff, UNKNOWN = -32768, BETWEEN = 32767;
-const KINDS = { f: Float32Array, i: Int32Array, u: Uint32Array, h: Int16Array, b: Uint8Array };
-const array = (kind, text) => new KINDS[kind](Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const KINDS = { f: Float32Array, i: Int32Array, u: Uint32Array, h: Int16Array, s: Uint16Array, b: Uint8Array };
+const array = (kind, text) => {
+  const letters = atob(text), bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
+  return new KINDS[kind](bytes.buffer);
+};
+const tokens = ([table, places, kind]) => {
+  const found = array("u", table), at = array(kind === "uint16" ? "s" : "u", places), ids = new Uint32Array(at.length);
+  for (let i = 0; i < at.length; i++) ids[i] = found[at[i]];
+  return ids;
+};
 const three = (value) => (!Number.isFinite(value) ? "–" : Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(3)));
 const percent = (rate) => (rate === 0 ? "never" : `${+(100 * rate).toPrecision(2)} %`);
 
@@ -42,30 +51,36 @@ function marked(text) {
 
 // -- members: arrays are made from their texts when a member is first shown -----------------------------------------
 const opened = new Map();
+// latent -> its place in the arrays of a member; a member that is whole has all its latents in order
+const placeOf = (raw, latents) => (raw.whole ? { has: (latent) => latent < raw.whole, get: (latent) => latent } : new Map([...latents].map((latent, i) => [latent, i])));
 function opening(k) {
   if (opened.has(k)) return opened.get(k);
   const raw = data.members[k], n = array("u", raw.latents).length;
   const member = {
     ...raw, n, k,
     latents: array("u", raw.latents), rate: array("f", raw.rate), largest: array("f", raw.largest), effect: array("f", raw.effect),
-    own: array("f", raw.own), other: array("f", raw.other), peaks: array("u", raw.peaks), promoted: array("u", raw.promoted),
+    own: array("f", raw.own), other: array("f", raw.other), peaks: tokens(raw.peaks), promoted: tokens(raw.promoted),
     inFile: array("b", raw.inFile), f1: raw.f1 ? array("b", raw.f1) : new Uint8Array(0),
   };
   const c = raw.cards, pair = ([latents, cosines]) => [array("u", latents), array("f", cosines)];
   member.card = {
-    latents: array("u", c.latents), document: array("i", c.document), context: array("i", c.context), value: array("f", c.value), below: array("f", c.below),
-    ids: array("u", c.ids), values: array("h", c.values), histogram: array("u", c.histogram), own: pair(c.own),
+    latents: array("u", c.latents), document: array("i", c.document), value: array("f", c.value), below: array("f", c.below),
+    ids: tokens(c.ids), values: array("h", c.values), histogram: array("u", c.histogram), own: pair(c.own),
     others: Object.entries(c.others).map(([other, near]) => [+other, ...pair(near)]),
-    promotes: c.promotes && pair(c.promotes), suppresses: c.suppresses && pair(c.suppresses),
+    promotes: c.promotes && [tokens(c.promotes[0]), array("f", c.promotes[1])],
+    suppresses: c.suppresses && [tokens(c.suppresses[0]), array("f", c.suppresses[1])],
     labels: c.labels && [array("i", c.labels[0]), ...c.labels.slice(1).map((text) => array("f", text))],
   };
-  member.place = new Map([...member.latents].map((latent, i) => [latent, i]));
+  member.place = placeOf(raw, member.latents);
   member.cardOf = new Map([...member.card.latents].map((latent, i) => [latent, i]));
-  member.best = Int16Array.from({ length: n }, (_, i) => {
-    let best = -1;
-    for (let label = 0, most = 0; label < data.labels.length; label++) if (member.f1[label * n + i] > most) [best, most] = [label, member.f1[label * n + i]];
-    return best;
-  });
+  member.best = new Int16Array(n).fill(-1);
+  const most = new Uint8Array(n);
+  for (let label = 0; label < data.labels.length; label++)
+    for (let i = 0, k = label * n; i < n; i++, k++)
+      if (member.f1[k] > most[i]) {
+        most[i] = member.f1[k];
+        member.best[i] = label;
+      }
   opened.set(k, member);
   return member;
 }
@@ -199,7 +214,8 @@ function rates(m, i) {
 function link(latent, cosine, k) {
   const there = data.members.findIndex((one) => one.member === k);
   const text = `${k === member.member ? "" : `member ${k}, `}${latent}`;
-  if (there < 0 || !opening(there).place.has(latent)) return data.links.home ? element("a", { href: `${data.links.home}#member-${k}/latent-${latent}`, textContent: text }) : text;
+  const here = there >= 0 && (data.members[there].whole ? latent < data.members[there].whole : opening(there).place.has(latent));
+  if (!here) return data.links.home ? element("a", { href: `${data.links.home}#member-${k}/latent-${latent}`, textContent: text }) : text;
   return element("a", { href: `#member-${k}/latent-${latent}`, textContent: text, onclick: (event) => { event.preventDefault(); go(there, latent); } });
 }
 
@@ -245,13 +261,13 @@ function showCard() {
   const c = m.card, part = (values, size) => values.subarray(j * size, (j + 1) * size);
   const columns = element("div", { className: "columns" });
   columns.append(bars([...part(c.histogram, BINS)], -1, ["0", three(largest / 2), three(largest)], "Values where it is active"), rates(m, i));
-  const tokens = ([ids, effects], name) => {
+  const listed = ([ids, effects], name) => {
     const size = ids.length / c.latents.length, [mine, by] = [part(ids, size), part(effects, size)];
     columns.append(element("div", {}, element("h3", { textContent: name }), table(["token", "logit"], [...mine].map((id, k) => [word(id), three(by[k])]))));
   };
   if (c.promotes) {
-    tokens(c.promotes, "Promotes");
-    tokens(c.suppresses, "Suppresses");
+    listed(c.promotes, "Promotes");
+    listed(c.suppresses, "Suppresses");
   }
   if (c.labels) {
     const [best, f1, precision, recall] = c.labels.map((values) => part(values, values.length / c.latents.length));

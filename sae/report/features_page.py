@@ -42,16 +42,31 @@ class Pages(NamedTuple):
 
 
 class _Vocabulary:
-    """The tokens on one page, numbered from 0 in the order of their first use."""
+    """The tokens and the documents on one page, both numbered from 0 in the order of their first use."""
 
     def __init__(self, texts: Texts) -> None:
-        self._texts, self._place = texts, {}
+        self._texts, self._place, self._documents = texts, {}, {}
 
-    def __call__(self, ids: np.ndarray) -> str:
-        """Tokens as numbers on the page, NONE for -1; the bytes in base64."""
+    def of_documents(self, documents: np.ndarray) -> str:
+        """Documents as numbers on the page, -1 for none, the bytes in base64."""
+        unique, inverse = np.unique(documents, return_inverse=True)
+        places = [-1 if one < 0 else self._documents.setdefault(int(one), len(self._documents)) for one in unique]
+        return _base64(np.array(places)[inverse], np.int32)
+
+    @property
+    def documents(self) -> list[str]:
+        """The name of each document."""
+        return [self._texts.documents[one] for one in self._documents]
+
+    def __call__(self, ids: np.ndarray) -> list[str]:
+        """Tokens, -1 for none, as (the tokens that occur, the place of each among these), the bytes in base64.
+
+        The first are numbers on the page, NONE for none. Places have 16 bits, which halves a page, where they suffice.
+        """
         unique, inverse = np.unique(ids, return_inverse=True)
-        places = [NONE if token < 0 else self._place.setdefault(int(token), len(self._place)) for token in unique]
-        return _base64(np.array(places, np.uint32)[inverse], np.uint32)
+        numbers_here = [NONE if token < 0 else self._place.setdefault(int(token), len(self._place)) for token in unique]
+        kind = np.uint16 if len(unique) < 2**16 else np.uint32
+        return [_base64(np.array(numbers_here), np.uint32), _base64(inverse, kind), np.dtype(kind).name]
 
     @property
     def pieces(self) -> list[str | list[int]]:
@@ -77,8 +92,8 @@ def write(results: Results, runs: Runs, out: Path, report: str, say: Callable[[s
         if CHUNKS.fullmatch(path.name) and path.is_file() and path.name not in made.chunks:
             path.unlink()
     for name, text in made.chunks.items():
-        write_atomically(folder / name, lambda file, text=text: file.write(text().encode()))
-    write_atomically(out, lambda file: file.write(made.main.encode()))
+        write_atomically(folder / name, lambda file, text=text: file.write(text().encode(errors="replace")))
+    write_atomically(out, lambda file: file.write(made.main.encode(errors="replace")))
     say(f"features: {count(len(found), 'member')} in {time.monotonic() - begun:.0f} s: {out}")
     return out
 
@@ -100,7 +115,7 @@ def pages(found: Sequence[Features], title: str, sentence: str, report: str, hom
             files[one.latents.shown] = one.latents.shown // CHUNK
         numbers_of_files = np.unique(files[files >= 0])
         files_there = [f"member-{one.member}-{file * CHUNK:05d}.html" for file in numbers_of_files]
-        entry = _member(one, np.arange(len(rates)), cards, vocabulary)
+        entry = _member(one, np.arange(len(rates)), cards, vocabulary) | {"whole": len(rates)}
         entry |= {
             "files": {
                 str(file): f"{quote(folder)}/{name}" for file, name in zip(numbers_of_files, files_there, strict=True)
@@ -119,7 +134,11 @@ def _chunk(one: Features, file: int, links: Mapping[str, str | None], title: str
     """The file with the latents file · CHUNK to (file + 1) · CHUNK - 1 of one member."""
     vocabulary = _Vocabulary(one.texts)
     some = one.latents.shown[one.latents.shown // CHUNK == file]
-    entry = _member(one, some, some, vocabulary) | {"files": {}, "inFile": _base64(np.zeros(len(some)), np.uint8)}
+    entry = _member(one, some, some, vocabulary) | {
+        "files": {},
+        "inFile": _base64(np.zeros(len(some)), np.uint8),
+        "whole": 0,
+    }
     note = [f"Latents {some[0]} to {some[-1]} of {one.name}."]
     return _render([one], [entry], vocabulary, title, note, links)
 
@@ -136,7 +155,7 @@ def _render(
     content = {
         "members": entries,
         "labels": list(labels),
-        "documents": found[0].texts.documents,
+        "documents": vocabulary.documents,
         "vocabulary": vocabulary.pieces,
         "links": dict(links),
         "shape": {
@@ -237,8 +256,7 @@ def _cards(one: Features, cards: np.ndarray, vocabulary: _Vocabulary) -> dict[st
     others = {member: near for member, near in one.nearest.items() if member != one.member}
     entry: dict[str, Any] = {
         "latents": _base64(cards, np.uint32),
-        "document": _base64(document, np.int32),
-        "context": _base64(context, np.int32),
+        "document": vocabulary.of_documents(document),
         "value": _base64(found.values[cards], np.float32),
         "below": _base64(found.below[cards], np.float32),
         "ids": vocabulary(found.windows.ids[place]),
