@@ -39,12 +39,15 @@ def folder(tmp_path_factory):
     """A harvest whose rows are the directions of tokens, so that a latent is a token or some of them."""
     rng = np.random.default_rng(0)
     pieces = [b"<end>", b" the", b"\n", b"\n\n", b"  ", b"\t", "é".encode()[:1], "é".encode()[1:], "漢".encode()]
+    turn = len(pieces)  # the two halves of a mark that turns the direction of text
+    pieces += ["\u202e".encode()[:2], "\u202e".encode()[2:]]
     pieces += [text.encode() for text in HOSTILE] + [f" word{i}".encode() for i in range(40)]
     directions = rng.standard_normal((len(pieces), 12)).astype(np.float32)
     contexts, rows, number = {}, {}, 0
     for split, n in (("train", 80), ("held-out", 30)):
         ids = rng.integers(1, len(pieces), (n, 32)).astype(np.int32)
         ids[:, 10:12] = (6, 7)  # the two halves of a letter, side by side
+        ids[:, 13:15] = (turn, turn + 1)
         documents = np.arange(number, number + 2 * n).reshape(n, 2).repeat(16, axis=1)
         ids[:, 16], documents[:, 16] = 0, -1
         number += 2 * n

@@ -26,7 +26,10 @@ const three = (value) => (!Number.isFinite(value) ? "–" : Math.abs(value) >= 1
 const percent = (rate) => (rate === 0 ? "never" : `${+(100 * rate).toPrecision(2)} %`);
 
 // -- tokens ---------------------------------------------------------------------------------------------------------
-const words = data.vocabulary.map((piece) => (typeof piece === "string" ? piece : piece.map((byte) => `<${byte.toString(16).padStart(2, "0")}>`).join("")));
+// features.py has done the same to whole tokens; a letter that stands in several is put together here
+const plain = (text) => text.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd");
+const bytewise = (byte) => (byte < 0x80 ? plain(String.fromCharCode(byte)) : `<${byte.toString(16).padStart(2, "0")}>`);
+const words = data.vocabulary.map((piece) => (typeof piece === "string" ? piece : piece.map(bytewise).join("")));
 const lower = words.map((word) => word.toLowerCase());
 const visible = (word) => word.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "→") || "∅";
 const word = (id) => (id === NONE ? "" : visible(words[id]));
@@ -37,7 +40,7 @@ function texts(ids) {
   return ids.map((id, i) => {
     const piece = data.vocabulary[id], next = data.vocabulary[ids[i + 1]];
     if (typeof piece === "string") return piece;
-    return decoder.decode(new Uint8Array(piece), { stream: Array.isArray(next) }) || "…";
+    return plain(decoder.decode(new Uint8Array(piece), { stream: Array.isArray(next) })) || "…";
   });
 }
 

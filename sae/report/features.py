@@ -189,8 +189,12 @@ class Texts:
     def shown(self, token: int) -> str:
         """The text of a token in one line, with its spaces and line ends visible."""
         piece = self.piece(token)
-        text = piece if isinstance(piece, str) else "".join(f"<{byte:02x}>" for byte in piece)
+        text = piece if isinstance(piece, str) else "".join(map(_bytewise, piece))
         return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "→")
+
+
+def _bytewise(byte: int) -> str:
+    return printable(chr(byte)) if byte < 0x80 else f"<{byte:02x}>"
 
 
 def choose(runs: Runs) -> tuple[list[int], str]:
