@@ -13,6 +13,7 @@ from sae import interop
 from sae.analysis import agreement
 from sae.cli import main as cli
 from sae.core.model import Sae
+from sae.report.build import build
 from sae.runner import evaluation
 from sae.study import definition_files, quantities
 
@@ -68,6 +69,13 @@ def test_other_rows_and_another_normalization_are_the_same_for_both(place, capsy
     assert table["eval/fvu"][2] == pytest.approx(((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-4)
     page = Path("rows/report.html").read_text()
     assert "evaluated on the same held-out examples" in page and "The dictionaries of rows" not in page
+
+
+def test_a_run_whose_second_method_is_not_finished_has_a_report(place, tmp_path):
+    """No finished member has activation.k then, which is one of the arms."""
+    shutil.copytree(place / "tiny", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "cohorts" / "001")
+    assert "half is not finished: 1 of 2 cohorts" in build([sae.load(tmp_path / "half")]).read_text()
 
 
 def test_a_transcoder_is_evaluated_on_inputs_and_targets(tmp_path, capsys, monkeypatch):

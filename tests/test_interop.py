@@ -222,6 +222,23 @@ BAD = {
     "cfg.json: cannot be read": lambda f: ((f / "cfg.json").unlink(), (f / "cfg.json").mkdir()),
     "cfg.json: no such file": lambda f: (f / "cfg.json").unlink(),
     "not a whole .safetensors file": lambda f: (f / "sae_weights.safetensors").write_bytes(b"\x80\x04cos\nsystem\n"),
+    "settings or tensors of another shape or type": lambda f: (
+        edit(f, architecture="batchtopk"),
+        change(f, topk_threshold=np.zeros(0, np.float32)),
+    ),
+    "of another shape or type .*supported between": lambda f: (
+        edit(f, architecture="matching_pursuit", residual_threshold="low"),
+        change(
+            f,
+            W_dec=np.eye(D_SAE, D_IN, dtype=np.float32)
+            + np.eye(D_SAE, D_IN, -8, np.float32)
+            + np.eye(D_SAE, D_IN, -16, np.float32),
+        ),
+    ),
+    "of another shape or type .*axis": lambda f: (
+        edit(f, architecture="matching_pursuit"),
+        change(f, W_dec=np.ones(3, np.float32)),
+    ),
     "finetuning_scaling_factor": lambda f: change(f, scaling_factor=np.full(D_SAE, 2, np.float32)),
     "got no autoencoder": lambda f: (f / "sae_weights.safetensors").unlink(),
     "got files of saelens and sparsify": lambda f: (f / "sae.safetensors").write_bytes(b""),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sae.core.files import expanded
+from sae.core.foreign import brief
 from sae.core.model import Sae
 from sae.core.text import nearest
 from sae.core.types import UserError
@@ -79,6 +80,8 @@ def load(path: str | Path, format: str | None = None) -> Sae:
         return sae_of(checked(_module(format).read(folder)))
     except UserError as error:
         raise UserError(f"{folder}: {format}: {error}") from None
+    except (TypeError, ValueError, IndexError) as error:  # a scalar for a matrix, a text for a number
+        raise UserError(f"{folder}: {format}: settings or tensors of another shape or type ({brief(error)})") from None
 
 
 def detect(folder: Path) -> str:

@@ -131,6 +131,21 @@ def reconstruct(sae: Sae, x: Array) -> Array:
     return members.over_examples(sae, x)
 
 
+@dataclasses.dataclass
+class Place:
+    """Where members read and write: the model, the harvest, the hooks, and the members of all cohorts that do."""
+
+    model: LanguageModel
+    folder: Harvested
+    hooks: tuple[str, str]
+    numbers: list[int] = dataclasses.field(default_factory=list)
+    cohorts: list[Callable[[np.ndarray], np.ndarray]] = dataclasses.field(default_factory=list)
+
+    def reconstruct(self, raw: np.ndarray) -> np.ndarray:
+        """Raw rows [n, d_in] -> [members, n, d_out], in the order of `numbers`."""
+        return np.concatenate([put(raw) for put in self.cohorts])
+
+
 @dataclasses.dataclass(frozen=True)
 class LossRecovered:
     """How much of a language model's next-token loss members keep, on held-out text.
@@ -175,6 +190,7 @@ class LossRecovered:
         model cannot be loaded or is not the harvest's.
         """
         known: dict[str, LanguageModel] = {}
+        places: dict[tuple, Place] = {}
 
         def ask(saes: Sae, data: Data, rows: pd.DataFrame) -> dict[str, Any]:
             folder, hooks = _place(saes, data)
@@ -185,10 +201,17 @@ class LossRecovered:
             assert made is not None
             seen, given = made.part(0, saes.d_in), made.part(len(made.shift) - saes.d_out, len(made.shift))
             put = lambda raw: np.asarray(given.undo(members.each(reconstruct, saes, jnp.asarray(seen.apply(raw)))))
-            found = losses(put, known[name], folder, hooks, self._contexts(folder))
-            return self._columns(found)
+            place = places.setdefault((folder.path, hooks), Place(known[name], folder, hooks))
+            place.numbers += [int(member) for member in rows["member"]]
+            place.cohorts.append(put)
+            return {}
 
-        return by_cohort(results, ask, of_inputs=True)
+        by_cohort(results, ask, of_inputs=True)  # the model runs after it, once for the members of all cohorts
+        tables = []
+        for place in places.values():
+            found = losses(place.reconstruct, place.model, place.folder, place.hooks, self._contexts(place.folder))
+            tables.append(pd.DataFrame(self._columns(found), index=pd.Index(place.numbers, name="member")))
+        return pd.concat(tables)
 
     def _contexts(self, folder: Harvested) -> np.ndarray:
         """The held-out contexts to replace activations in, in text order."""

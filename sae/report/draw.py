@@ -190,7 +190,8 @@ def agreement(found: Agreements, figure: AgreementMatrix, members: pd.DataFrame)
     bar = {"thickness": 10, "outlinewidth": 0, "title": "MCC"}
     drawn.update_layout(coloraxis={"colorscale": COLOURS, "colorbar": bar, "cmin": 0, "cmax": 1})
     room = 7 * max(map(len, found.names))  # pixels for the longest name
-    margin = {"t": 14, "l": min(260, 20 + room), "r": 20, "b": min(200, 30 + room)}
+    slanted = len(names) * room > 560  # plotly turns names that do not fit side by side
+    margin = {"t": 14, "l": min(260, 20 + room), "r": 20, "b": min(200, 30 + room) if slanted else 40}
     return _finish(drawn, _meta(figure, members), height=38 * len(names) + margin["b"] + 14, margin=margin)
 
 

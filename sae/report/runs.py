@@ -69,7 +69,9 @@ def gather(results: Sequence[Results]) -> Runs:
             "meanings": {k: v for table in members for k, v in table.attrs.get("meanings", {}).items()},
         }
     past = pd.concat(history, ignore_index=True)
-    return Runs(tuple(results), tuple(names), joined, past, rates, **_shown(results, names))
+    shown = _shown(results, names)
+    shown["along"] = tuple(name for name in shown["along"] if name in joined)  # of members that are finished
+    return Runs(tuple(results), tuple(names), joined, past, rates, **shown)
 
 
 def _shown(results: Sequence[Results], names: Sequence[str]) -> dict[str, Any]:
