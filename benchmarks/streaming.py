@@ -41,33 +41,37 @@ def main(rounds: int = ROUNDS) -> None:
         cohort = cohorts.plan(grid(one, {"seed": range(MEMBERS)}))[0]
         data = one.data.load()
         timers = {name: timer(cohort, Feed(data, 0, BATCH, STEPS, n)) for name, n in WAYS.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in timers}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
         for i in range(rounds):
             for name in list(timers)[:: 1 if i % 2 else -1]:  # no way is always the first
                 seconds[name].append(timers[name]())
-            print({name: round(times[-1], 3) for name, times in seconds.items()}, flush=True)
-        ratios = [a / b for a, b in zip(seconds["streamed"], seconds["resident"], strict=True)]
-        print(f"streamed / resident: {statistics.median(ratios):.3f} (median of {rounds} rounds, {sorted(ratios)})")
+            print({name: [round(one, 3) for one in times[-1]] for name, times in seconds.items()}, flush=True)
+        for which, what in enumerate(("wall", "CPU")):
+            pairs = zip(seconds["streamed"], seconds["resident"], strict=True)
+            ratios = sorted(a[which] / b[which] for a, b in pairs)
+            shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"{what} time, streamed / resident: {statistics.median(ratios):.3f} (median of {shown})")
 
 
 WAYS = {"resident": RESIDENT_BYTES, "streamed": 0}
 
 
-def timer(cohort: cohorts.Cohort, feed: Feed) -> Callable[[], float]:
-    """Compile a cohort's program -> what gives the seconds of one step of all members, over a few blocks."""
+def timer(cohort: cohorts.Cohort, feed: Feed) -> Callable[[], tuple[float, float]]:
+    """Compile a cohort's program -> what gives the wall and CPU seconds of a step of all members, over a few blocks."""
     placement = cohort.placement(D_IN)
     experiments = cohort.stacked(placement)
     start = lambda: programs.init(experiments, feed.candidates(0, 8192)[0], placement=placement)
     program = compile_block(experiments, start(), feed, placement)
 
-    def seconds() -> float:
+    def seconds() -> tuple[float, float]:
         training = train_cohort(start(), cohort, experiments, feed, placement, chunk_steps=STEPS, program=program)
         state, _, _ = next(training)  # the first block is not prepared beforehand
         jax.block_until_ready(state)
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), time.process_time()
         for state, _, _ in itertools.islice(training, BLOCKS):
             jax.block_until_ready(state)
-        return (time.perf_counter() - begun) / (BLOCKS * feed.steps)
+        n = BLOCKS * feed.steps
+        return (time.perf_counter() - begun) / n, (time.process_time() - busy) / n
 
     return seconds
 
