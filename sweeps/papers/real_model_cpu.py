@@ -1,0 +1,30 @@
+"""On SmolLM2-135M, does L1 reconstruct worse than TopK, and does the model's loss recover with L0? For two CPU cores.
+
+The small tier of P9 (`real_model.py` says what it asks): 200,000 tokens, 2,304 latents, one seed; claims (a) and (c).
+One seed has no interval, so a claim is decided by a single number.
+
+6 methods x 3 targets of L0 = 18 members in 6 compiled programs.
+
+Not run yet. It is run from the root of the project, after the harvest.
+
+    sae harvest MODEL PROSE CODE --layer 9 --context 128 --tokens 220000 --out acts/real_model_cpu
+    sae run sweeps/papers/real_model_cpu.py
+"""
+
+from sae import Sweep, replace
+from sae.lm.loss_recovered import LossRecovered
+from sweeps.papers import real_model as full
+
+steps = {"n_steps": 1_500, "optimizer.warmup_steps": 100, "optimizer.decay_steps": 300}
+base = replace(
+    full.base, {"name": "real_model_cpu", "data.path": "acts/real_model_cpu", "d_sae": 4 * full.WIDTH, **steps}
+)
+
+sweep = Sweep(
+    name="real_model_cpu",
+    members=full.members(base, full.TARGETS, (1,)),
+    answer=full.ANSWER,
+    measures=[LossRecovered()],
+    figures=full.figures()[:2],
+    claims=[full.reconstruction()[0], *full.loss()],
+)
