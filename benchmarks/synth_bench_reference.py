@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-import torch
+import torch  # ty: ignore[import-not-found]
 from sae_lens.config import LoggingConfig, SAETrainerConfig  # ty: ignore[import-not-found]
 from sae_lens.registry import get_sae_training_class  # ty: ignore[import-not-found]
 from sae_lens.synthetic import SyntheticModel, eval_sae_on_synthetic_data  # ty: ignore[import-not-found]
@@ -33,6 +33,8 @@ from sweeps.papers import synth_bench as full
 from sweeps.papers.synth_bench_cpu import L0, base
 
 OUT = Path(__file__).with_suffix(".csv")
+DATA: Any = base.data
+ADAM: Any = base.optimizer
 HELD_OUT = 200_000  # examples for the evaluator, as in the sweep
 
 
@@ -96,8 +98,8 @@ class Training:
         make, config = get_sae_training_class(architecture)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sae = make(config(d_in=base.data.d_in, d_sae=base.d_sae, **changed))
-        lr, size = float(base.optimizer.lr), base.batch_size
+            sae = make(config(d_in=DATA.d_in, d_sae=base.d_sae, **changed))
+        lr, size = float(ADAM.lr), base.batch_size
         self.trainer = SAETrainer(
             SAETrainerConfig(
                 n_checkpoints=0,
@@ -124,7 +126,7 @@ class Training:
             batches,
         )
         if sae.cfg.normalize_activations == "expected_average_only_in":
-            self.trainer.activation_scaler.estimate_scaling_factor(base.data.d_in, batches, 100)
+            self.trainer.activation_scaler.estimate_scaling_factor(DATA.d_in, batches, 100)
         begin = steps // 3 if method == "L1" else 0
         rate = min(1.0, 3e-4 * full.STEPS / steps)
         self.controller = Controller(rate, begin) if method in CONTROLLED else None
@@ -156,7 +158,7 @@ class Batches:
 
     def __init__(self) -> None:
         draw = Draw(base.data_seed, base.batch_size, 1)
-        self._block = base.data.load().blocks(draw, lambda array: array, 0)(0)
+        self._block = DATA.load().blocks(draw, lambda array: array, 0)(0)
         self._batch = jax.jit(lambda step: self._block.batches(step)[0].T)
         self.begin()
 
@@ -220,7 +222,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)  # at these sizes a second thread costs ten times what it saves
     with tempfile.TemporaryDirectory() as folder:
-        base.data.world().save(folder)
+        DATA.world().save(folder)
         model = SyntheticModel.load_from_disk(folder)
     rows = []
     for seed in asked.seeds:
