@@ -92,6 +92,6 @@ def test_loss_recovered_of_a_real_model_is_saelens_own(tmp_path):
     one = lm_harvest.principal(made[1])
     ids = made[1].part("held-out").ids
     expected = theirs(one, made[0], ids, made[0].hook(made[1].hooks[0]).module, tmp_path / "sae", int(ids[0, 0]))
-    assert 0.1 < expected["ce_loss_score"] < 0.99
+    assert 0.1 < expected["ce_loss_score"] < 0.999
     for name, value in ours(one, made, np.arange(len(ids))).items():
         assert value == pytest.approx(expected[name], abs=1e-3), name
