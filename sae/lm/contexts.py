@@ -101,7 +101,8 @@ def contexts(
         if held == 0 and total >= packing.tokens:
             break
         if held:
-            for number, document, ids, split in waiting:
+            # held out first: rows may be enough before the last of those that waited is reached
+            for number, document, ids, split in sorted(waiting, key=lambda one: one[3] != HELD_OUT):
                 yield from packers[split].add(number, document, ids)
             waiting.clear()
     if held:

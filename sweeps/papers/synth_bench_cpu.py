@@ -1,4 +1,4 @@
-"""Which method finds the features of a small SynthSAEBench, and does it beat frozen ones? For two CPU cores, an hour.
+"""Which method finds the features of a small SynthSAEBench, and does it beat frozen ones? For two CPU cores.
 
 The small tier of P8: 1,024 features in 96 dimensions, 8 roots, otherwise the rules of the full tier; 256 latents, 10 M
 examples, float32, Adam at 1e-3. 7.3 features are active in an example, and 5.6 of the 256 most frequent, so all methods
@@ -13,7 +13,9 @@ where the latent that a one-to-one matching gives it has an absolute cosine abov
 22 µs each: half of the time. The controller of L1 and JumpReLU moves twenty times as fast as in the full tier, which
 has twenty times as many steps.
 
-Not run yet. It is no `..._small.py`, as `make papers` runs those in minutes.
+Result: 15 of 16 claims hold, 1 is undecided (matching pursuit explains .0207 [.0195, .0227] more than BatchTopK, .02
+asked). F1: Matryoshka .81, JumpReLU .65, BatchTopK .63, L1 .48, matching pursuit .38; frozen decoder .02. (2 CPU
+cores: 1 h 35 min beside much other work.) It is no `..._small.py`, as `make papers` runs those in minutes.
 
     sae run sweeps/papers/synth_bench_cpu.py
 """
