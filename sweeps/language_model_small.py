@@ -3,6 +3,7 @@
 TopK and BatchTopK at an L0 of 16 and 32, 1,152 latents, 200 steps on 40,000 tokens: 4 members in 2 compiled programs.
 
     make lm-small
+    sae run sweeps/language_model_small.py
 """
 
 from sae import AtMatched, BatchTopK, Frontier, Sweep, grid, replace

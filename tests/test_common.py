@@ -95,14 +95,21 @@ CASES = {
     },
     "TopAfa": {"activation": sae.TopAfa(), **NONE},
     "MatchingPursuit": {"activation": sae.MatchingPursuit(k=5), **NONE},
-    "JumpRelu, L0": {"activation": sae.JumpRelu(), "penalty": sae.L0(weight=0.1)},
+    "JumpRelu, L0, PrincipalRows": {
+        "activation": sae.JumpRelu(),
+        "penalty": sae.L0(weight=0.1),
+        "initialization": sae.PrincipalRows(),
+        "b_dec_init": "mean",
+    },
     "JumpRelu, QuadraticL0, PreActivationLoss": {
         "activation": sae.JumpRelu(),
         "penalty": sae.QuadraticL0(target=5.0),
         "auxiliary": sae.PreActivationLoss(weight=0.1),
     },
     "Gated, TargetL0": {"activation": sae.Gated(), "control": sae.TargetL0(l0=5.0)},
-    "Sigmoid, FiringRateKL": {"activation": sae.Sigmoid(), "penalty": sae.FiringRateKL()},
+    "Sigmoid, FiringRateKL, AxisRows": {
+        "activation": sae.Sigmoid(), "penalty": sae.FiringRateKL(), "initialization": sae.AxisRows(),
+    },
     "Tanh, ElasticNet, Free, DataRows": {
         "activation": sae.Tanh(),
         "penalty": ElasticNet(l1=0.1, l2=0.1, weighted=True, warmup_steps=3, anneal_steps=38),

@@ -235,7 +235,7 @@ def test_a_sweep_that_names_no_figures_shows_what_varies():
         "eval/l0",
         "eval/dead_fraction",
     ]
-    assert figures.coefficients([*flats, {"d_sae": 64, "penalty.l1": 0.1, "penalty.l2": 0.1}], marked) == (
+    assert figures.axes([*flats, {"d_sae": 64, "penalty.l1": 0.1, "penalty.l2": 0.1}], marked) == (
         ("penalty.l1",),
         ("d_sae", "penalty.l2"),
     )
@@ -377,5 +377,5 @@ def test_of_arms_that_exclude_each_other_both_are_kept_and_a_field_that_its_choi
     data = [{"data": "a", "data.n_held_out": 10}, {"data": "b", "data.n_held_out": 20}]
     flats = [one | held | {"control.l0": l0} for one in data for l0 in (2.0, 4.0)]
     flats += [one | kept | {"activation.k": k} for one in data for k in (2, 4)]
-    along, others = figures.coefficients(flats, ("penalty.l1", "control.l0", "activation.k"))
+    along, others = figures.axes(flats, ("penalty.l1", "control.l0", "activation.k"))
     assert set(along) == {"control.l0", "activation.k"} and others == ("data",)
