@@ -158,10 +158,10 @@ def test_a_hook_that_is_not_there_names_those_that_are(tmp_path):
 
 def test_what_is_no_harvest_is_one_line(tmp_path):
     folder(tmp_path / "acts")
-    assert "no such file or folder; in" in message(harvested.open, str(tmp_path / "act"))
-    assert "close names: acts" in message(harvested.open, str(tmp_path / "act"))
-    assert "without card.json" in message(harvested.open, tmp_path)
-    assert "a file, allowed" in message(harvested.open, tmp_path / "acts" / "card.json")
+    assert "no such file or folder; in" in message(harvested.open_folder, str(tmp_path / "act"))
+    assert "close names: acts" in message(harvested.open_folder, str(tmp_path / "act"))
+    assert "without card.json" in message(harvested.open_folder, tmp_path)
+    assert "a file, allowed" in message(harvested.open_folder, tmp_path / "acts" / "card.json")
     assert "allowed: Activations(path=" in message(Arrays(path=str(tmp_path / "acts")).load)
 
 
@@ -174,7 +174,7 @@ def edited(path, **changes):
 def test_a_harvest_that_is_not_complete_says_how_it_goes_on(tmp_path):
     folder(tmp_path / "acts")
     edited(tmp_path / "acts", complete=False, command="sae harvest m t")
-    line = message(harvested.open, tmp_path / "acts")
+    line = message(harvested.open_folder, tmp_path / "acts")
     assert "not complete (4 shards so far); the same command goes on: sae harvest m t" in line
 
 
@@ -194,7 +194,7 @@ def test_a_harvest_that_is_not_complete_says_how_it_goes_on(tmp_path):
 def test_a_card_that_leads_astray_is_refused(tmp_path, changes, text):
     folder(tmp_path / "acts")
     edited(tmp_path / "acts", **changes)
-    assert text in message(harvested.open, tmp_path / "acts")
+    assert text in message(harvested.open_folder, tmp_path / "acts")
 
 
 def test_a_damaged_folder_says_which_file(tmp_path):
@@ -202,7 +202,7 @@ def test_a_damaged_folder_says_which_file(tmp_path):
         shutil.rmtree(tmp_path / "acts", ignore_errors=True)
         folder(tmp_path / "acts")
         change(tmp_path / "acts")
-        return message(harvested.open, tmp_path / "acts")
+        return message(harvested.open_folder, tmp_path / "acts")
 
     assert "00001.safetensors is missing" in damaged(lambda p: (p / "train/mlp-out.1/00001.safetensors").unlink())
     shards = ["train/contexts/00000.safetensors", "train/contexts/00002.safetensors"]

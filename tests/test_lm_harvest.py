@@ -137,7 +137,7 @@ def test_a_harvest_that_stopped_goes_on_bit_for_bit(whole, one, place, tmp_path,
     monkeypatch.undo()
     monkeypatch.setattr("sae.lm.harvesting.SHARD_ROWS", 16 * 8)
     if after > 1:
-        assert "not complete" in message(harvested.open, tmp_path / "acts")
+        assert "not complete" in message(harvested.open_folder, tmp_path / "acts")
     calls = []
     activations = models.LanguageModel.activations
     monkeypatch.setattr(models.LanguageModel, "activations", lambda *a: calls.append(1) or activations(*a))
@@ -248,7 +248,7 @@ def test_the_command_line(place, tmp_path, monkeypatch, capsys):
     assert cli.main(line) == 0
     said = capsys.readouterr().out
     assert "first ones (attention sinks)" in said and "separators" in said and "training and" in said
-    assert harvested.open(tmp_path / "acts").card["command"].startswith("sae harvest model docs --layer 0 1")
+    assert harvested.open_folder(tmp_path / "acts").card["command"].startswith("sae harvest model docs --layer 0 1")
     for bad, text in {
         ("harvest",): "harvest: got no arguments, allowed: sae harvest MODEL TEXT...",
         ("harvest", "model"): "harvest: got no text",

@@ -37,7 +37,7 @@ class Activations(Source):
 
     def harvested(self) -> Harvested:
         """The folder, with the tokens that rows stand on. Raises UserError."""
-        return harvested.open(located(self.path))
+        return harvested.open_folder(located(self.path))
 
     def hooks(self) -> tuple[str, ...]:
         """The names of the hooks whose rows stand side by side in an example. Raises UserError."""

@@ -98,7 +98,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Harvested:
-    """A folder of activations, as `open` gives it."""
+    """A folder of activations, as `open_folder` gives it."""
 
     path: Path
     card: dict[str, Any]
@@ -167,7 +167,7 @@ class Harvested:
         return _tensor(self.path / MEANS, hook)
 
 
-def open(path: str | Path) -> Harvested:  # noqa: A001  # sae.data.harvested.open
+def open_folder(path: str | Path) -> Harvested:
     """The folder of a finished harvest, its card and its counts checked. Raises UserError."""
     folder = existing(path)
     if not folder.is_dir():
@@ -385,7 +385,7 @@ def write(
     hooks = {hook: {"module": hook, "layer": 0, "d": d} for hook, d in widths.items()}
     made = {"format": FORMAT, "model": "", "hooks": hooks, "context": ids.shape[1], "dtype": dtype, "first": first}
     finish(folder, made | card, documents)
-    return open(folder)
+    return open_folder(folder)
 
 
 def _shards(folder: Path, split: str, kind: str, n: int) -> Iterator[Path]:

@@ -98,7 +98,7 @@ def harvest(
         card = _begin(folder, plan, command, say)
         if not card["complete"]:
             _write_all(folder, plan, card, say, progress)
-    found = harvested.open(folder)
+    found = harvested.open_folder(folder)
     counts = {split: found.card["counts"][split]["rows"] for split in SPLITS}
     say(f"{folder}: {counts['train']:,} training and {counts['held-out']:,} held-out rows at {', '.join(found.hooks)}")
     return found
