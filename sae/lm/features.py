@@ -21,7 +21,7 @@ from sae.data.harvested import Part
 
 STRONGEST = 8  # contexts of the largest values
 OTHERS = 4  # contexts of other values
-SAMPLE = 12  # active examples drawn at random, of which OTHERS are shown
+SAMPLE = 12  # active examples drawn at random; OTHERS of them are shown
 BEFORE, AFTER = 16, 8  # tokens around the one on which a latent is active
 BINS = 24  # of a histogram of values
 BATCH = 1024  # examples at a time
@@ -110,7 +110,7 @@ def look(
 ) -> Latents:
     """Look at some examples of a part, `rows [n]` in rising order, with one autoencoder that takes normalized examples.
 
-    read(some of the rows [b]) gives these examples [b, d_row], of which the first d_in columns are encoded.
+    read(some of the rows [b]) gives these examples [b, d_row]; their first d_in columns are encoded.
     shown(rates [d_sae]) gives the numbers of the latents whose contexts are kept; all without it. A latent's strongest
     contexts are of different documents where it is active in enough of them, then of different contexts. The others
     are spread over the values of SAMPLE active examples that are drawn at random, also of different documents where

@@ -56,7 +56,7 @@ class Settings:
     held_out_fraction: float = 0.1
     """Share of tokens that is held out: whole documents, or the last contexts where there are too few."""
     dtype: str = "float16"
-    """Of the rows on disk: float16 or bfloat16."""
+    """Number type of the rows on disk: float16 or bfloat16."""
     model_dtype: str = "float32"
     """What the model computes in: float32, bfloat16 or float16."""
     batch: int = 8
