@@ -98,26 +98,27 @@ def test_multi_top_k_adds_the_error_of_more_latents():
 
 def pursued(W, b_dec, x, k, stop_on_repeat=True):
     """Matching pursuit of one example as a textbook has it: the residual itself is followed."""
-    unit = W / np.linalg.norm(W, axis=1, keepdims=True)
     f, left = np.zeros(len(W)), x - b_dec
     for _ in range(k):
-        products = unit @ left
+        products = W @ left
         i = int(np.argmax(products))
         if products[i] <= 0:
             break
         again = f[i] != 0
-        f[i] += products[i] / np.linalg.norm(W[i])
-        left = left - products[i] * unit[i]
+        f[i] += products[i]
+        left = left - products[i] * W[i]
         if again and stop_on_repeat:
             break
     return f
 
 
+@pytest.mark.parametrize("norms", [(1.0, 1.0), (0.5, 1.3)])
 @pytest.mark.parametrize("stop_on_repeat", [True, False])
 @pytest.mark.parametrize(("k", "k_max"), [(1, None), (4, None), (4, 9), (12, None)])
-def test_matching_pursuit_is_the_textbooks(k, k_max, stop_on_repeat):
+def test_matching_pursuit_is_the_textbooks(k, k_max, stop_on_repeat, norms):
     keys = jax.random.split(jax.random.key(1), 3)
     W, b_dec, x = (jax.random.normal(key, shape) for key, shape in zip(keys, ((12, 5), (5,), (30, 5)), strict=True))
+    W = model.unit_rows(W) * jnp.linspace(*norms, 12)[:, None]
     activation = MatchingPursuit(k=k, k_max=k_max, stop_on_repeat=stop_on_repeat)
     one = Sae(jnp.zeros((12, 5)), jnp.ones(12), W, b_dec, activation)
     expected = [pursued(*(np.asarray(a, np.float64) for a in (W, b_dec, row)), k, stop_on_repeat) for row in x]
@@ -133,6 +134,7 @@ def test_matching_pursuit_is_differentiated_through_every_round():
         keys = jax.random.split(jax.random.key(2), 4)
         W, x = jax.random.normal(keys[0], (9, 5), jnp.float64), jax.random.normal(keys[1], (5, 7), jnp.float64)
         activation = MatchingPursuit(k=4)
+        W = model.unit_rows(W) * jnp.linspace(0.5, 1.3, 9)[:, None]
         zeros = jnp.zeros(9, jnp.float64)
         one = Sae(W, zeros, W, jax.random.normal(keys[2], (5,), jnp.float64), activation)
 

@@ -76,8 +76,9 @@ def test_saelens_transcoders(activation, skip, tmp_path):
     agree(interop.load(tmp_path / "theirs"), theirs.encode(ROWS), theirs(ROWS))
 
 
-def test_saelens_matching_pursuit(tmp_path):
-    one = make(sae.MatchingPursuit(k=3), normalized=False, unit=True)
+@pytest.mark.parametrize("unit", [True, False])
+def test_saelens_matching_pursuit(unit, tmp_path):
+    one = make(sae.MatchingPursuit(k=3), normalized=False, unit=unit)
     theirs = SAE.load_from_disk(interop.save(one, tmp_path / "ours"))
     agree(one, theirs.encode(ROWS), theirs(ROWS))
     theirs.save_model(tmp_path / "theirs")

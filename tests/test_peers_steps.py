@@ -5,7 +5,6 @@
 
 import importlib.util
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
@@ -293,32 +292,18 @@ def test_training_steps_with_dead_latents_are_those_of_dictionary_learning(batch
 # -- matching pursuit ------------------------------------------------------------------------------------------------
 
 
-def test_the_gradient_of_matching_pursuit_is_that_of_saelens_but_for_its_part_along_the_rows():
-    """SAELens takes rows as they are and lets their norms drift, where this project always uses unit rows."""
-    from sae_lens.saes.sae import TrainStepInput
-
+@pytest.mark.parametrize("norms", [(1.0, 1.0), (0.5, 1.2)])
+def test_training_steps_of_matching_pursuit_are_those_of_saelens(norms):
     one = start(sae.MatchingPursuit(k=3))
-    cls, configuration = get_sae_training_class("matching_pursuit")
+    one = model.replace(one, W_dec=one.W_dec[...] * np.linspace(*norms, D_SAE, dtype=np.float32)[:, None])
     settings = {"max_iterations": 3, "residual_threshold": 0.0, "decoder_init_norm": 1.0}
-    peer = cls(configuration(d_in=D_IN, d_sae=D_SAE, **settings))
-    W = np.asarray(one.W_dec[...])
-    with torch.no_grad():
-        peer.W_dec.copy_(torch.from_numpy(np.array(W)))
-        peer.b_dec.copy_(torch.from_numpy(np.array(one.b_dec[...])))
-    batch = torch.from_numpy(BATCHES[0])
-    output = peer.training_forward_pass(
-        TrainStepInput(sae_in=batch, coefficients={}, dead_neuron_mask=None, n_training_steps=0, is_logging_step=False)
-    )
-    output.loss.backward()
-    theirs = peer.W_dec.grad.numpy()
-    theirs = theirs - (theirs * W).sum(axis=1, keepdims=True) * W
-    experiment = sae.Experiment(name="peer", data=sae.Digits(), d_sae=D_SAE, n_steps=10, activation=one.activation)
-    loss = lambda one: train.loss(one, experiment, jnp.int32(0), jnp.asarray(BATCHES[0].T))[0]
-    value, ours = jax.value_and_grad(loss)(model.using(one, None))
-    np.testing.assert_allclose(value, output.loss.item(), rtol=1e-5)
-    np.testing.assert_allclose(ours.W_dec[...], theirs, atol=1e-4, rtol=1e-5)  # entries up to some 10
-    np.testing.assert_allclose(ours.b_dec[...], peer.b_dec.grad.numpy(), **NEAR)
-    assert np.abs(theirs).max() > 1
+    peer = in_saelens(one, "matching_pursuit", **settings)
+    saelens_steps(peer)
+    ours = trained(one, constraint=sae.Free(), **CLIPPED)
+    for name, theirs in of_saelens(peer).items():
+        value, before = (model.parameters(which)[name] for which in (ours, one))
+        np.testing.assert_allclose(value, theirs.detach().numpy(), **NEAR, err_msg=name)
+        assert np.abs(value - before).max() > 1e-4, f"{name} is not trained"
 
 
 # -- sparsify --------------------------------------------------------------------------------------------------------

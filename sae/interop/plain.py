@@ -102,7 +102,7 @@ class Plain:
 
 
 def plain_of(sae: Sae) -> Plain:
-    """An autoencoder in the plain form, with its normalization in its weights and the same latents.
+    """An autoencoder in the plain form, with its normalization in its weights and the same latents (see `folded`).
 
     BatchTopK, which outside training compares `f_i ‖W_dec,i‖` with one threshold, is the JumpReLU with the thresholds
     `threshold / ‖W_dec,i‖`. Raises UserError for an activation that has no such form.
@@ -228,11 +228,14 @@ def on_examples(one: Plain, normalization: Normalization) -> Plain:
 def folded(one: Plain, seen: Normalization, made: Normalization) -> Plain:
     """The same latents from rows, where `one` takes `(row - shift) * scale`: that of inputs, and that of targets.
 
-    Raises UserError for matching pursuit, which compares lengths of rows, where the scales of dimensions differ.
+    Matching pursuit is tied, so its rows stay as they are and its latents are divided by the scale. Raises UserError
+    for it where the scales of dimensions differ.
     """
     if one.kind == "matching_pursuit" and np.ptp(seen.scale) > 1e-6 * np.max(np.abs(seen.scale)):
         raise UserError("got matching pursuit on data whose dimensions have scales of their own, allowed: one scale")
     (shift, scale), (out_shift, out_scale) = ([_double(n.shift), _double(n.scale)] for n in (seen, made))
+    if one.kind == "matching_pursuit":
+        return dataclasses.replace(one, b_dec=one.b_dec / out_scale + out_shift)
     W_enc = one.W_enc * scale
     if not one.subtracts:
         one = one._moved(-W_enc @ shift, subtracts=False)

@@ -57,12 +57,6 @@ def write(one: Plain, folder: Path, metadata: Mapping[str, Any], firing_rates: n
         raise UserError(f"saelens: got {what}, allowed: {ACTIVATIONS}")
     if one.transcodes:
         one = one.not_subtracting()
-    elif one.kind == "matching_pursuit" and not one.unit_norm:
-        low, high = one.norms.min(), one.norms.max()
-        raise UserError(
-            f"saelens: got matching pursuit with decoder rows of norm {low:.3g} to {high:.3g} on raw rows, allowed: "
-            "norm 1, as SAELens takes rows as they are; train with the constraint UnitNorm and normalize='centre'"
-        )
     tensors = {"W_enc": one.W_enc.T, "W_dec": one.W_dec, "b_dec": one.b_dec}
     settings: dict[str, Any] = {"d_in": one.d_in, "d_sae": one.d_sae, "dtype": "float32", "device": "cpu"}
     settings |= {"apply_b_dec_to_input": one.subtracts, "normalize_activations": "none", "reshape_activations": "none"}
@@ -135,8 +129,8 @@ def read(folder: Path) -> Plain:
     one = Plain(
         kind, W_enc, b_enc, W_dec, b_dec, subtracts and not transcodes, k=k, transcodes=transcodes, **more
     )  # fmt: skip
-    if kind == "matching_pursuit" and (not one.unit_norm or settings.get("residual_threshold", 1e-2) > 0.1):
-        raise UserError("matching pursuit: got decoder rows whose norm is not 1, or a residual_threshold above .1")
+    if kind == "matching_pursuit" and settings.get("residual_threshold", 1e-2) > 0.1:
+        raise UserError("residual_threshold: got more than .1, allowed: at most .1, which hardly ends an example early")
     weighs = settings.get("rescale_acts_by_decoder_norm", False)
     if weighs and (kind in ("topk", "abstopk") or name in IN_TRAINING):
         norms = np.where(one.norms > 0, one.norms, 1.0)

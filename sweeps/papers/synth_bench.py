@@ -40,7 +40,6 @@ from sae import (
     SaeLensTargetL0,
     Sweep,
     SynthBench,
-    UnitNorm,
     Within,
     grid,
     replace,
@@ -81,7 +80,6 @@ def methods(base: Experiment, l0: float) -> dict[str, dict[str, Any]]:
         "matching pursuit": plain
         | {
             "activation": MatchingPursuit(k=round(l0), k_max=round(l0)),
-            "constraint": UnitNorm(),
             "initialization": RandomRows(),
         },
         "L1": plain

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sae.core import model
-from sae.core.model import Sae, matmul, unit_rows
+from sae.core.model import Sae, matmul
 from sae.core.types import Array, definition, static
 from sae.methods.activations.largest import TopK
 from sae.methods.tasks import Transcoder
@@ -16,30 +16,33 @@ from sae.methods.tasks import Transcoder
 class MatchingPursuit(TopK):
     """Latents chosen one by one, each for what those before it leave unexplained. Costa et al. 2025, arXiv 2506.03093.
 
-    After Mallat & Zhang 1993. With the unit rows u_i = W_dec,i / ‖W_dec,i‖ and r = x - b_dec, k times: the latent with
-    the largest u_iᵀr is chosen, its value grows by u_iᵀr / ‖W_dec,i‖, and r loses u_i u_iᵀr. An example ends where no
-    u_iᵀr is positive. The pre-activations are those before the first round, u_iᵀ(x - b_dec), whatever
-    `apply_b_dec_to_input` says; `W_enc` and `b_enc` are not used.
+    After Mallat & Zhang 1993. With the decoder rows w_i and r = x - b_dec, k times: the latent with the largest w_iᵀr
+    is chosen, its value grows by w_iᵀr, and r loses w_i w_iᵀr. An example ends where no w_iᵀr is positive. The
+    pre-activations are those before the first round, w_iᵀ(x - b_dec), whatever `apply_b_dec_to_input` says; `W_enc`
+    and `b_enc` are not used.
 
-    Choices are held fixed and all else is differentiated, through every round, as SAELens does. SAELens takes its rows
-    as they are, so the two agree where decoder rows have norm 1; it also ends an example at ‖r‖ < .01.
+    Rows are taken as they are. The constraint `UnitNorm` makes it the method of the literature. With `Free`, as in
+    SAELens, rows have norms of their own, and a round with a row longer than √2 leaves more than it finds. SAELens also
+    ends an example at ‖r‖ < .01.
 
-    Later rounds need only the products u_iᵀu_j, [d_sae, d_sae], which are computed once for a batch.
+    Choices are held fixed and all else is differentiated, through every round.
+
+    Later rounds need only the products w_iᵀw_j, [d_sae, d_sae], which are computed once for a batch.
     """
 
     stop_on_repeat: bool = static(True)
     """End an example once a latent is chosen again (SAELens); else its values add up."""
 
     def pre_acts(self, sae: Sae, x: Array, origin: Array | None = None) -> Array:
-        """x [d_in, batch] -> u_iᵀ(x - b_dec), [d_sae, batch]."""
-        W, b_dec = unit_rows(sae.W_dec[...]), sae.b_dec[...]
+        """x [d_in, batch] -> w_iᵀ(x - b_dec), [d_sae, batch]."""
+        W, b_dec = sae.W_dec[...], sae.b_dec[...]
         tied = Sae(W, jnp.zeros(W.shape[0]), W, b_dec, self, precision=sae.precision, own={})
         return model.pre_acts(tied, x, origin)
 
     def __call__(self, sae: Sae, pre_acts: Array) -> Array:
         """pre_acts [d_sae, batch] -> latents [d_sae, batch], at most k of each column non-zero."""
         d_sae, batch = pre_acts.shape
-        W, rounds = unit_rows(sae.W_dec[...]), self.k_max or (self.k if isinstance(self.k, int) else d_sae)
+        W, rounds = sae.W_dec[...], self.k_max or (self.k if isinstance(self.k, int) else d_sae)
         chosen, sizes = _chosen(jax.lax.stop_gradient(W), jax.lax.stop_gradient(pre_acts), rounds)  # [rounds, batch]
         counted = (sizes > 0) & (jnp.arange(rounds)[:, None] < self.k)
         earlier = jnp.tril(jnp.ones((rounds, rounds), bool), -1)  # [round, earlier round]
@@ -55,8 +58,6 @@ class MatchingPursuit(TopK):
         values = jax.lax.linalg.triangular_solve(
             explained, first.T[:, :, None], left_side=True, lower=True, unit_diagonal=True
         )[:, :, 0].T  # fmt: skip
-        norms = jnp.sqrt(jnp.maximum(jnp.sum(sae.W_dec[...] ** 2, axis=1), 1e-30))  # Euclidean, a crosscoder's too
-        values = values / norms[chosen]
         return jnp.zeros_like(pre_acts).at[chosen, jnp.arange(batch)].add(values)
 
     def check(self, experiment: Any) -> str | None:
