@@ -132,8 +132,14 @@ def test_bad_input_is_one_line_and_writes_nothing(place, capsys, monkeypatch, ar
 def test_a_folder_of_several_autoencoders_stands_for_all_of_them(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     assert cli.main(["export", "tiny", "several", "--member", "0", "1"]) == 0
-    assert command(capsys, "several", "--data", "digits.py", "-o", "all", "--no-report")[0] == 0
+    assert command(capsys, "several", "--data", "digits.py", "-o", "all")[0] == 0
     assert list(sae.load("all").members["autoencoder"]) == ["several/0", "several/1"]
+    page = Path("all/report.html").read_text()
+    assert "one seed" not in page and "No line joins them; lower and further left is better" in page
+    points = sae.load("all").frontier(along=("autoencoder",), group=("autoencoder",)).data
+    assert [trace.name for trace in points if trace.showlegend is not False] == [
+        f"autoencoder several/{i}" for i in (0, 1)
+    ]
 
 
 def test_a_name_that_is_twice_there_is_numbered(place, capsys, monkeypatch):

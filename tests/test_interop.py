@@ -227,14 +227,8 @@ BAD = {
     ),
     "of another shape or type .*supported between": lambda f: (
         edit(f, architecture="matching_pursuit", residual_threshold="low"),
-        change(
-            f,
-            W_dec=np.eye(D_SAE, D_IN, dtype=np.float32)
-            + np.eye(D_SAE, D_IN, -8, np.float32)
-            + np.eye(D_SAE, D_IN, -16, np.float32),
-        ),
     ),
-    "of another shape or type .*axis": lambda f: (
+    "got shape \\[3\\], allowed: a matrix": lambda f: (
         edit(f, architecture="matching_pursuit"),
         change(f, W_dec=np.ones(3, np.float32)),
     ),

@@ -5,8 +5,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from rich.text import Text
+from tyro.conf import arg
 
 from sae.cli.command import Command, parse
 from sae.cli.overrides import kinds, override
@@ -34,6 +36,8 @@ from sae.wandb.settings import resolve_mode
 class Options(launchers.LaunchOptions, RunOptions):
     """How a run is carried out; none of it changes a result."""
 
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Folder of the results; runs/<name> if not given."""
     report: bool = True
     """Write report.html, and its figures for a paper, when every member is finished."""
     dry_run: bool = False

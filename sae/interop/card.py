@@ -50,7 +50,8 @@ def _notes(one: Plain, sae: Sae) -> list[str]:
     """What its user has to know."""
     notes = ["It takes raw rows, as they come from their source, and gives raw reconstructions."]
     if sae.normalization is not None:
-        notes.append("The normalization of the training data is folded into the weights, which keeps the latents.")
+        does = "divides the latents by its scale" if one.kind == "matching_pursuit" else "keeps the latents"
+        notes.append(f"The normalization of the training data is folded into the weights, which {does}.")
     if not one.unit_norm and one.norms.min() > 0:
         notes.append(f"Decoder rows have norms from {one.norms.min():.4g} to {one.norms.max():.4g}.")
     if isinstance(sae.activation, BatchTopK):

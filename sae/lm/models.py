@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import importlib
 import re
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -313,13 +314,15 @@ def _blocks(model: Any, modules: dict[str, Any]) -> tuple[str, Any]:
 @contextlib.contextmanager
 def _silent(transformers: Any) -> Generator[None]:
     """Without transformers' bars and warnings: they are for people who write models."""
-    logging = transformers.utils.logging
+    logging, gguf = transformers.utils.logging, importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    bar, gguf.tqdm = gguf.tqdm, lambda tensors, **_: tensors  # a bar of its own, which no setting turns off
     try:
         yield
     finally:
+        gguf.tqdm = bar
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()

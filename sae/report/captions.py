@@ -60,7 +60,9 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
             hidden = int((~(members[[figure.x, figure.y]] > 0).all(axis=1)).sum())
             off = f" The log axes leave out {count(hidden, 'member')} at 0." if hidden else ""
             best = "; lower and further left is better" if (figure.x, figure.y) == ("eval/fvu", "eval/l0") else ""
-            at_each = f"{_band(members)} A step along a line is a step of {' or '.join(figure.along)}{best}."
+            step = f"A step along a line is a step of {' or '.join(figure.along)}"
+            step = "No line joins them" if set(figure.along) <= set(figure.group) else step  # autoencoders side by side
+            at_each = f"{_band(members)} {step}{best}."
             also = (
                 " Diamonds are the autoencoders that the sweep is compared with." if members.attrs.get("others") else ""
             )
@@ -84,7 +86,7 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
         case AtMatched():
             matched = label(figure.matched)
             method = f"Each frontier is interpolated, log-log, to the same {matched}; nothing is extrapolated."
-            several = over_seeds(members) != "one seed"
+            several = over_seeds(members).startswith("means")
             bars = (
                 "Dots are means over the seeds that reach it, bars bootstrap 95 % intervals."
                 if several
@@ -117,8 +119,8 @@ def caption(figure: Figure, members: pd.DataFrame) -> str:
 def _band(members: pd.DataFrame) -> str:
     """What the lines, bands and dots of a figure are."""
     means = over_seeds(members)
-    if means == "one seed":
-        return "Dots are members, of one seed; lines join them."
+    if not means.startswith("means"):
+        return "Dots are members, of one seed; lines join them." if means == "one seed" else "Dots are members."
     return f"Lines are {means}, bands their bootstrap 95 % intervals, dots members."
 
 

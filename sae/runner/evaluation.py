@@ -91,7 +91,8 @@ def evaluate(
         {"autoencoder": name, "name": name, "format": one.format, **_shape(sae, data, one.known), **of_data}
         for name, one, sae in zip(names, found, fitted, strict=True)
     ]
-    shown = [f for f in figures.default_figures(members, (), None) if not isinstance(f, figures.Curves)]  # no training
+    shown: list[figures.Figure] = [figures.Frontier(along=("autoencoder",), group=("autoencoder",))]  # a point of each
+    shown += [f for f in figures.default_figures(members, ()) if not isinstance(f, figures.Curves)]  # no training
     definition = {
         "name": folder.resolve().name,
         "question": f"{count(len(found), 'autoencoder')}, evaluated on the same held-out examples",

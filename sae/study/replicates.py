@@ -46,13 +46,16 @@ def _cells(words: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
 
 
 def over_seeds(members: pd.DataFrame) -> str:
-    """What a mean over replicates is: "means over 3 seeds", "means over 1 to 3 seeds", or "one seed"."""
+    """What a mean over replicates is: "means over 3 seeds", "means over 1 to 3 seeds", or "one seed".
+
+    Members that were not trained here have no known seed, and are "one of each".
+    """
     words = members[hyper(members)].map(str)  # a value that is missing is a word too
     axes = [name for name in words if not is_seed(name) and words[name].nunique() > 1]
     sizes = words.groupby(axes).size() if axes else pd.Series([len(words)])
     least, most = int(sizes.min()), int(sizes.max())
     if most < 2:
-        return "one seed"
+        return "one seed" if "seed" in words else "one of each"
     varied = [name for name in words if is_seed(name) and words[name].nunique() > 1]
     named = "" if varied in ([], ["seed"]) else f" ({', '.join(varied)})"
     return f"means over {most if least == most else f'{least} to {most}'} seeds{named}"
