@@ -119,6 +119,10 @@ def test_warnings_are_what_the_tables_support_and_no_others():
     assert "not monotone" in warn(fine.assign(**{"eval/fvu": [0.01, 0.3, 0.2, 0.8]}))[0]
     rising = flat.assign(**{"train/fvu": np.where(flat["member"] == 1, 0.1 + flat["step"] / 400, flat["train/fvu"])})
     assert re.match("Training FVU of member 1 ends above 1.5 times its least: the learning rate", warn(fine, rising)[0])
+    held = fine.assign(control=["as-written", "target-l0", "as-written", "as-written"])
+    climbing = rising.assign(**{"train/fvu": rising["train/fvu"].clip(upper=0.6)})  # until step 200
+    assert warn(held, climbing) == []
+    assert re.match("Training FVU of member 1 ends above", warn(fine, climbing)[0])
     few = fine.assign(**{"eval/r2_median": [0.2, 0.4, 0.6, 0.1], "data.normalize": "centre"})
     assert warn(few) == [
         "A few dimensions carry most of the variance: FVU is below 0.3 in members 0-1, but in half of the input's "

@@ -163,7 +163,10 @@ def _of_training(members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:
     if n < 10:
         return
     tails = {member: fvu[member].dropna().to_numpy() for member in fvu}
-    rebound = [m for m, values in tails.items() if values[-1] > REBOUND * values[len(values) // 10 :].min()]
+    # a controller makes FVU rise on purpose, while it brings L0 down to its target
+    held = set(members["member"][members["control"] != "as-written"]) if "control" in members else set()
+    settled = {m: values[len(values) // (2 if m in held else 10) :] for m, values in tails.items()}
+    rebound = [m for m, values in settled.items() if values[-1] > REBOUND * values.min()]
     chosen = members[members["member"].isin(rebound)]
     if len(chosen):
         yield (
