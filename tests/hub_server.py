@@ -86,7 +86,8 @@ class Hub:
         self.asked.append(f"{handler.command} {path}")
         info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        match = info or file
+        tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path)
+        match = info or file or tree
         if match is None or match[1] not in self.repos:
             self.missing(handler, "RepoNotFound")
         elif (found := self.files(match[1], match[2] or "main")) is None:
@@ -95,6 +96,13 @@ class Hub:
             siblings = [{"rfilename": name} for name in found[1]]
             self.answer(handler, {"id": match[1], "sha": found[0], "siblings": siblings, "private": False, "tags": [],
                                   "downloads": 0, "likes": 0})  # fmt: skip
+        elif tree:
+            inside = [name for name in found[1] if name.startswith(f"{match[3]}/" if match[3] else "")]
+            if match[3] and not inside:
+                self.missing(handler, "EntryNotFound")
+            else:
+                entries = [{"type": "file", "path": n, "size": len(found[1][n]), "oid": ""} for n in inside]
+                self.answer(handler, entries)
         elif match[3] not in found[1]:
             self.missing(handler, "EntryNotFound")
         else:

@@ -2,9 +2,12 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -15,6 +18,7 @@ torch = pytest.importorskip("torch", reason="a harvest needs torch: pip install 
 pytest.importorskip("transformers", reason="a harvest needs transformers: pip install -e '.[lm]'")
 
 import tiny_lm  # noqa: E402
+from hub_server import Hub  # noqa: E402
 
 import sae  # noqa: E402
 from sae import Activations, UserError  # noqa: E402
@@ -258,6 +262,23 @@ def test_the_command_line(place, tmp_path, monkeypatch, capsys):
         assert cli.main(list(bad)) == 1
         shown = capsys.readouterr().err
         assert text in shown and shown.count("\n") == 1, shown
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(place, tmp_path):
+    """In processes of their own, as the hub's address is read when its client is imported."""
+    files = {path.name: path.read_bytes() for path in (place / "model").iterdir()}
+    with Hub() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
+        line = [sys.executable, "-m", "sae.cli", "harvest", "acme/tiny", str(place / "docs"), "--layer", "1"]
+        line += ["--tokens", "200", "--context", "16", "-o", str(tmp_path / "acts")]
+        call = lambda: subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+        hub.repos["acme/tiny"] = [("a" * 40, files)]
+        assert (first := call()).returncode == 0, first.stderr
+        card = harvested.read_card(tmp_path / "acts")
+        assert (card["model"], card["revision"]) == ("acme/tiny", "a" * 40)
+        hub.repos["acme/tiny"].append(("b" * 40, files))
+        assert (again := call()).returncode == 1
+        assert f"holds another harvest: revision was {'a' * 40}, is {'b' * 40}" in again.stderr
 
 
 def test_ctrl_c_keeps_the_shards_that_are_there(place, whole, tmp_path, monkeypatch, capsys):

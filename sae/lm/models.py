@@ -259,6 +259,9 @@ def load(name: str | Path, dtype: str = "float32") -> LanguageModel:
     place, how, identity = _located(str(name))
     with _silent(transformers):
         try:
+            if not identity:  # the commit of a model on the hub, so that weights and tokenizer are of one
+                identity = Path(transformers.utils.cached_file(place, "config.json")).parent.name
+                how |= {"revision": identity}
             how |= {"trust_remote_code": False}
             tokenizer = transformers.AutoTokenizer.from_pretrained(place, **how)
             model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), **how)
@@ -267,7 +270,6 @@ def load(name: str | Path, dtype: str = "float32") -> LanguageModel:
         except Exception as error:  # transformers raises OSError, ValueError, KeyError and others
             raise UserError(f"{name}: no causal language model could be loaded from it: {_brief(error)}") from None
     model.eval().requires_grad_(False)
-    identity = identity or str(getattr(model.config, "_commit_hash", None) or "unknown")
     return LanguageModel(model, tokenizer, identity)
 
 
