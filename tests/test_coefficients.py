@@ -74,6 +74,8 @@ def test_the_command_prints_the_coefficient_and_both_forms(capsys):
         (["--from", "saelens", "-1", "--to", "saex"], "got -1, allowed: a coefficient of at least 0"),
         (["--from", "saelens", "5", "--to", "saex"], "d-in: got none, allowed: a number above 0, as saex trains on"),
         (["--from", "saelens", "5", "--to", "openai"], "openai divides the error of an example by ‖x‖²"),
+        (["--from", "saelens", "5", "--d-in", "-3", "--to", "openai"], "d-in: got -3, allowed: a number above 0"),
+        (["--from", "saelens", "x"], "--from: got 'saelens', 'x', allowed: str, float"),
         (["--to", "openai"], "got no --from"),
     ],
 )

@@ -1,4 +1,7 @@
-"""What a trained autoencoder must beat, on harvested activations: parts held at random, raw neurons, PCA."""
+"""What a trained autoencoder must beat, on harvested activations: parts held at random.
+
+Raw neurons and principal components are in test_initialization.py.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ import tiny_harvest
 from test_probing import documents, rows
 
 import sae
-from sae import Activations, Adam, AxisRows, Experiment, Free, PrincipalRows, Sweep, TopK, replace
+from sae import Activations, Adam, Experiment, Free, Sweep, TopK, replace
 from sae.core import model
 
 
@@ -18,28 +21,22 @@ def results(tmp_path_factory):
         optimizer=Adam(lr=3e-2), batch_size=128, n_steps=100,
     )  # fmt: skip
     held = [Free(frozen="decoder"), Free(cosine=0.8), Free(frozen="encoder")]
-    still = {"b_dec_init": "mean", "optimizer": Adam(lr=0.0), "n_steps": 1}
-    changes = [{}, *({"constraint": one} for one in held), *({**still, "initialization": one()} for one in
-               (AxisRows, PrincipalRows))]  # fmt: skip
+    changes = [{}, *({"constraint": one} for one in held)]
     sweep = Sweep(name="baselines", members=[replace(base, change) for change in changes])
     return sae.run(sweep, out=tmp_path_factory.mktemp("run") / "run", wandb="off")
 
 
 def test_what_is_held_stays_where_it_was(results):
-    free, decoder, near, encoder, axes, parts = (results.sae(i) for i in range(6))
+    free, decoder, near, encoder = (results.sae(i) for i in range(4))
     start = decoder.W_dec[...]
     cosines = lambda one: np.sum(model.unit_rows(one.W_dec[...]) * start, axis=1)
     np.testing.assert_allclose(np.linalg.norm(start, axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(encoder.W_enc[...], start)  # an encoder begins as its decoder does
     assert cosines(near).min() >= 0.8 - 1e-5 and 0.8 > cosines(free).min() + 0.01
     assert np.abs(decoder.W_enc[...] - start).max() > 0.01 and np.abs(encoder.W_dec[...] - start).max() > 0.01
-    np.testing.assert_allclose(np.abs(axes.W_dec[...]).sum(1), 1)
-    np.testing.assert_allclose(
-        parts.W_dec[...] @ parts.W_dec[...].T, np.kron(np.eye(12), [[1, -1], [-1, 1]]), atol=1e-5
-    )
 
 
 def test_training_beats_them_here(results):
     fvu = results.members["eval/fvu"]
-    assert (fvu[0] < fvu[1:4]).all() and fvu.notna().all()
+    assert (fvu[0] < fvu[1:]).all() and fvu.notna().all()
     assert (results.members["eval/l0"] <= 3.01).all()

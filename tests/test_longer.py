@@ -101,7 +101,10 @@ def test_the_numbers_of_a_step_do_not_depend_on_the_length_of_a_chunk(tiny, whol
     [
         {},
         {"activation": sae.BatchTopK(k=4.0), "auxiliary": sae.AuxK(), "average": sae.Ema(), "dead_after": 300},
-        {"activation": sae.JumpRelu(), "penalty": sae.L0(), "control": sae.SaeLensTargetL0(l0=5.0)},
+        pytest.param(
+            {"activation": sae.JumpRelu(), "penalty": sae.L0(), "control": sae.SaeLensTargetL0(l0=5.0)},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["relu", "batch-top-k, aux-k, ema", "jump-relu, sae-lens-target-l0"],
 )

@@ -69,10 +69,13 @@ def parse(
             for line in text.getvalue().splitlines():  # tyro wraps what is in its boxes only
                 show(line if len(line) <= width else textwrap.fill(line, width, break_on_hyphens=False))
             raise
-        said = _one_line(text.getvalue())
+        said, name = _one_line(text.getvalue()), prog.removeprefix("sae ")
         if lacking := re.match(r"Missing from .*?: (\S+)", said):
-            name = prog.removeprefix("sae ")
-            raise UserError(f"{name}: got no {lacking[1]}, allowed: {prog} {usage}") from None
+            said = f"{name}: got no {lacking[1]}, allowed: {prog} {usage}"
+        elif unknown := re.match(r"Unrecognized options: (.*)", said):
+            said = f"{name}: got {unknown[1]}, which it has no place for, allowed: {prog} {usage}"
+        elif pair := re.match(r"(\S+): Could not parse arguments \[(.*)\] into tuple type \S*\[(.*)\]", said):
+            said = f"{pair[1]}: got {pair[2]}, allowed: {pair[3]}"
         raise UserError(said) from None
 
 

@@ -81,6 +81,9 @@ def convert(value: float, of: str, to: str, given: Given, scale: float = 1.0) ->
         raise UserError(f"{of}: got {value:g}, allowed: a coefficient of at least 0")
     if not 0 < scale < float("inf"):
         raise UserError(f"input-scale: got {scale:g}, allowed: above 0")
+    for name, number in dataclasses.asdict(given).items():
+        if number is not None and not 0 < number < float("inf"):
+            raise UserError(f"{name.replace('_', '-')}: got {number:g}, allowed: a number above 0")
     if of == to and scale == 1:
         return value
     for one in (a, b):
@@ -92,14 +95,11 @@ def convert(value: float, of: str, to: str, given: Given, scale: float = 1.0) ->
     if power is None and scale != 1:
         raise UserError(f"no conversion to inputs of another scale: {a.penalty} is no power of the latents")
     for name in dict.fromkeys((*a.needs, *b.needs)):
-        number = getattr(given, name)
         who = of if name in a.needs else to
-        if number is None:
+        if getattr(given, name) is None:
             raise UserError(
                 f"{name.replace('_', '-')}: got none, allowed: a number above 0, as {who} trains on {_form(who)}"
             )
-        if not 0 < number < float("inf"):
-            raise UserError(f"{name.replace('_', '-')}: got {number:g}, allowed: a number above 0")
     # the variance that divides the error is that of the inputs at hand, so the other's is scale² times it
     scaled = dataclasses.replace(given, variance=None if given.variance is None else given.variance * scale**2)
     return value * a.divisor(given) / b.divisor(scaled) * scale ** (power or 0)

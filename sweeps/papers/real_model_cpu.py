@@ -7,7 +7,7 @@ One seed has no interval, so a claim is decided by a single number.
 
 Not run yet. It is run from the root of the project, after the harvest.
 
-    sae harvest MODEL PROSE CODE --layer 9 --context 128 --tokens 220000 --out acts/real_model_cpu
+    sae harvest MODEL PROSE CODE --layer 9 --context 128 --tokens 224000 --out acts/real_model_cpu
     sae run sweeps/papers/real_model_cpu.py
 """
 
@@ -15,7 +15,7 @@ from sae import Sweep, replace
 from sae.lm.loss_recovered import LossRecovered
 from sweeps.papers import real_model as full
 
-steps = {"n_steps": 1_500, "optimizer.warmup_steps": 100, "optimizer.decay_steps": 300}
+steps = {"n_steps": 600, "optimizer.warmup_steps": 50, "optimizer.decay_steps": 120}
 base = replace(
     full.base, {"name": "real_model_cpu", "data.path": "acts/real_model_cpu", "d_sae": 4 * full.WIDTH, **steps}
 )
