@@ -16,7 +16,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import importlib
 import re
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -316,7 +315,7 @@ def _blocks(model: Any, modules: dict[str, Any]) -> tuple[str, Any]:
 @contextlib.contextmanager
 def _silent(transformers: Any) -> Generator[None]:
     """Without transformers' bars and warnings: they are for people who write models."""
-    logging, gguf = transformers.utils.logging, importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    logging, gguf = transformers.utils.logging, library("transformers.modeling_gguf_pytorch_utils")
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -13,9 +13,9 @@ where the latent that a one-to-one matching gives it has an absolute cosine abov
 22 µs each: half of the time. The controller of L1 and JumpReLU moves twenty times as fast as in the full tier, which
 has twenty times as many steps.
 
-Result: 15 of 16 claims hold, 1 is undecided (matching pursuit explains .0207 [.0195, .0227] more than BatchTopK, .02
-asked). F1: Matryoshka .81, JumpReLU .65, BatchTopK .63, L1 .48, matching pursuit .38; frozen decoder .02. (2 CPU
-cores: 1 h 35 min beside much other work.) It is no `..._small.py`, as `make papers` runs those in minutes.
+Result: 16 of 16 claims hold; matching pursuit explains .0231 [.0218, .0243] more than BatchTopK, .02 asked. F1:
+Matryoshka .81, JumpReLU .65, BatchTopK .63, L1 .48, matching pursuit .37; frozen decoder .02. (2 CPU cores: 1 h 35 min
+beside much other work.) It is no `..._small.py`, as `make papers` runs those in minutes.
 
     sae run sweeps/papers/synth_bench_cpu.py
 """
