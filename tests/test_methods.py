@@ -183,10 +183,22 @@ def test_the_k_largest_are_those_of_a_sort_and_of_equal_ones_the_first(n, k):
     np.put_along_axis(expected, order, True, axis=0)
     assert np.array_equal(top_k.k_largest(values, k), expected)
     assert np.array_equal(jax.jit(top_k.k_largest, static_argnums=2)(values, k, n), expected)
-    positive = jnp.abs(values)
-    for place in (1, k, 5 * n):
-        assert float(top_k.nth_largest(positive, place)) == np.sort(np.asarray(positive).ravel())[-place]
-    assert float(top_k.nth_largest(positive, 5 * n + 1)) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_n_largest_of_all_are_those_of_a_sort_and_of_equal_ones_the_first(scale):
+    """Lanes with different counts, ties at the border, zeros, and guesses that are good, far off or absent."""
+    values = scale * jnp.maximum(jax.random.normal(jax.random.key(0), (3, 40, 50)), 0.0)
+    values = values.at[1, :30].set(2 * scale).at[2].set(0.0).at[2, 3, 4:9].set(scale)
+    order = np.argsort(-np.asarray(values).reshape(3, -1), axis=1, kind="stable")
+    chosen = jax.jit(jax.vmap(top_k.n_largest, in_axes=(0, None, 0)))
+    for n in (1, 3, 7, 160, 900, 1499, 2000):
+        expected = np.zeros((3, 2000), bool)
+        np.put_along_axis(expected, order[:, :n], True, axis=1)
+        expected = expected.reshape(values.shape) & (np.asarray(values) > 0)
+        border = np.take_along_axis(np.asarray(values).reshape(3, -1), order[:, n - 1 : n], axis=1)[:, 0]
+        for guess in (np.zeros(3), border, 1.003 * border, np.full(3, 1e-3), np.full(3, 3e38)):
+            assert np.array_equal(chosen(values, n, guess.astype(np.float32)), expected), (n, guess)
 
 
 METHODS = {

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from sae.core.sparse import undivided
 from sae.core.types import Array
+from sae.methods.lazily import run_where
 
-WAYS = 7  # thresholds that a pass of a search counts: the fastest number on a CPU and on an H100
-SPREAD = 2**15  # bits between the thresholds around a guess: .4 % of its value
+# a pass of a search counts 7 thresholds: in equal steps the fastest number on a CPU and on an H100
+AROUND = (-32, -8, -2, 0, 2, 8, 32)  # places of the first thresholds around a guess, in .1 to .2 % of its value
+UNIT = 2**14  # bits of these .1 to .2 %
 INFINITY = 0x7F800000  # the bits of infinity
 COUNTED_BELOW = 200  # latents per kept one from which sorting groups is faster than counting (measured on a CPU)
 SORTED_FROM = 1024  # latents from which sorting groups is faster than sorting all of them (measured on a CPU)
@@ -37,35 +39,52 @@ def largest(values: Array, k: int) -> Array:
     return _largest(jax.lax.stop_gradient(values), k)[1]
 
 
-def nth_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Array:
-    """The n-th largest of all values >= 0, []; n may be traced. 0 where there are fewer than n values.
+def n_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Array:
+    """Which of all values >= 0 are the n largest, [d_sae, batch] bool; of equal ones the first latents count.
 
-    Without a sort: numbers >= 0 have the order of their bits, so the result is searched among whole numbers. A pass
-    over the values counts those that reach each of `WAYS` thresholds between the bounds, and leaves the interval
-    between two of them. The first pass looks around the guess; a good one saves passes and changes no result.
+    A 0 is never chosen, so there may be fewer. n may be traced; more would be chosen only if n exceeded their number.
+
+    Without a sort: numbers >= 0 have the order of their bits, so a threshold that n values reach is searched among
+    whole numbers. A pass over the values counts those that reach each of 7 thresholds between the bounds. Three of
+    them divide the interval into quarters, so that it shrinks; the others surround the place where n would be reached
+    if the values were spread evenly. The first pass looks around the guess; a good one saves passes and changes no
+    result.
     """
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(values), jnp.int32)
-    place = jnp.arange(1, WAYS + 1)
-    # on a mesh, what a loop carries must lie where the values lie
-    low = 0 * _count(bits, jnp.ones(1, jnp.int32))[0]
-
-    def narrow(low: Array, high: Array, thresholds: Array) -> tuple[Array, Array]:
-        """The bounds after a pass: n values reach `low`, and fewer reach `high`."""
-        reached = _count(bits, thresholds) >= n
-        low = jnp.maximum(low, jnp.max(jnp.where(reached, thresholds, low)))
-        return low, jnp.minimum(high, jnp.min(jnp.where(reached, high, thresholds)))
-
-    def between(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        width = high - low
-        steps = width // (WAYS + 1) * place + width % (WAYS + 1) * place // (WAYS + 1)
-        return narrow(low, high, jnp.clip(low + steps, low + 1, high - 1))
-
     around = jax.lax.bitcast_convert_type(jnp.asarray(guess, jnp.float32), jnp.int32)
-    first = jnp.clip(around + (place - (WAYS + 1) // 2) * SPREAD, 1, INFINITY - 1)
-    bounds = narrow(low, low + INFINITY, first)
-    low, _ = jax.lax.while_loop(lambda bounds: bounds[1] - bounds[0] > 1, between, bounds)
-    return jax.lax.bitcast_convert_type(low, jnp.float32)
+    first = jnp.clip(around + UNIT * jnp.array(AROUND), 1, INFINITY - 1)
+    # on a mesh, what a loop carries must lie where the values lie
+    zero = 0 * _count(bits, jnp.ones(1, jnp.int32))[0]
+
+    def narrow(bounds: tuple, thresholds: Array) -> tuple:
+        """The bounds after a pass, and the counts at them: n values reach `low`, and fewer reach `high`."""
+        low, high, at_low, at_high = bounds
+        counts = _count(bits, thresholds)
+        enough = counts >= n
+        return (
+            jnp.maximum(low, jnp.max(jnp.where(enough, thresholds, low))),
+            jnp.minimum(high, jnp.min(jnp.where(enough, high, thresholds))),
+            jnp.minimum(at_low, jnp.min(jnp.where(enough, counts, at_low))),
+            jnp.maximum(at_high, jnp.max(jnp.where(enough, at_high, counts))),
+        )
+
+    def between(bounds: tuple) -> tuple:
+        low, high, at_low, at_high = bounds
+        within = (at_low - at_high).astype(jnp.float32)
+        # of c values spread evenly over the interval, the rank at a place in it is off by about sqrt(c) / 2
+        even, off = (at_low - n) / within, 0.5 / jnp.sqrt(within)
+        shares = jnp.concatenate([jnp.array([0.25, 0.5, 0.75]), even + off * jnp.array([-1.5, -0.5, 0.5, 1.5])])
+        steps = ((high - low).astype(jnp.float32) * jnp.clip(shares, 0.0, 1.0)).astype(jnp.int32)
+        return narrow(bounds, jnp.clip(low + steps, low + 1, high - 1))
+
+    bounds = narrow((zero, zero + INFINITY, zero + values.size, zero), first)
+    unfinished = lambda bounds: (bounds[2] > n) & (bounds[1] - bounds[0] > 1)
+    low, _, at_low, at_high = jax.lax.while_loop(unfinished, between, bounds)
+    border = jnp.maximum(low, 1)
+    places = jnp.arange(values.shape[0])[:, None] * values.shape[1] + jnp.arange(values.shape[1])
+    too_many = (low > 0) & (at_low > n)  # then all that are left have the bits of the border
+    last = run_where(too_many, lambda: _nth_true(bits == border, n - at_high), zero + values.size - 1)
+    return (bits > border) | ((bits == border) & (places <= last))
 
 
 def up_to_norm(values: Array, norms: Array) -> Array:
@@ -147,6 +166,14 @@ def _fold(add: Callable[[Array, Array], Array], each: Callable[..., Array], *arr
     size = n // next((parts for parts in range(16, 1, -1) if n % parts == 0), n)
     total = functools.reduce(add, [each(*(array[at : at + size] for array in arrays)) for at in range(0, n, size)])
     return total[0] if size == 1 else _fold(add, lambda rows: rows, jax.lax.optimization_barrier(total))
+
+
+def _nth_true(which: Array, n: Array) -> Array:
+    """The place of the n-th that is true of [d_sae, batch], in the order by latents, then examples, []."""
+    counts = jnp.cumsum(jnp.sum(which, axis=1))
+    latent = jnp.argmax(counts >= n)
+    inside = jnp.cumsum(which[latent]) + counts[latent] - jnp.sum(which[latent])
+    return latent * which.shape[1] + jnp.argmax(inside >= n)
 
 
 def _order(numbers: Array) -> Array:

@@ -11,7 +11,6 @@ from sae.core.types import Array, definition, leaf, static
 from sae.methods import top_k
 from sae.methods.activations.pointwise import relu
 from sae.methods.contract import Activation
-from sae.methods.lazily import run_where
 from sae.methods.reconstructions import unexplained
 
 
@@ -142,12 +141,9 @@ class BatchTopK(Activation):
     def training(self, sae: Sae, pre_acts: Array) -> tuple[Array, Array]:
         """pre_acts [d_sae, batch] -> the largest of the batch; of equal ones at the border the first latents count."""
         latents = relu(pre_acts)
-        contribution = _contribution(sae, latents)
         n = jnp.round(self.k * pre_acts.shape[1]).astype(jnp.int32)
-        least = top_k.nth_largest(contribution, n, guess=own(sae)["threshold"])
-        last = _last(contribution, least, n)
-        kept = (contribution > least) | ((contribution == least) & (_places(contribution) <= last))
-        kept = jnp.where(kept, latents, 0.0)
+        chosen = top_k.n_largest(_contribution(sae, latents), n, guess=own(sae)["threshold"])
+        kept = jnp.where(chosen, latents, 0.0)
         return kept, kept
 
     def settle(self, own: dict[str, Array], out: Pass) -> dict[str, Array]:
@@ -199,26 +195,3 @@ class TopAfa(Activation):
 def _contribution(sae: Sae, latents: Array) -> Array:
     """Each latent times the norm of its decoder row, without a gradient."""
     return jax.lax.stop_gradient(latents * decoder_norms(sae)[:, None])
-
-
-def _places(values: Array) -> Array:
-    """The place of each of values [d_sae, batch] in their order by latents, then examples."""
-    n, batch = values.shape
-    return jnp.arange(n)[:, None] * batch + jnp.arange(batch)
-
-
-def _last(values: Array, least: Array, n: Array) -> Array:
-    """The place of the last value equal to `least` that may be kept, so that no more than n are, []."""
-    count = jnp.sum(values >= least)
-    too_many = (least > 0) & (count > n)  # zeros are no latents, however many are kept
-    end = values.size - 1 + 0 * count  # on a mesh, what a loop carries must lie where the values lie
-
-    def found() -> Array:
-        equal = values == least
-        left = n - jnp.sum(values > least)
-        counts = jnp.cumsum(jnp.sum(equal, axis=1))
-        latent = jnp.argmax(counts >= left)
-        inside = jnp.cumsum(equal[latent]) + counts[latent] - jnp.sum(equal[latent])
-        return latent * values.shape[1] + jnp.argmax(inside >= left)
-
-    return run_where(too_many, found, end)
