@@ -18,7 +18,7 @@ Not run yet: 7 PFLOP of matrix products, a minute of a GPU that is kept busy, an
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -84,20 +84,22 @@ def along(name: str) -> str:
     return "control.l0" if "control" in METHODS[name] else "activation.k"
 
 
-def members(base: Experiment, targets: Iterable[int], seeds: Iterable[int]) -> list[Experiment]:
+def members(
+    base: Experiment, targets: Iterable[int], seeds: Iterable[int], rates: Mapping[str, float] = RATES
+) -> list[Experiment]:
     """Every method at every target of L0."""
     targets, seeds = list(targets), list(seeds)
     made = []
     for name, method in METHODS.items():
         aims = [float(target) for target in targets] if along(name) == "control.l0" else targets
-        chosen = replace(base, {**method, "optimizer.lr": RATES[name]})
+        chosen = replace(base, {**method, "optimizer.lr": rates[name]})
         made += grid(chosen, {along(name): aims, "seed": seeds})
     return made
 
 
-def frozen(base: Experiment, seeds: Iterable[int]) -> list[Experiment]:
+def frozen(base: Experiment, seeds: Iterable[int], rates: Mapping[str, float] = RATES) -> list[Experiment]:
     """BatchTopK at an L0 of 32 with a decoder frozen at random."""
-    return grid(replace(base, {**FROZEN, "activation.k": 32, "optimizer.lr": RATES["BatchTopK"]}), {"seed": seeds})
+    return grid(replace(base, {**FROZEN, "activation.k": 32, "optimizer.lr": rates["BatchTopK"]}), {"seed": seeds})
 
 
 def arm(name: str, constraint: str = "unit-norm", **where: tuple) -> Arm:

@@ -1,0 +1,31 @@
+"""All claims on SmolLM2-135M at half the full tier's width and with one pass over a million tokens. For two CPU cores.
+
+The middle tier of P9 (`real_model.py` says what it asks): the same methods, L0s, seeds, measures and claims, 2,304
+latents in place of 4,608, and 2,100 steps of 512 rows: each row once. Learning rates are those that
+`real_model_middle_rates.py` chose.
+
+57 members in 7 compiled programs.
+
+    sae harvest MODEL PROSE CODE --layer 9 --context 128 --tokens 1200000 --out acts/real_model
+    sae run sweeps/papers/real_model_middle.py
+"""
+
+from sae import Sweep, replace
+from sae.lm.first_letters import FirstLetterAbsorption
+from sae.lm.loss_recovered import LossRecovered
+from sae.lm.probing import Probing
+from sweeps.papers import real_model as full
+
+steps = {"batch_size": 512, "n_steps": 2_100, "optimizer.warmup_steps": 100, "optimizer.decay_steps": 420}
+base = replace(full.base, {"name": "real_model_middle", "d_sae": 4 * full.WIDTH, "dead_after": "400 steps", **steps})
+# of 2e-3, 4e-3 and 8e-3, as `real_model_middle_rates.py` chose
+RATES = {"L1": 8e-3, "TopK": 4e-3, "BatchTopK": 4e-3, "JumpReLU": 8e-3, "Gated": 8e-3, "Matryoshka": 4e-3}
+
+sweep = Sweep(
+    name="real_model_middle",
+    members=[*full.members(base, full.TARGETS, full.SEEDS, RATES), *full.frozen(base, full.SEEDS, RATES)],
+    answer=full.ANSWER,
+    measures=[LossRecovered(), Probing(), FirstLetterAbsorption()],
+    figures=full.figures(),
+    claims=[*full.reconstruction(), *full.loss(), *full.knowledge()],
+)
