@@ -44,14 +44,13 @@ base = Experiment(
     d_sae=2_304,
     activation=TopK(),
     auxiliary=AuxK(),
-    optimizer=Adam(lr=1e-3, warmup_steps=100, decay_steps=200),
+    optimizer=Adam(lr=4e-3, warmup_steps=100, decay_steps=200),
     dead_after="200 steps",
     batch_size=512,
     n_steps=800,
 )
-l1 = replace(
-    base, {"activation": Relu(), "auxiliary": NoAuxiliary(), "penalty": ElasticNet(l1=0.1), "control": TargetL0()}
-)
+penalized = {"activation": Relu(), "auxiliary": NoAuxiliary(), "penalty": ElasticNet(l1=0.1), "control": TargetL0()}
+l1 = replace(base, {**penalized, "optimizer.lr": 8e-3})
 
 
 def members(base: Experiment, l1: Experiment, targets: tuple[int, ...]) -> list[Experiment]:

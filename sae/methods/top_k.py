@@ -42,7 +42,7 @@ def largest(values: Array, k: int) -> Array:
 def n_largest(values: Array, n: Array | int, guess: Array | float = 0.0) -> Array:
     """Which of all values >= 0 are the n largest, [d_sae, batch] bool; of equal ones the first latents count.
 
-    A 0 is never chosen, so there may be fewer. n may be traced; more would be chosen only if n exceeded their number.
+    A 0 is never chosen, so there may be fewer. n may be traced.
 
     Without a sort: numbers >= 0 have the order of their bits, so a threshold that n values reach is searched among
     whole numbers. A pass over the values counts those that reach each of 7 thresholds between the bounds. Three of

@@ -6,8 +6,8 @@ residual stream after layer 9 (576 wide), contexts of 128 tokens without the fir
 equal parts, whole documents held out; 4,608 latents.
 
 6 methods x 3 targets of L0 x 3 seeds, and BatchTopK with a decoder frozen at random at an L0 of 32 x 3 seeds: 57
-members in 7 compiled programs. L1, JumpReLU and Gated hold L0 by `TargetL0`. Every method has the better of two
-learning rates, by held-out FVU at an L0 of 32, as `real_model_rates.py` chose with seed 0; see `RATES`.
+members in 7 compiled programs. L1, JumpReLU and Gated hold L0 by `TargetL0`. Every method has the best of three
+learning rates, by held-out FVU at an L0 of 32, as `real_model_middle_rates.py` chose with seed 0; see `RATES`.
 
 Loss recovered is (CE_zero - CE_sae) / (CE_zero - CE_intact), zero ablation of the residual stream at that layer.
 
@@ -76,7 +76,8 @@ METHODS = {
     "Matryoshka": {"activation": BatchTopK(), "auxiliary": AuxK(), "reconstruction": Matryoshka()},
 }
 FROZEN = {**METHODS["BatchTopK"], "constraint": Free(frozen="decoder")}
-RATES = dict.fromkeys(METHODS, 2e-3)  # of 5e-4 and 2e-3, as `real_model_rates.py` chose for all of them
+# of 2e-3, 4e-3 and 8e-3, as `real_model_middle_rates.py` chose
+RATES = {"L1": 8e-3, "TopK": 4e-3, "BatchTopK": 4e-3, "JumpReLU": 8e-3, "Gated": 8e-3, "Matryoshka": 4e-3}
 
 
 def along(name: str) -> str:

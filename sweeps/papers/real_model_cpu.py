@@ -23,10 +23,11 @@ steps = {"n_steps": 600, "optimizer.warmup_steps": 50, "optimizer.decay_steps": 
 base = replace(
     full.base, {"name": "real_model_cpu", "data.path": "acts/real_model_cpu", "d_sae": 4 * full.WIDTH, **steps}
 )
+RATES = dict.fromkeys(full.METHODS, 2e-3)  # of 5e-4 and 2e-3, as `real_model_rates.py` chose for all of them
 
 sweep = Sweep(
     name="real_model_cpu",
-    members=full.members(base, full.TARGETS, (1,)),
+    members=full.members(base, full.TARGETS, (1,), RATES),
     answer=full.ANSWER,
     measures=[LossRecovered()],
     figures=full.figures()[:2],

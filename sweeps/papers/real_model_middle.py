@@ -1,4 +1,4 @@
-"""All claims on SmolLM2-135M, at a quarter of the full tier's width and in one pass over a million tokens: two CPU cores.
+"""All claims on SmolLM2-135M at a quarter of the full tier's width, in one pass over a million tokens. Two CPU cores.
 
 The middle tier of P9 (`real_model.py` says what it asks): the same methods, L0s, seeds, measures and claims, 1,152
 latents in place of 4,608, and 2,100 steps of 512 rows: each row once. Learning rates are those that
@@ -19,12 +19,9 @@ from sweeps.papers import real_model as full
 steps = {"batch_size": 512, "n_steps": 2_100, "optimizer.warmup_steps": 100, "optimizer.decay_steps": 420}
 base = replace(full.base, {"name": "real_model_middle", "d_sae": 2 * full.WIDTH, "dead_after": "400 steps", **steps})
 
-# of 2e-3, 4e-3 and 8e-3, as `real_model_middle_rates.py` chose
-RATES = {"L1": 8e-3, "TopK": 4e-3, "BatchTopK": 4e-3, "JumpReLU": 8e-3, "Gated": 8e-3, "Matryoshka": 4e-3}
-
 sweep = Sweep(
     name="real_model_middle",
-    members=[*full.members(base, full.TARGETS, full.SEEDS, RATES), *full.frozen(base, full.SEEDS, RATES)],
+    members=[*full.members(base, full.TARGETS, full.SEEDS), *full.frozen(base, full.SEEDS)],
     answer=full.ANSWER,
     measures=[LossRecovered(), Probing(), FirstLetterAbsorption()],
     figures=full.figures(),
