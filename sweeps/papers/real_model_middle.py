@@ -7,8 +7,8 @@ latents in place of 4,608, and 2,100 steps of 512 rows: each row once. Learning 
 57 members in 7 compiled programs.
 
 Result: 15 of 19 verdicts hold, 2 fail, 2 are undecided. FVU at an L0 of 32: Gated .147, BatchTopK .149, JumpReLU .161,
-TopK .166, L1 .167, Matryoshka .176, so (a) fails, 1.01 for 1.15: with a rate of its own L1 keeps up with TopK. (d) fails
-for L1, whose best latent says less than a frozen random decoder's (.595, .656), and is undecided for BatchTopK and
+TopK .166, L1 .167, Matryoshka .176. So (a) fails, 1.01 for 1.15: with a rate of its own L1 keeps up with TopK. (d)
+fails for L1, whose best latent says less than a frozen random decoder's (.595, .656); it is undecided for BatchTopK and
 JumpReLU. Matryoshka absorbs .21 times as many letters as BatchTopK. (2 CPU cores: 75 min beside other work.)
 
     sae harvest MODEL PROSE CODE --layer 9 --context 128 --tokens 1200000 --out acts/real_model
