@@ -1,6 +1,6 @@
 # make demo       the flagship sweep
 # make papers     the small tiers of the paper suite, and one table of their claims
-# make lm         a language model: harvest, a sweep on its activations, latents to read; 20 minutes
+# make lm         a language model: harvest, a sweep on its activations, latents to read; 12 to 20 minutes
 # make lm-small   the same in five minutes, too short for an answer
 # make test       the test suite;  make test-long  with the tests that take minutes
 # make test-peers  the same numbers as SAELens, dictionary_learning and sparsify, which it installs in .venv-peers (GB)
