@@ -9,7 +9,7 @@ harvests 300,000 tokens and runs this file.
 
 Every method has its learning rate, of those that `papers/real_model_middle_rates.py` tried. Result, at an L0 of 48: FVU
 .195 for L1, .154 for TopK, .143 for BatchTopK; loss recovered .971, .985, .987; probes on one latent .618, .691, .691,
-with a noise of .01 between divisions of the documents. (2 idle CPU cores: 12 min with the harvest.)
+with a noise of .01 to .02 between divisions of documents. (2 idle CPU cores: 12 min with the harvest.)
 
     make lm
     sae run sweeps/language_model.py --dry-run
