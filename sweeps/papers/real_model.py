@@ -32,6 +32,7 @@ from sae import (
     AtMost,
     AuxK,
     BatchTopK,
+    Best,
     Claim,
     ElasticNet,
     Experiment,
@@ -101,6 +102,17 @@ def members(
 def frozen(base: Experiment, seeds: Iterable[int], rates: Mapping[str, float] = RATES) -> list[Experiment]:
     """BatchTopK at an L0 of 32 with a decoder frozen at random."""
     return grid(replace(base, {**FROZEN, "activation.k": 32, "optimizer.lr": rates["BatchTopK"]}), {"seed": seeds})
+
+
+def at_rates(base: Experiment, rates: Iterable[float]) -> Sweep:
+    """Every method at an L0 of 32 and several learning rates; the answer is the one with the smallest FVU."""
+    rates, members = list(rates), []
+    for name, method in METHODS.items():
+        aim = 32.0 if along(name) == "control.l0" else 32
+        members += grid(replace(base, {**method, along(name): aim}), {"optimizer.lr": rates})
+    group = ("activation", "reconstruction")
+    answer = Best(metric="eval/fvu", along="optimizer.lr", smallest=True, group=group, also=("eval/l0",))
+    return Sweep(name=base.name, members=members, answer=answer)
 
 
 def arm(name: str, constraint: str = "unit-norm", **where: tuple) -> Arm:

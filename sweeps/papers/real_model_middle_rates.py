@@ -14,27 +14,11 @@ up for most of that: with one rate for all, JumpReLU and Gated look worse than T
     sae run sweeps/papers/real_model_middle_rates.py
 """
 
-from sae import Best, Sweep, grid, replace
-from sweeps.papers.real_model import METHODS, along
+from sae import replace
+from sweeps.papers.real_model import at_rates
 from sweeps.papers.real_model_middle import base as middle
 
 RATES = (2e-3, 4e-3, 8e-3)
 base = replace(middle, {"name": "real_model_middle_rates", "n_steps": 1_000})
 
-sweep = Sweep(
-    name="real_model_middle_rates",
-    members=[
-        member
-        for name, method in METHODS.items()
-        for member in grid(
-            replace(base, {**method, along(name): 32.0 if along(name) == "control.l0" else 32}), {"optimizer.lr": RATES}
-        )
-    ],
-    answer=Best(
-        metric="eval/fvu",
-        along="optimizer.lr",
-        smallest=True,
-        group=("activation", "reconstruction"),
-        also=("eval/l0",),
-    ),
-)
+sweep = at_rates(base, RATES)

@@ -10,27 +10,11 @@ other work.)
     sae run sweeps/papers/real_model_rates.py
 """
 
-from sae import Best, Sweep, grid, replace
-from sweeps.papers.real_model import METHODS, along
+from sae import replace
+from sweeps.papers.real_model import at_rates
 from sweeps.papers.real_model_cpu import base as small
 
 RATES = (5e-4, 2e-3)
 base = replace(small, {"name": "real_model_rates"})
 
-sweep = Sweep(
-    name="real_model_rates",
-    members=[
-        member
-        for name, method in METHODS.items()
-        for member in grid(
-            replace(base, {**method, along(name): 32.0 if along(name) == "control.l0" else 32}), {"optimizer.lr": RATES}
-        )
-    ],
-    answer=Best(
-        metric="eval/fvu",
-        along="optimizer.lr",
-        smallest=True,
-        group=("activation", "reconstruction"),
-        also=("eval/l0",),
-    ),
-)
+sweep = at_rates(base, RATES)
