@@ -89,7 +89,7 @@ def along(name: str) -> str:
 def members(
     base: Experiment, targets: Iterable[int], seeds: Iterable[int], rates: Mapping[str, float] = RATES
 ) -> list[Experiment]:
-    """Every method at every target of L0."""
+    """Every method at every target of L0, with its learning rate."""
     targets, seeds = list(targets), list(seeds)
     made = []
     for name, method in METHODS.items():
@@ -99,9 +99,9 @@ def members(
     return made
 
 
-def frozen(base: Experiment, seeds: Iterable[int], rates: Mapping[str, float] = RATES) -> list[Experiment]:
+def frozen(base: Experiment, seeds: Iterable[int]) -> list[Experiment]:
     """BatchTopK at an L0 of 32 with a decoder frozen at random."""
-    return grid(replace(base, {**FROZEN, "activation.k": 32, "optimizer.lr": rates["BatchTopK"]}), {"seed": seeds})
+    return grid(replace(base, {**FROZEN, "activation.k": 32, "optimizer.lr": RATES["BatchTopK"]}), {"seed": seeds})
 
 
 def at_rates(base: Experiment, rates: Iterable[float]) -> Sweep:

@@ -7,9 +7,8 @@ there are three, in half the middle tier's steps, so that it stays short.
 
 Result: 4e-3 for TopK, BatchTopK and Matryoshka; 8e-3, the largest, for L1, JumpReLU and Gated. FVU at 2e-3, 4e-3, 8e-3:
 L1 .247, .216, .193; TopK .179, .176, .186; BatchTopK .167, .159, .164; JumpReLU .197, .176, .174; Gated .194, .173,
-.164; Matryoshka .187, .183, .198. A penalty that a control raises costs more steps than a k, and the larger rate makes
-up for most of that: with one rate for all, JumpReLU and Gated look worse than TopK, and with their own they do not.
-(2 CPU cores: 10 min.)
+.164; Matryoshka .187, .183, .198. At 2e-3 for all, JumpReLU and Gated look worse than TopK; with their own
+rates they do not. (2 CPU cores: 10 min.)
 
     sae run sweeps/papers/real_model_middle_rates.py
 """
